@@ -1,0 +1,157 @@
+#include <curl/curl.h>
+
+#include <iostream>
+#include <set>
+
+#include "cli/commands.h"
+#include "core/amqp/topology.h"
+#include "core/config/apply.h"
+#include "core/db/migrator.h"
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+/// Prints one line a finding and counts the bad ones.
+class Findings {
+ public:
+  explicit Findings(bool json) : json_(json) {}
+  void good(const std::string& what, const std::string& detail) { add(true, what, detail); }
+  void bad(const std::string& what, const std::string& detail) { add(false, what, detail); }
+  [[nodiscard]] int faults() const { return faults_; }
+  void finish() const {
+    if (json_)
+      std::cout << list_.dump(2) << "\n";
+    else
+      std::cout << (faults_ == 0 ? "all good" : std::to_string(faults_) + (faults_ == 1 ? " fault" : " faults")) << "\n";
+  }
+
+ private:
+  void add(bool ok, const std::string& what, const std::string& detail) {
+    if (!ok) ++faults_;
+    if (json_)
+      list_.push_back({{"ok", ok}, {"what", what}, {"detail", detail}});
+    else
+      std::cout << (ok ? "ok    " : "FAULT ") << what << ": " << detail << "\n";
+  }
+  bool json_;
+  int faults_ = 0;
+  nlohmann::json list_ = nlohmann::json::array();
+};
+
+/// Runs one check; what it throws is its fault.
+template <typename Check>
+bool look(Findings& findings, const std::string& what, Check check) {
+  try {
+    findings.good(what, check());
+    return true;
+  } catch (const std::exception& error) {
+    findings.bad(what, error.what());
+    return false;
+  }
+}
+
+std::string check_keys(Context& context) {
+  std::string text;
+  for (const auto& key : context.keys().keys()) {
+    text += (text.empty() ? "" : ", ") + std::string(to_string(key.role)) + " " + key.fingerprint;
+    if (key.until) text += " until " + format_rfc3339(*key.until);
+  }
+  return text;
+}
+
+std::string check_broker(Context& context) {
+  amqp::Channel channel(context.broker("takt check"));
+  const auto queues = context.config_or_defaults().queues();
+  for (const auto& queue : queues) {
+    if (!channel.inspect_queue(amqp::tick_queue(queue)))
+      throw CommandFailed("queue " + amqp::tick_queue(queue) + " is missing; run \"takt migrate\"");
+  }
+  amqp::declare_topology(channel, queues);  // idempotent; tells where an existing one differs
+  return "reachable, " + std::to_string(queues.size()) + (queues.size() == 1 ? " queue" : " queues");
+}
+
+/// Connects (and agrees on TLS) without sending a request.
+std::string check_endpoint(const HttpHandlerConfig& http) {
+  CURL* easy = curl_easy_init();
+  char error[CURL_ERROR_SIZE] = {};
+  curl_easy_setopt(easy, CURLOPT_URL, http.url.c_str());
+  curl_easy_setopt(easy, CURLOPT_CONNECT_ONLY, 1L);
+  curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+  curl_easy_setopt(easy, CURLOPT_PROXY, "");
+  curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(http.connect_timeout.count()));
+  curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(http.connect_timeout.count()));
+  curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, error);
+  if (!http.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, http.ca_file.c_str());
+  const CURLcode code = curl_easy_perform(easy);
+  curl_easy_cleanup(easy);
+  if (code != CURLE_OK) throw CommandFailed(http.url + ": " + printable(error[0] != '\0' ? error : curl_easy_strerror(code), 300));
+  return http.method + " " + http.url + " can be reached";
+}
+
+void check_jobs(Findings& findings, const Config& config) {
+  for (const auto& [name, database] : config.databases) {
+    look(findings, "database " + name, [&, &named = database] {
+      DatabaseSettings settings;
+      settings.role = named.role;
+      settings.pool = 1;
+      Database opened(required_environment(named.url_env.c_str(), "its URL"), settings);
+      const bool superuser = opened.exec(std::string("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")).boolean(0, 0);
+      if (superuser && !named.superuser)
+        throw CommandFailed("the role " + named.role + " is a superuser; use another, or say superuser: true");
+      return "reachable as " + named.role;
+    });
+  }
+  std::set<std::string> seen;
+  for (const auto& job : config.jobs) {
+    const auto* http = std::get_if<HttpHandlerConfig>(&job.handler);
+    if (http == nullptr) continue;
+    if (!http->bearer_env.empty() && std::getenv(http->bearer_env.c_str()) == nullptr) {
+      findings.bad("job " + job.name, "bearer_env: " + http->bearer_env + " is not set here; workers need it");
+    }
+    if (seen.insert(http->url).second) look(findings, "endpoint of " + job.name, [&] { return check_endpoint(*http); });
+  }
+}
+
+}  // namespace
+
+void add_check(CLI::App& app, Context& context) {
+  auto* command = app.add_subcommand("check", "judge file, keys, database, broker and endpoints, and say what is wrong");
+  auto json = std::make_shared<bool>(false);
+  auto offline = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "findings as JSON");
+  command->add_flag("--file-only", *offline, "only the file");
+  command->callback([&context, json, offline] {
+    context.configure_logging("check");
+    Findings findings(*json);
+    bool readable = true;
+    try {
+      findings.good(context.config_path, std::to_string(context.config().jobs.size()) + " jobs");
+    } catch (const ConfigError& error) {
+      readable = false;
+      for (const auto& fault : error.faults()) findings.bad("file", fault);
+    }
+    if (readable && !*offline) {
+      look(findings, "signing keys", [&] { return check_keys(context); });
+      const bool database = look(findings, "database", [&] {
+        const auto version = context.current_database().exec(std::string("SHOW server_version"));
+        return "PostgreSQL " + std::string(version.text(0, 0)) + ", schema current";
+      });
+      if (database) {
+        look(findings, "definitions", [&] {
+          const auto changes = apply_definitions(context.database(), context.config(), "check", true);
+          if (!changes.empty())
+            throw CommandFailed(std::to_string(changes.size()) + " differences between file and database; run \"takt apply\"");
+          return std::string("the database matches the file");
+        });
+      }
+      look(findings, "broker", [&] { return check_broker(context); });
+      check_jobs(findings, context.config());
+    }
+    findings.finish();
+    if (findings.faults() > 0) throw CLI::RuntimeError(1);
+  });
+}
+
+}  // namespace takt

@@ -1,0 +1,214 @@
+#include <unistd.h>
+
+#include <iostream>
+#include <thread>
+
+#include "cli/commands.h"
+#include "cli/services.h"
+#include "cli/table.h"
+#include "dlq/operations.h"
+
+namespace takt {
+
+namespace {
+
+constexpr int kBatch = 100;
+
+struct LetterOptions {
+  std::vector<std::string> ids;
+  std::string job, reason, kind, state, text, since, until, by;
+  bool all = false, yes = false, json = false;
+  int limit = 20;
+  double rate = 0;
+};
+
+void add_filter(CLI::App* command, LetterOptions& options) {
+  command->add_option("id", options.ids, "dead letters by id");
+  command->add_option("--job", options.job, "only this job's");
+  command->add_option("--reason", options.reason, "max_attempts, max_age, fatal reason, unknown_job, delivery_limit, rejected, …");
+  command->add_option("--kind", options.kind, "item, tick or message")->check(CLI::IsMember({"item", "tick", "message"}));
+  command->add_option("--text", options.text, "text in payload, error or key");
+  command->add_option("--since", options.since, "died since a time or an age (2h)");
+  command->add_option("--until", options.until, "died before a time or an age");
+}
+
+LetterFilter filter_of(const LetterOptions& options) {
+  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+  LetterFilter filter;
+  filter.ids = options.ids;
+  filter.job = optional_text(options.job);
+  filter.reason = optional_text(options.reason);
+  filter.kind = optional_text(options.kind);
+  filter.state = optional_text(options.state);
+  filter.text = optional_text(options.text);
+  if (!options.since.empty()) filter.since = parse_moment(options.since, "--since");
+  if (!options.until.empty()) filter.until = parse_moment(options.until, "--until");
+  return filter;
+}
+
+/// The default would be everything: that must be said.
+void require_selection(const LetterOptions& options) {
+  const bool selected = !options.ids.empty() || !options.job.empty() || !options.reason.empty() || !options.kind.empty() ||
+                        !options.text.empty() || !options.since.empty() || !options.until.empty();
+  if (!selected && !options.all) throw UsageError("say which: ids, a filter (--job, --reason, --since, …), or --all");
+}
+
+void list(Context& context, const LetterOptions& options) {
+  const auto rows = list_letters(context.current_database(), filter_of(options), options.limit);
+  Table table({"id", "kind", "job", "reason", "attempts", "died_at", "state", "changed_at", "changed_by", "key", "error"});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto text = [&](std::size_t column) {
+      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(std::string(rows.text(i, column)));
+    };
+    const auto time = [&](std::size_t column) {
+      return rows.is_null(i, column) ? nlohmann::json(nullptr)
+                                     : nlohmann::json(format_rfc3339(std::chrono::floor<std::chrono::seconds>(rows.time(i, column))));
+    };
+    table.add({text(0), text(1), text(2), text(3), rows.integer(i, 6), time(7), text(8), time(9), text(10), text(11), text(4)});
+  }
+  table.print(options.json, "no dead letters match");
+}
+
+/// Works through the open letters that match, a batch at a time, and says how far it is.
+template <typename Act>
+void work_through(Context& context, const LetterOptions& options, const std::string& verb, Act act) {
+  require_selection(options);
+  auto& database = context.current_database();
+  const auto filter = filter_of(options);
+  const auto total = count_open_letters(database, filter);
+  if (total == 0) {
+    for (const auto& id : options.ids) {
+      if (!show_letter(database, id)) throw CommandFailed("no dead letter \"" + id + "\"");
+    }
+    std::cout << "no open dead letters match; nothing to " << verb << "\n";
+    return;
+  }
+  if (!confirm(verb + " " + std::to_string(total) + (total == 1 ? " dead letter?" : " dead letters?"), options.yes))
+    throw CommandFailed("nothing done");
+  const int batch = options.rate > 0 ? std::clamp(static_cast<int>(options.rate), 1, kBatch) : kBatch;
+  auto next = std::chrono::steady_clock::now();
+  std::int64_t seen = 0;
+  const auto ids_limit = static_cast<int>(std::min<std::int64_t>(total, 1'000'000));
+  const auto ids = open_letters(database, filter, ids_limit);
+  for (std::size_t at = 0; at < ids.size(); at += static_cast<std::size_t>(batch)) {
+    std::this_thread::sleep_until(next);
+    const std::vector<std::string> part(
+        ids.begin() + static_cast<std::ptrdiff_t>(at),
+        ids.begin() + static_cast<std::ptrdiff_t>(std::min(ids.size(), at + static_cast<std::size_t>(batch))));
+    act(database, part);
+    seen += static_cast<std::int64_t>(part.size());
+    if (options.rate > 0) {
+      next += std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+          std::chrono::duration<double>(static_cast<double>(part.size()) / options.rate));
+    }
+    if (!options.json)
+      std::cerr << (::isatty(STDERR_FILENO) != 0 ? "\r" : "") << seen << " of " << ids.size()
+                << (::isatty(STDERR_FILENO) != 0 && seen < static_cast<std::int64_t>(ids.size()) ? "" : "\n") << std::flush;
+  }
+}
+
+void replay(Context& context, const LetterOptions& options) {
+  Replayed sum;
+  const std::string who = Context::who(options.by);
+  work_through(context, options, "replay", [&](Database& database, const std::vector<std::string>& ids) {
+    const auto part = replay_letters(database, ids, who);
+    sum.items += part.items;
+    sum.ticks += part.ticks;
+    sum.refused += part.refused;
+  });
+  if (options.json) {
+    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"refused", sum.refused}}.dump() << "\n";
+  } else if (sum.items + sum.ticks + sum.refused > 0) {
+    std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks\n";
+  }
+  if (sum.refused > 0) {
+    throw CommandFailed(std::to_string(sum.refused) +
+                        " not replayed: their job is unknown, their key is held by another item, or they are "
+                        "messages, which are only kept; \"takt dlq show\" tells more");
+  }
+}
+
+void discard(Context& context, const LetterOptions& options) {
+  int discarded = 0;
+  const std::string who = Context::who(options.by);
+  work_through(context, options, "discard",
+               [&](Database& database, const std::vector<std::string>& ids) { discarded += discard_letters(database, ids, who); });
+  if (options.json)
+    std::cout << nlohmann::json{{"discarded", discarded}}.dump() << "\n";
+  else if (discarded > 0)
+    std::cout << "discarded " << discarded << "\n";
+}
+
+void prune(Context& context, const std::string& older_than, bool yes, bool json) {
+  auto& database = context.current_database();
+  const Duration age = older_than.empty() ? context.config_or_defaults().retention.dead_letters : parse_age(older_than, "--older-than");
+  const auto total = count_prunable(database, age);
+  if (total > 0 && !confirm("remove " + std::to_string(total) + " dead letters older than " + format_duration(age) + " for ever?", yes)) {
+    throw CommandFailed("nothing done");
+  }
+  std::int64_t removed = 0;
+  while (removed < total) {
+    const int part = prune_letters(database, age, 1000);
+    if (part == 0) break;
+    removed += part;
+    if (!json) std::cerr << removed << " of " << total << "\n";
+  }
+  if (json)
+    std::cout << nlohmann::json{{"removed", removed}}.dump() << "\n";
+  else
+    std::cout << "removed " << removed << "\n";
+}
+
+}  // namespace
+
+void add_dlq(CLI::App& app, Context& context) {
+  auto* dlq = app.add_subcommand("dlq", "dead letters: archive, list, show, replay, discard, prune");
+  dlq->require_subcommand(1);
+  auto options = std::make_shared<LetterOptions>();
+
+  dlq->add_subcommand("archive", "service: stores what arrives in the dead-letter queue")->callback([&context] {
+    context.configure_logging("archive");
+    Services(context, {.archive = true}, "archive").run();
+  });
+
+  auto* list_command = dlq->add_subcommand("list", "newest first");
+  add_filter(list_command, *options);
+  list_command->add_option("--state", options->state, "archived, replayed or discarded")
+      ->check(CLI::IsMember({"archived", "replayed", "discarded"}));
+  list_command->add_option("--limit", options->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
+  list_command->add_flag("--json", options->json, "as JSON");
+  list_command->callback([&context, options] { list(context, *options); });
+
+  auto* show = dlq->add_subcommand("show", "one dead letter, whole, with every attempt's error");
+  auto id = std::make_shared<std::string>();
+  show->add_option("id", *id, "its id")->required();
+  show->callback([&context, id] {
+    const auto shown = show_letter(context.current_database(), *id);
+    if (!shown) throw CommandFailed("no dead letter \"" + *id + "\"");
+    std::cout << *shown << "\n";
+  });
+
+  const auto add_acting = [&](const std::string& verb, const std::string& what, void (*act)(Context&, const LetterOptions&)) {
+    auto* command = dlq->add_subcommand(verb, what);
+    add_filter(command, *options);
+    command->add_flag("--all", options->all, "every open dead letter");
+    command->add_flag("--yes", options->yes, "do not ask");
+    command->add_option("--by", options->by, "who is acting; default: the login name");
+    command->add_flag("--json", options->json, "the result as JSON");
+    command->callback([&context, options, act] { act(context, *options); });
+    return command;
+  };
+  auto* replay_command = add_acting("replay", "send dead letters back: items live again with no attempts spent", replay);
+  replay_command->add_option("--rate", options->rate, "at most so many a second; default: as fast as it goes")
+      ->check(CLI::Range(0.01, 100000.0));
+  add_acting("discard", "mark dead letters as not to be replayed", discard);
+
+  auto* prune_command = dlq->add_subcommand("prune", "remove old dead letters for ever");
+  auto older_than = std::make_shared<std::string>();
+  prune_command->add_option("--older-than", *older_than, "an age such as 30d; default: retention.dead_letters");
+  prune_command->add_flag("--yes", options->yes, "do not ask");
+  prune_command->add_flag("--json", options->json, "the result as JSON");
+  prune_command->callback([&context, options, older_than] { prune(context, *older_than, options->yes, options->json); });
+}
+
+}  // namespace takt

@@ -1,0 +1,118 @@
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/table.h"
+
+namespace takt {
+
+namespace {
+
+struct ItemFilter {
+  std::string job, state, key;
+  int limit = 20;
+  bool json = false;
+};
+
+void list_items(Context& context, const ItemFilter& filter) {
+  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+  const auto rows = context.current_database().exec(
+      std::string(R"sql(
+    SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay, (extract(epoch FROM i.run_at) * 1000000)::bigint,
+           (extract(epoch FROM i.finished_at) * 1000000)::bigint, i.key, left(i.payload::text, 200)
+      FROM takt.all_items i JOIN takt.jobs j ON j.id = i.job_id
+     WHERE ($1::text IS NULL OR j.name = $1) AND ($2::text IS NULL OR i.state = $2) AND ($3::text IS NULL OR i.key = $3)
+     ORDER BY i.id DESC LIMIT $4
+  )sql"),
+      Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
+  Table table({"item", "job", "state", "priority", "attempts", "replay", "run_at", "finished_at", "key", "payload"});
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto time = [&](std::size_t column) {
+      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(format_rfc3339(rows.time(i, column)));
+    };
+    table.add({rows.integer(i, 0), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), rows.integer(i, 3), rows.integer(i, 4),
+               rows.integer(i, 5), time(6), time(7),
+               rows.is_null(i, 8) ? nlohmann::json(nullptr) : nlohmann::json(std::string(rows.text(i, 8))), std::string(rows.text(i, 9))});
+  }
+  table.print(filter.json, "no items");
+}
+
+void show_item(Context& context, std::int64_t id) {
+  const auto rows = context.current_database().exec(std::string(R"sql(
+    SELECT jsonb_pretty(to_jsonb(i) || jsonb_build_object('job', j.name, 'history',
+             (SELECT jsonb_agg(to_jsonb(a) - 'job_id' - 'item_id' ORDER BY a.at) FROM takt.attempts a WHERE a.item_id = i.id)))
+      FROM takt.all_items i JOIN takt.jobs j ON j.id = i.job_id WHERE i.id = $1
+  )sql"),
+                                                    Params::of(id));
+  if (rows.empty()) throw CommandFailed("no item " + std::to_string(id) + "; it may be older than retention.history");
+  std::cout << rows.text(0, 0) << "\n";
+}
+
+// A running item cannot be cancelled: its worker may be at it at this moment.
+constexpr Statement kCancel{"items_cancel", R"sql(
+  WITH gone AS (
+    DELETE FROM takt.items WHERE id = ANY ($1::bigint[]) AND state IN (0, 5) RETURNING *),
+  history AS (
+    INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload)
+    SELECT id, now(), job_id, 4, 'cancelled', priority, attempt, replay, run_at, enqueued_at, key, payload FROM gone),
+  keys AS (
+    DELETE FROM takt.item_keys k USING gone g WHERE g.key IS NOT NULL AND k.job_id = g.job_id AND k.key = g.key AND k.item_id = g.id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'cancel', 'item ' || id FROM gone)
+  SELECT count(*) FROM gone
+)sql"};
+
+constexpr Statement kRetry{"items_retry", R"sql(
+  WITH again AS (
+    UPDATE takt.items SET state = 0, run_at = now(), attempt = CASE WHEN state = 5 THEN 0 ELSE attempt END,
+                          replay = CASE WHEN state = 5 THEN replay + 1 ELSE replay END
+     WHERE id = ANY ($1::bigint[]) AND state IN (0, 5) RETURNING id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again)
+  SELECT count(*), pg_notify('takt_due', '') FROM again
+)sql"};
+
+void add_acting(CLI::App* items, Context& context, const std::string& verb, const std::string& what, const Statement& statement,
+                const std::string& done) {
+  struct Options {
+    std::vector<std::int64_t> ids;
+    std::string by;
+    bool yes = false;
+  };
+  auto options = std::make_shared<Options>();
+  auto* command = items->add_subcommand(verb, what);
+  command->add_option("id", options->ids, "the items' numbers")->required();
+  command->add_option("--by", options->by, "who is acting, for the audit; default: the login name");
+  command->add_flag("--yes", options->yes, "do not ask");
+  command->callback([&context, options, verb, &statement, done] {
+    auto& database = context.current_database();
+    if (!confirm(verb + " " + std::to_string(options->ids.size()) + " items?", options->yes)) throw CommandFailed("nothing done");
+    const auto count = database.exec_retrying(statement, Params::of(options->ids, Context::who(options->by))).integer(0, 0);
+    std::cout << count << " of " << options->ids.size() << " items " << done << "\n";
+    if (count < static_cast<std::int64_t>(options->ids.size())) throw CommandFailed("the others are running, finished or unknown");
+  });
+}
+
+}  // namespace
+
+void add_items(CLI::App& app, Context& context) {
+  auto* items = app.add_subcommand("items", "list items, newest first; show, cancel, retry");
+  auto filter = std::make_shared<ItemFilter>();
+  items->add_option("--job", filter->job, "only this job's");
+  items->add_option("--state", filter->state, "pending, running, done, dead, cancelled or blocked")
+      ->check(CLI::IsMember({"pending", "running", "done", "dead", "cancelled", "blocked"}));
+  items->add_option("--key", filter->key, "only with this key");
+  items->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
+  items->add_flag("--json", filter->json, "as JSON");
+  items->require_subcommand(0, 1);
+  auto* show = items->add_subcommand("show", "one item with every attempt");
+  auto id = std::make_shared<std::int64_t>(0);
+  show->add_option("id", *id, "the item's number")->required();
+  show->callback([&context, id] { show_item(context, *id); });
+  add_acting(items, context, "cancel", "end items that are pending or blocked", kCancel, "cancelled");
+  add_acting(items, context, "retry", "make pending or blocked items due now; blocked ones with fresh attempts", kRetry, "are due now");
+  items->callback([&context, items, filter] {
+    if (items->get_subcommands().empty()) list_items(context, *filter);
+  });
+}
+
+}  // namespace takt

@@ -1,0 +1,101 @@
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/table.h"
+#include "core/random.h"
+#include "worker/handlers/http_handler.h"
+#include "worker/handlers/sql_handler.h"
+#include "worker/run_executor.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Duration kBeat = std::chrono::milliseconds(500);
+
+std::vector<std::string> jobs_with_due_items(Database& database) {
+  const auto rows = database.exec(
+      std::string("SELECT j.name FROM takt.jobs j WHERE j.removed_at IS NULL AND NOT j.paused AND EXISTS (SELECT 1 FROM takt.items i "
+                  "WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now()) ORDER BY j.name"));
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < rows.size(); ++i) names.emplace_back(rows.text(i, 0));
+  return names;
+}
+
+void show_due(Database& database, const CatalogJob& job, int most, Table& table) {
+  for (const auto& item : peek_due_items(database, job.id, most)) {
+    table.add({job.definition.name, item.id, item.attempt, item.key.empty() ? nlohmann::json(nullptr) : nlohmann::json(item.key),
+               static_cast<double>(item.overdue.count()) / 1000, item.payload.substr(0, 200)});
+  }
+}
+
+}  // namespace
+
+void run_once(Context& context, const OnceOptions& options) {
+  auto& database = context.current_database();
+  JobCatalog catalog(database);
+  catalog.refresh();
+  std::vector<std::string> names{options.job};
+  if (options.job.empty()) names = jobs_with_due_items(database);
+
+  if (options.dry_run) {
+    Table table({"job", "item", "attempt", "key", "due_for_s", "payload"});
+    for (const auto& name : names) {
+      const auto job = catalog.find(name);
+      if (!job) throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
+      const int own = job->definition.batch_size;
+      show_due(database, *job, options.batch_size == 0 ? own : std::min(own, options.batch_size), table);
+    }
+    return table.print(options.json, "nothing is due");
+  }
+
+  const SystemClock clock;
+  SeededRandom random(random_seed());
+  Metrics metrics;
+  HttpClient client({context.config_or_defaults().worker.host_connections, 100});
+  HttpHandler http(client, context.keys(), clock, metrics, context.config_or_defaults().worker.payload_in_errors);
+  SqlHandler sql(context.config_or_defaults().databases, metrics);
+  Heartbeat heartbeat(database);
+  RunExecutor executor(database, {http, sql}, heartbeat, random, metrics, "once-" + random_id().substr(0, 8));
+  std::atomic<bool> finished{false};
+  std::thread beats([&] {
+    while (!finished) {
+      try {
+        heartbeat.beat(std::chrono::steady_clock::now());
+      } catch (const std::exception& error) {
+        log_warn("heartbeat failed", {{"error", error.what()}});
+      }
+      for (int i = 0; i < 10 && !finished; ++i) std::this_thread::sleep_for(kBeat / 10);
+    }
+  });
+  Table table({"job", "run", "status", "scanned", "done", "noop", "skipped", "blocked", "error", "dead", "remaining", "ms"});
+  std::exception_ptr failure;
+  try {
+    for (const auto& name : names) {
+      const auto job = catalog.find(name);
+      if (!job) throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
+      v1::JobTick tick;
+      tick.set_id("once:" + name + ":" + random_id());
+      tick.set_job(name);
+      tick.set_batch_size(static_cast<std::uint32_t>(options.batch_size));
+      set_timestamp(*tick.mutable_due_at(), clock.now());
+      const auto outcome = executor.execute(*job, tick, [] { return true; });
+      std::map<std::string, int> counts;
+      for (std::size_t i = 0; i < outcome.run.items.size(); ++i) {
+        counts[outcome.run.settlements[i].state == ItemState::dead ? "dead" : std::string(to_string(outcome.run.results[i].item_class))] +=
+            1;
+      }
+      table.add({name, outcome.run.run_id, std::string(to_string(outcome.run.status)), outcome.run.scanned, counts["done"], counts["noop"],
+                 counts["skipped"], counts["blocked"], counts["error"], counts["dead"], outcome.settled.remaining,
+                 static_cast<long long>(outcome.run.duration_ms)});
+    }
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  finished = true;
+  beats.join();
+  table.print(options.json, "nothing is due");
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace takt

@@ -1,0 +1,97 @@
+#include <unistd.h>
+
+#include <iostream>
+#include <thread>
+
+#include "cli/commands.h"
+#include "cli/table.h"
+
+namespace takt {
+
+namespace {
+
+void print_status(Database& database, bool json) {
+  const auto leader = database.exec(
+      std::string("SELECT until > now(), term, (extract(epoch FROM now() - until))::bigint FROM takt.leader WHERE name = 'dispatcher'"));
+  const auto totals = database.exec(std::string(R"sql(
+    SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL LIMIT 10000) x),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x),
+           (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
+           (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '60 s' AND NOT paused AND NOT job_paused)
+  )sql"));
+  const auto jobs = database.exec(std::string(R"sql(
+    SELECT j.name, CASE WHEN j.paused THEN 'paused' ELSE 'active' END,
+           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
+           (SELECT coalesce(extract(epoch FROM now() - min(x.run_at)), 0) FROM (SELECT i.run_at FROM takt.items i
+              WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
+           (SELECT count(*) FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived'),
+           r.runs, r.failed, r.done, r.error, r.last
+      FROM takt.jobs j
+      LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
+                                coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at)) AS last
+                           FROM takt.runs WHERE job_id = j.id AND started_at > now() - interval '24 hours') r ON true
+     WHERE j.removed_at IS NULL ORDER BY j.name
+  )sql"));
+  if (json) {
+    nlohmann::json status{{"dispatcher", {{"leading", leader.boolean(0, 0)}, {"term", leader.integer(0, 1)}}},
+                          {"dead_letters_open", totals.integer(0, 0)},
+                          {"outbox_ticks", totals.integer(0, 1)},
+                          {"outbox_dead_letters", totals.integer(0, 2)},
+                          {"runs_active", totals.integer(0, 3)},
+                          {"schedules_late", totals.integer(0, 4)},
+                          {"jobs", nlohmann::json::array()}};
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      status["jobs"].push_back({{"job", jobs.text(i, 0)},
+                                {"state", jobs.text(i, 1)},
+                                {"due", jobs.integer(i, 2)},
+                                {"oldest_due_s", jobs.real(i, 3)},
+                                {"blocked", jobs.integer(i, 4)},
+                                {"dead_letters", jobs.integer(i, 5)},
+                                {"runs_24h", jobs.integer(i, 6)},
+                                {"runs_failed_24h", jobs.integer(i, 7)},
+                                {"items_done_24h", jobs.integer(i, 8)},
+                                {"items_failed_24h", jobs.integer(i, 9)}});
+    }
+    std::cout << status.dump(2) << "\n";
+    return;
+  }
+  std::cout << "dispatcher: "
+            << (leader.boolean(0, 0) ? "leading, term " + std::to_string(leader.integer(0, 1)) : "NONE LEADS; schedules do not tick")
+            << "\n"
+            << "runs active: " << totals.integer(0, 3) << "   dead letters open: " << totals.integer(0, 0)
+            << "   unpublished: " << totals.integer(0, 1) << " ticks, " << totals.integer(0, 2) << " dead letters"
+            << "   schedules late: " << totals.integer(0, 4) << "\n\n";
+  Table table({"job", "state", "due", "oldest", "blocked", "dead", "runs 24h", "lost", "done 24h", "failed 24h", "last run"});
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    table.add({std::string(jobs.text(i, 0)), std::string(jobs.text(i, 1)), jobs.integer(i, 2), short_age(jobs.real(i, 3)),
+               jobs.integer(i, 4), jobs.integer(i, 5), jobs.integer(i, 6), jobs.integer(i, 7), jobs.integer(i, 8), jobs.integer(i, 9),
+               jobs.is_null(i, 10) ? nlohmann::json(nullptr) : nlohmann::json(short_age(jobs.real(i, 10)) + " ago")});
+  }
+  table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
+}
+
+}  // namespace
+
+void add_status(CLI::App& app, Context& context) {
+  auto* status = app.add_subcommand("status", "what is going on: leader, backlog, failures, dead letters");
+  auto json = std::make_shared<bool>(false);
+  status->add_flag("--json", *json, "as JSON");
+  status->callback([&context, json] { print_status(context.current_database(), *json); });
+
+  auto* top = app.add_subcommand("top", "status, again and again, until Ctrl-C");
+  auto interval = std::make_shared<int>(2);
+  top->add_option("--interval", *interval, "seconds between")->check(CLI::Range(1, 3600))->capture_default_str();
+  top->callback([&context, interval] {
+    auto& database = context.current_database();
+    while (true) {
+      if (::isatty(STDOUT_FILENO) != 0) std::cout << "\x1b[H\x1b[2J";
+      print_status(database, false);
+      std::cout << std::flush;
+      std::this_thread::sleep_for(std::chrono::seconds(*interval));
+    }
+  });
+}
+
+}  // namespace takt

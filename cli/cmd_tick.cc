@@ -1,0 +1,144 @@
+#include <unistd.h>
+
+#include <fstream>
+#include <iostream>
+
+#include "cli/commands.h"
+#include "core/amqp/publisher.h"
+#include "core/amqp/topology.h"
+#include "core/random.h"
+#include "core/text.h"
+#include "core/tick.h"
+#include "core/tick_message.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::size_t kLinesABatch = 1000;
+constexpr std::size_t kMaxLineBytes = 600 * 1024;
+
+struct EnqueueOptions {
+  std::string job, payload = "{}", key, run_at, file;
+  int priority = 0;
+};
+
+void check_json(const std::string& text, const std::string& where) {
+  try {
+    const auto parsed = nlohmann::json::parse(text);
+    if (parsed.dump().find("\\u0000") != std::string::npos)
+      throw UsageError(where + ": holds a NUL character, which PostgreSQL cannot store");
+  } catch (const nlohmann::json::parse_error& error) {
+    throw UsageError(where + ": not JSON, at character " + std::to_string(error.byte));
+  }
+}
+
+/// One payload a line, in batches of 1,000, each its own transaction; progress on standard error.
+void enqueue_file(Context& context, const EnqueueOptions& options) {
+  std::ifstream file(options.file);
+  if (!file) throw CommandFailed(options.file + ": cannot be read");
+  auto& database = context.current_database();
+  std::vector<std::string> payloads;
+  std::size_t line_number = 0, stored = 0;
+  const auto flush = [&] {
+    if (payloads.empty()) return;
+    database.transaction([&](Session& on) {
+      on.exec(std::string("SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, array_fill($3::integer, "
+                          "ARRAY[cardinality($2::jsonb[])]))"),
+              Params::of(options.job, payloads, options.priority));
+    });
+    stored += payloads.size();
+    payloads.clear();
+    if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r" << stored << " items" << std::flush;
+  };
+  std::string line;
+  try {
+    while (std::getline(file, line)) {
+      ++line_number;
+      if (trim(line).empty()) continue;
+      const std::string where = options.file + ":" + std::to_string(line_number);
+      if (line.size() > kMaxLineBytes) throw UsageError(where + ": longer than 600 KiB");
+      check_json(line, where);
+      payloads.push_back(line);
+      if (payloads.size() == kLinesABatch) flush();
+    }
+    flush();
+  } catch (const std::exception&) {
+    std::cerr << stored << " items of " << options.file << " were stored, none from the line at fault on\n";
+    throw;
+  }
+  if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r";
+  std::cout << stored << " items enqueued\n";
+}
+
+void enqueue_one(Context& context, const EnqueueOptions& options) {
+  check_json(options.payload, "payload");
+  const auto run_at = parse_rfc3339(options.run_at);
+  if (!options.run_at.empty() && !run_at)
+    throw UsageError("--run-at: \"" + printable(options.run_at, 60) + "\" is not a time such as 2026-11-21T10:00:00Z");
+  const auto rows = context.current_database().exec(
+      std::string("SELECT takt.enqueue($1, $2::jsonb, $3, coalesce($4::timestamptz, now()), $5)"),
+      Params::of(options.job, options.payload, options.key.empty() ? std::nullopt : std::optional(options.key), run_at, options.priority));
+  std::cout << "item " << rows.integer(0, 0) << "\n";
+}
+
+}  // namespace
+
+std::string publish_tick(Context& context, const std::string& job, unsigned batch_size, bool dry_run) {
+  const auto known =
+      context.current_database().exec(std::string("SELECT queue FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job));
+  if (known.empty()) throw CommandFailed("no job named \"" + printable(job, 100) + "\"; \"takt jobs\" lists those known");
+  const SystemClock clock;
+  v1::JobTick tick;
+  tick.set_id("manual:" + job + ":" + random_id());
+  tick.set_job(job);
+  tick.set_batch_size(batch_size);
+  tick.set_dry_run(dry_run);
+  set_timestamp(*tick.mutable_due_at(), clock.now());
+  amqp::Publisher::Settings settings;
+  settings.queues = context.config_or_defaults().queues();
+  auto broker = context.broker("takt tick");
+  { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
+  amqp::Publisher publisher(std::move(broker), settings);
+  publisher.start();
+  const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
+                                                        tick.SerializeAsString(), context.keys(), clock.now()),
+                                         std::chrono::seconds(10));
+  if (outcome != amqp::Outcome::confirmed) throw CommandFailed("the broker did not confirm the tick: " + std::string(to_string(outcome)));
+  return tick.id();
+}
+
+void add_tick(CLI::App& app, Context& context) {
+  auto* enqueue = app.add_subcommand("enqueue", "put an item in, or many from a file");
+  auto options = std::make_shared<EnqueueOptions>();
+  enqueue->add_option("job", options->job, "the job's name")->required();
+  auto* payload = enqueue->add_option("payload", options->payload, "JSON; default {}");
+  auto* key = enqueue->add_option("--key", options->key, "unique while the item lives; a second one returns the first");
+  enqueue->add_option("--priority", options->priority, "lower first")->check(CLI::Range(-100, 100))->capture_default_str();
+  auto* run_at = enqueue->add_option("--run-at", options->run_at, "not before this time, such as 2026-11-21T10:00:00Z");
+  enqueue->add_option("--file", options->file, "one JSON payload a line")->excludes(payload)->excludes(key)->excludes(run_at);
+  enqueue->callback([&context, options] {
+    if (options->file.empty())
+      enqueue_one(context, *options);
+    else
+      enqueue_file(context, *options);
+  });
+
+  struct TickOptions {
+    std::string job;
+    unsigned batch_size = 0;
+    bool dry_run = false;
+  };
+  auto tick_options = std::make_shared<TickOptions>();
+  auto* tick = app.add_subcommand("tick", "sign and publish a tick by hand");
+  tick->add_option("job", tick_options->job, "the job's name")->required();
+  tick->add_option("--batch-size", tick_options->batch_size, "at most so many items, never above the job's own")
+      ->check(CLI::Range(1, 10000));
+  tick->add_flag("--dry-run", tick_options->dry_run, "claim nothing; the run reports what would be done");
+  tick->callback([&context, tick_options] {
+    context.configure_logging("tick");
+    std::cout << "tick " << publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run) << " published\n";
+  });
+}
+
+}  // namespace takt

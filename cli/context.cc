@@ -1,0 +1,120 @@
+#include "cli/context.h"
+
+#include <pwd.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <iostream>
+
+#include "core/db/migrator.h"
+#include "core/text.h"
+
+namespace takt {
+
+void Context::configure_logging(const std::string& service) const {
+  const LogLevel level = log_level == "debug"   ? LogLevel::debug
+                         : log_level == "warn"  ? LogLevel::warn
+                         : log_level == "error" ? LogLevel::error
+                                                : LogLevel::info;
+  configure_log(level, log_json ? LogFormat::json : LogFormat::text, service);
+}
+
+const Config& Context::config() {
+  if (!config_) config_ = load_config(config_path);
+  return *config_;
+}
+
+const Config& Context::config_or_defaults() {
+  if (!config_ && !std::filesystem::exists(config_path)) config_ = parse_config("", config_path);
+  return config();
+}
+
+Secret required_environment(const char* name, const char* example) {
+  const char* value = std::getenv(name);
+  if (value == nullptr || *value == '\0') throw CommandFailed(std::string(name) + " is not set; give " + example);
+  return Secret(value);
+}
+
+Database& Context::database() {
+  if (!database_) {
+    const auto& settings = config_or_defaults().database;
+    DatabaseSettings wanted;
+    wanted.pool = settings.pool;
+    wanted.connect_timeout = settings.connect_timeout;
+    wanted.statement_timeout = settings.statement_timeout;
+    wanted.lock_timeout = settings.lock_timeout;
+    wanted.transaction_pooler = settings.transaction_pooler;
+    database_ =
+        std::make_unique<Database>(required_environment("TAKT_DATABASE_URL", "postgresql://user:password@host:5432/database"), wanted);
+    try {
+      database_->exec(std::string("SELECT 1"));
+    } catch (const std::exception& error) {
+      throw CommandFailed(std::string("TAKT_DATABASE_URL: ") + error.what());
+    }
+  }
+  return *database_;
+}
+
+Database& Context::current_database() {
+  auto& database = this->database();
+  try {
+    require_current_schema(database);
+  } catch (const SchemaMismatch& error) {
+    throw CommandFailed(error.what());
+  }
+  return database;
+}
+
+amqp::BrokerSettings Context::broker(const std::string& name) {
+  const auto& settings = config_or_defaults().broker;
+  amqp::BrokerSettings broker;
+  broker.url = required_environment("TAKT_AMQP_URL", "amqp://user:password@host:5672/vhost");
+  broker.heartbeat = settings.heartbeat;
+  broker.connect_timeout = settings.connect_timeout;
+  broker.ca_file = settings.ca_file;
+  broker.name = name;
+  return broker;
+}
+
+const KeyRing& Context::keys() {
+  if (!keys_) {
+    try {
+      keys_ = KeyRing::from_environment();
+    } catch (const std::invalid_argument& error) {
+      throw CommandFailed(error.what());
+    }
+  }
+  return *keys_;
+}
+
+std::string Context::who(const std::string& given) {
+  if (!given.empty()) return printable(given, 100);
+  for (const char* variable : {"SUDO_USER", "USER", "LOGNAME"}) {
+    if (const char* value = std::getenv(variable); value != nullptr && *value != '\0') return printable(value, 100);
+  }
+  const passwd* entry = ::getpwuid(::getuid());
+  return entry != nullptr ? entry->pw_name : "uid " + std::to_string(::getuid());
+}
+
+bool confirm(const std::string& question, bool yes) {
+  if (yes) return true;
+  if (::isatty(STDIN_FILENO) == 0) throw UsageError(question + " Not asked, since there is no terminal: give --yes");
+  std::cerr << question << " [y/N] " << std::flush;
+  std::string answer;
+  std::getline(std::cin, answer);
+  return answer == "y" || answer == "Y" || answer == "yes";
+}
+
+Timestamp parse_moment(const std::string& text, const std::string& option) {
+  if (const auto time = parse_rfc3339(text)) return *time;
+  if (const auto age = parse_duration(text)) return SystemClock().now() - *age;
+  throw UsageError(option + ": \"" + printable(text, 60) + "\" is neither a time such as 2026-11-21T10:00:00Z nor an age such as 2h");
+}
+
+Duration parse_age(const std::string& text, const std::string& option) {
+  const auto age = parse_duration(text);
+  if (!age) throw UsageError(option + ": \"" + printable(text, 60) + "\" is not a duration such as 90s, 2h or 30d");
+  return *age;
+}
+
+}  // namespace takt

@@ -1,0 +1,65 @@
+#pragma once
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "core/amqp/channel.h"
+#include "core/config/config.h"
+#include "core/db/database.h"
+#include "core/log.h"
+#include "core/signing.h"
+
+namespace takt {
+
+/// The command failed; the text says why and what to do. Exit code 1.
+class CommandFailed : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// The command was called wrongly. Exit code 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// What commands share. Everything is made at first use, so that a command needs only what it uses.
+class Context {
+ public:
+  std::string config_path = "takt.yaml";
+  std::string log_level = "info";
+  bool log_json = false;
+
+  void configure_logging(const std::string& service) const;
+  /// Throws ConfigError.
+  const Config& config();
+  /// The configuration if the file is there, else the defaults.
+  const Config& config_or_defaults();
+  /// Throws CommandFailed if TAKT_DATABASE_URL is missing or the database cannot be reached.
+  Database& database();
+  /// database(), and its schema is this binary's.
+  Database& current_database();
+  amqp::BrokerSettings broker(const std::string& name);
+  const KeyRing& keys();
+  /// Who is acting: --by, else the login name.
+  static std::string who(const std::string& given);
+
+ private:
+  std::optional<Config> config_;
+  std::unique_ptr<Database> database_;
+  std::optional<KeyRing> keys_;
+};
+
+/// An environment variable that must be set; CommandFailed names it and shows an example.
+Secret required_environment(const char* name, const char* example);
+
+/// Asks on the terminal; `--yes` answers. Without a terminal and without --yes: UsageError.
+bool confirm(const std::string& question, bool yes);
+
+/// A time given on the command line: RFC 3339, or a duration that means "so long ago". UsageError names the option.
+Timestamp parse_moment(const std::string& text, const std::string& option);
+Duration parse_age(const std::string& text, const std::string& option);
+
+}  // namespace takt

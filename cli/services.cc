@@ -1,0 +1,120 @@
+#include "cli/services.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <thread>
+
+#include "core/amqp/topology.h"
+#include "dispatcher/dispatcher.h"
+#include "dlq/archive.h"
+#include "worker/worker.h"
+
+namespace takt {
+
+namespace {
+
+sigset_t end_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  return set;
+}
+
+/// Fails at once, and clearly, when the broker cannot be used.
+void require_broker(Context& context, const std::string& name) {
+  try {
+    amqp::Channel channel(context.broker(name));
+    amqp::declare_topology(channel, context.config_or_defaults().queues());
+  } catch (const amqp::BrokerUnavailable& error) {
+    throw CommandFailed(std::string("TAKT_AMQP_URL: ") + error.what());
+  }
+}
+
+}  // namespace
+
+Services::Services(Context& context, Which which, const std::string& name) : context_(context), which_(which) {
+  // Every thread inherits the blocked signals, so that run() alone receives them.
+  const auto signals = end_signals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  const auto& config = context.config_or_defaults();
+  const auto& keys = context.keys();
+  auto& database = context.current_database();
+  require_broker(context, "takt " + name);
+
+  amqp::Publisher::Settings publishing;
+  publishing.window = static_cast<std::size_t>(config.broker.window);
+  publishing.queues = config.queues();
+  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publishing);
+  if (which.archive) {
+    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_, config.queues());
+  }
+  if (which.worker) build_worker(context, name);
+  if (which.dispatcher) {
+    Dispatcher::Settings settings;
+    settings.scan_interval = config.dispatcher.scan_interval;
+    settings.leader_lease = config.dispatcher.leader_lease;
+    settings.republish_after = config.dispatcher.republish_after;
+    settings.parallel_ticks = config.dispatcher.parallel_ticks;
+    settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters};
+    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, keys, clock_, metrics_, settings);
+  }
+  status_ = std::make_unique<StatusServer>(
+      config.metrics.listen, [this] { return metrics_.text(); }, [this] { return health(); });
+}
+
+Services::~Services() = default;
+
+void Services::build_worker(Context& context, const std::string& name) {
+  const auto& config = context.config_or_defaults();
+  Worker::Settings settings;
+  settings.runs = config.worker.runs;
+  settings.grace = config.worker.grace;
+  settings.max_tick_age = config.worker.max_tick_age;
+  settings.queues = config.worker.queues.empty() ? config.queues() : config.worker.queues;
+  settings.all_queues = config.queues();
+  settings.host_connections = config.worker.host_connections;
+  settings.payload_in_errors = config.worker.payload_in_errors;
+  settings.databases = config.databases;
+  worker_ = std::make_unique<Worker>(context.database(), context.broker("takt " + name + " consumer"), *publisher_, context.keys(), clock_,
+                                     random_, metrics_, std::move(settings));
+}
+
+std::vector<HealthPart> Services::health() const {
+  std::vector<HealthPart> all;
+  const auto add = [&](const std::string& service, const std::vector<HealthPart>& parts) {
+    for (const auto& part : parts) all.push_back({service + "." + part.name, part.ok, part.detail});
+  };
+  if (dispatcher_) add("dispatcher", dispatcher_->health());
+  if (worker_) add("worker", worker_->health());
+  if (archive_) add("archive", archive_->health());
+  return all;
+}
+
+void Services::run() {
+  publisher_->start();
+  if (archive_) archive_->start();
+  if (worker_) worker_->start();
+  if (dispatcher_) dispatcher_->start();
+  log_info("started", {{"metrics_port", status_->port()}});
+
+  const auto signals = end_signals();
+  int received = 0;
+  sigwait(&signals, &received);
+  log_info("stopping", {{"signal", received == SIGINT ? "SIGINT" : "SIGTERM"}});
+  std::thread([signals] {
+    int again = 0;
+    sigwait(&signals, &again);
+    _exit(1);
+  }).detach();
+  if (dispatcher_) dispatcher_->stop();
+  if (worker_) worker_->stop();
+  if (archive_) archive_->stop();
+  publisher_->stop();
+  log_info("stopped", {});
+}
+
+}  // namespace takt

@@ -1,0 +1,52 @@
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "cli/context.h"
+#include "core/amqp/publisher.h"
+#include "core/http/status_server.h"
+#include "core/metrics.h"
+#include "core/random.h"
+
+namespace takt {
+
+class Dispatcher;
+class Worker;
+class Archive;
+
+/// The services of one process, built from the configuration, run until SIGTERM or SIGINT.
+/// Building fails with CommandFailed when a key, the database or the broker is missing or unusable; once running,
+/// services wait and try again instead.
+class Services {
+ public:
+  struct Which {
+    bool dispatcher = false, worker = false, archive = false;
+  };
+  Services(Context& context, Which which, const std::string& name);
+  ~Services();
+  Services(const Services&) = delete;
+  Services& operator=(const Services&) = delete;
+
+  /// Blocks until a signal, then stops everything in order: no new work, finish, settle, leave. A second signal ends
+  /// the process at once.
+  void run();
+
+ private:
+  void build_worker(Context& context, const std::string& name);
+  [[nodiscard]] std::vector<HealthPart> health() const;
+
+  Context& context_;
+  const Which which_;
+  SystemClock clock_;
+  SeededRandom random_{random_seed()};
+  Metrics metrics_;
+  std::unique_ptr<amqp::Publisher> publisher_;
+  std::unique_ptr<Dispatcher> dispatcher_;
+  std::unique_ptr<Worker> worker_;
+  std::unique_ptr<Archive> archive_;
+  std::unique_ptr<StatusServer> status_;
+};
+
+}  // namespace takt

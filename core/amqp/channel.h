@@ -1,0 +1,115 @@
+#pragma once
+#include <amqp.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/amqp/message.h"
+#include "core/secret.h"
+#include "core/time.h"
+
+namespace takt::amqp {
+
+/// The broker cannot be used now; a retry may help.
+class BrokerUnavailable : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A queue or exchange exists with other properties than Takt's. Says which and how; a retry does not help.
+class TopologyMismatch : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct BrokerSettings {
+  Secret url;           ///< amqp:// or amqps://user:password@host:port/vhost
+  std::string ca_file;  ///< PEM, for amqps; empty: /etc/ssl/certs/ca-certificates.crt
+  Duration heartbeat = std::chrono::seconds(20);
+  Duration connect_timeout = std::chrono::seconds(5);
+  Duration rpc_timeout = std::chrono::seconds(10);
+  Duration backoff_base = Duration(250);  ///< first pause before reconnecting; doubles, with full jitter
+  Duration backoff_max = std::chrono::seconds(15);
+  std::string name = "takt";  ///< shown in the broker's connection list
+
+  [[nodiscard]] BrokerSettings clone(const std::string& new_name) const;
+};
+
+struct Confirmed {
+  std::uint64_t tag;
+  bool multiple;
+  bool ok;
+};
+struct Returned {
+  std::string message_id;
+  std::string routing_key;
+  std::string reason;
+};
+struct Blocked {
+  std::optional<std::string> reason;  ///< nullopt: unblocked
+};
+struct ConsumerCancelled {
+  std::string consumer;
+};
+using Event = std::variant<Delivery, Confirmed, Returned, Blocked, ConsumerCancelled>;
+
+using Arguments = std::vector<std::pair<std::string, std::variant<std::int64_t, std::string>>>;
+struct QueueInfo {
+  std::uint64_t messages;
+  std::uint64_t consumers;
+};
+
+/// One AMQP 0-9-1 connection with one channel, over librabbitmq. Used by one thread only. Every call is bounded by
+/// the settings' timeouts and throws BrokerUnavailable when the connection is lost.
+class Channel {
+ public:
+  /// Connects, logs in and opens the channel.
+  explicit Channel(const BrokerSettings& settings);
+  ~Channel();
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+
+  void declare_exchange(const std::string& name, const std::string& type);
+  QueueInfo declare_queue(const std::string& name, const Arguments& arguments);
+  /// nullopt if there is no such queue.
+  std::optional<QueueInfo> inspect_queue(const std::string& name);
+  void bind_queue(const std::string& queue, const std::string& exchange, const std::string& key);
+  void purge_queue(const std::string& name);
+
+  void select_confirms();
+  void publish(const Message& message);
+  /// Prefetch is per consumer: set before each consume.
+  void consume(const std::string& queue, const std::string& consumer, std::uint16_t prefetch);
+  void cancel(const std::string& consumer);
+  void ack(std::uint64_t tag, bool multiple);
+  void reject(std::uint64_t tag, bool requeue);
+
+  /// Handles what has arrived, without waiting; also sends heartbeats that are due. Call it at least twice a
+  /// heartbeat interval.
+  void process(const std::function<void(Event&&)>& on_event);
+  [[nodiscard]] int socket() const;
+  /// True if process() has work although the socket is quiet: frames that came in during another call.
+  [[nodiscard]] bool has_buffered() const;
+
+ private:
+  struct Content;
+  void open(const BrokerSettings& settings);
+  void login(const BrokerSettings& settings, const amqp_connection_info& info);
+  void check(const amqp_rpc_reply_t& reply, const std::string& doing);
+  void check_status(int status, const std::string& doing);
+  void reopen_channel();
+  void on_frame(const amqp_frame_t& frame, const std::function<void(Event&&)>& on_event);
+  void on_method(const amqp_method_t& method, const std::function<void(Event&&)>& on_event);
+  void finish_content(const std::function<void(Event&&)>& on_event);
+  std::string channel_close_text(const amqp_rpc_reply_t& reply) const;
+
+  amqp_connection_state_t connection_ = nullptr;
+  std::unique_ptr<Content> content_;
+  std::string address_;
+};
+
+}  // namespace takt::amqp

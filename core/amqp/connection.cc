@@ -1,0 +1,126 @@
+#include "core/amqp/connection.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <array>
+
+#include "core/log.h"
+#include "core/random.h"
+
+namespace takt::amqp {
+
+Connection::Connection(BrokerSettings settings) : settings_(std::move(settings)), wake_fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  if (wake_fd_ < 0) throw std::runtime_error("no event descriptor: too many open files");
+}
+
+Connection::~Connection() {
+  stop();
+  ::close(wake_fd_);
+}
+
+void Connection::start() {
+  thread_ = std::thread([this] { run(); });
+}
+
+void Connection::stop() {
+  stopping_ = true;
+  wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Connection::wake() {
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto written = ::write(wake_fd_, &one, sizeof one);
+}
+
+void Connection::drain_wakeups() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto got = ::read(wake_fd_, &count, sizeof count);
+}
+
+Connection::State Connection::state() const {
+  const std::scoped_lock lock(state_mutex_);
+  return state_;
+}
+
+void Connection::set_blocked(std::optional<std::string> reason) {
+  {
+    const std::scoped_lock lock(state_mutex_);
+    state_.blocked = reason.has_value();
+    state_.fault = reason.value_or("");
+  }
+  if (reason)
+    log_warn("broker blocked publishing", {{"connection", settings_.name}, {"reason", *reason}});
+  else
+    log_info("broker unblocked publishing", {{"connection", settings_.name}});
+}
+
+bool Connection::wait_connected(Duration timeout) const {
+  std::unique_lock lock(state_mutex_);
+  return state_changed_.wait_for(lock, timeout, [&] { return state_.connected; });
+}
+
+void Connection::pause(Duration duration) {
+  pollfd watched{wake_fd_, POLLIN, 0};
+  const auto until = std::chrono::steady_clock::now() + duration;
+  while (!stopping_) {
+    const auto left = std::chrono::duration_cast<Duration>(until - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return;
+    if (::poll(&watched, 1, static_cast<int>(left.count())) > 0) drain_wakeups();
+  }
+}
+
+void Connection::run() {
+  SeededRandom random(random_seed());
+  int failures = 0;
+  while (!stopping_) {
+    std::string why;
+    try {
+      Channel channel(settings_);
+      on_connected(channel);
+      failures = 0;
+      {
+        const std::scoped_lock lock(state_mutex_);
+        if (state_.ever_connected) ++reconnects_;
+        state_ = {true, true, false, ""};
+      }
+      state_changed_.notify_all();
+      log_debug("broker connected", {{"connection", settings_.name}});
+      serve(channel);
+      why = "stopped";
+    } catch (const std::exception& error) {
+      why = error.what();
+    }
+    {
+      const std::scoped_lock lock(state_mutex_);
+      state_.connected = false;
+      state_.blocked = false;
+      state_.fault = why;
+    }
+    on_lost(why);
+    if (stopping_) return;
+    if (failures == 0) log_warn("broker lost", {{"connection", settings_.name}, {"error", why}});
+    const auto ceiling = std::min(settings_.backoff_max, settings_.backoff_base * (1 << std::min(failures, 10)));
+    ++failures;
+    pause(Duration(50) + Duration(static_cast<std::int64_t>(static_cast<double>(ceiling.count()) * random.uniform())));
+  }
+}
+
+void Connection::serve(Channel& channel) {
+  const auto on_any = [&](Event&& event) { on_event(channel, std::move(event)); };
+  // Heartbeats are sent and checked inside process(); four looks an interval are enough.
+  const int wait_ms = static_cast<int>(std::clamp<std::int64_t>(settings_.heartbeat.count() / 4, 100, 5000));
+  while (!stopping_) {
+    channel.process(on_any);
+    on_wake(channel);
+    if (channel.has_buffered()) continue;
+    std::array<pollfd, 2> watched{{{channel.socket(), POLLIN, 0}, {wake_fd_, POLLIN, 0}}};
+    ::poll(watched.data(), watched.size(), wait_ms);
+    if (watched[1].revents != 0) drain_wakeups();
+  }
+  on_wake(channel);  // acknowledgements that were asked for before stop()
+}
+
+}  // namespace takt::amqp

@@ -1,0 +1,52 @@
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "core/amqp/connection.h"
+
+namespace takt::amqp {
+
+/// Owns one AMQP connection and the thread that alone touches it. Consumes from queues with manual acknowledgement and
+/// a prefetch per queue, which bounds what is held here: prefetch × queues messages of at most kMaxBodyBytes.
+/// `on_delivery` runs on the connection's thread and must not block. ack() and reject() may be called from any thread.
+class Consumer final : public Connection {
+ public:
+  struct Settings {
+    std::vector<std::string> queues;  ///< names in the broker
+    std::uint16_t prefetch = 16;
+    std::vector<std::string> tick_queues{"default"};  ///< declared after every connect
+  };
+  Consumer(BrokerSettings broker, Settings settings, std::function<void(Delivery&&)> on_delivery);
+  ~Consumer() override;
+
+  void ack(const Delivery& delivery);
+  /// Acknowledges this one and every earlier one that is still open.
+  void ack_up_to(const Delivery& delivery);
+  void reject(const Delivery& delivery, bool requeue);
+  /// No further deliveries from now on; what was delivered can still be acknowledged.
+  void stop_consuming();
+
+ private:
+  enum class Verb { ack, ack_up_to, reject, requeue };
+  struct Command {
+    Verb verb;
+    std::uint64_t epoch;
+    std::uint64_t tag;
+  };
+
+  void on_connected(Channel& channel) override;
+  void on_event(Channel& channel, Event&& event) override;
+  void on_wake(Channel& channel) override;
+  void on_lost(const std::string& why) override;
+  void command(Verb verb, const Delivery& delivery);
+
+  const Settings settings_;
+  const std::function<void(Delivery&&)> on_delivery_;
+  std::mutex mutex_;
+  std::vector<Command> commands_;  // guarded by mutex_; at most one a delivery held
+  std::atomic<bool> consuming_{true};
+  bool cancelled_ = false;   // connection thread only
+  std::uint64_t epoch_ = 0;  // connection thread only
+};
+
+}  // namespace takt::amqp

@@ -1,0 +1,42 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <variant>
+
+namespace takt::amqp {
+
+/// A message to publish. Always persistent.
+struct Message {
+  std::string exchange;
+  std::string routing_key;
+  std::string content_type;
+  std::string message_id;
+  std::map<std::string, std::string> headers;
+  std::string body;
+};
+
+/// A message that a queue delivered. `epoch` and `tag` name it for acknowledging; a tag of an earlier connection is
+/// recognised by its epoch and ignored, since the broker has requeued that message.
+struct Delivery {
+  std::uint64_t epoch = 0;
+  std::uint64_t tag = 0;
+  bool redelivered = false;
+  std::string exchange;
+  std::string routing_key;
+  std::string content_type;
+  std::string message_id;
+  nlohmann::json headers = nlohmann::json::object();
+  std::string body;             ///< at most kMaxBodyBytes; a longer body is cut
+  std::uint64_t body_size = 0;  ///< as announced
+
+  /// A header as text (numbers are written in decimal); nullopt if absent or of another type.
+  [[nodiscard]] std::optional<std::string> header(const std::string& name) const;
+};
+
+/// A tick's 1 MiB plus room to see that a body is too long. What a consumer holds is bounded by prefetch × this.
+constexpr std::size_t kMaxBodyBytes = 1024 * 1024 + 1;
+
+}  // namespace takt::amqp

@@ -1,0 +1,150 @@
+#include "core/amqp/publisher.h"
+
+#include "core/amqp/topology.h"
+#include "core/log.h"
+
+namespace takt::amqp {
+
+/// What one publish_all() waits for.
+struct Publisher::Batch {
+  std::mutex mutex;
+  std::condition_variable done;
+  std::vector<Outcome> outcomes;  // guarded by mutex
+  std::size_t open = 0;           // guarded by mutex
+};
+
+std::string_view to_string(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::confirmed: return "confirmed";
+    case Outcome::refused: return "refused";
+    case Outcome::unroutable: return "unroutable";
+    case Outcome::lost: return "lost";
+    case Outcome::timed_out: return "timed_out";
+  }
+  return "?";
+}
+
+Publisher::Publisher(BrokerSettings broker, Settings settings) : Connection(std::move(broker)), settings_(std::move(settings)) {}
+
+Publisher::~Publisher() { stop(); }
+
+void Publisher::finish(const Entry& entry, Outcome outcome) {
+  if (!entry.batch) return;
+  const std::scoped_lock lock(entry.batch->mutex);
+  entry.batch->outcomes[entry.index] = outcome;
+  if (--entry.batch->open == 0) entry.batch->done.notify_all();
+}
+
+std::vector<Outcome> Publisher::publish_all(std::vector<Message> messages, Duration timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  auto batch = std::make_shared<Batch>();
+  batch->outcomes.assign(messages.size(), Outcome::timed_out);
+  batch->open = messages.size();
+  std::size_t given = 0;
+  {
+    std::unique_lock lock(mutex_);
+    for (; given < messages.size(); ++given) {
+      if (held_ >= settings_.window) {
+        wake();
+        if (!room_.wait_until(lock, deadline, [&] { return held_ < settings_.window || stopping(); })) break;
+      }
+      if (stopping()) break;
+      waiting_.push_back({std::move(messages[given]), batch, given, false});
+      ++held_;
+    }
+  }
+  wake();
+  std::unique_lock lock(batch->mutex);
+  batch->open -= messages.size() - given;
+  batch->done.wait_until(lock, deadline, [&] { return batch->open == 0; });
+  return batch->outcomes;
+}
+
+Outcome Publisher::publish(Message message, Duration timeout) {
+  std::vector<Message> one;
+  one.push_back(std::move(message));
+  return publish_all(std::move(one), timeout).front();
+}
+
+bool Publisher::publish_unwatched(Message message) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (held_ >= settings_.window || stopping()) return false;
+    waiting_.push_back({std::move(message), nullptr, 0, false});
+    ++held_;
+  }
+  wake();
+  return true;
+}
+
+void Publisher::on_connected(Channel& channel) {
+  declare_topology(channel, settings_.queues);
+  channel.select_confirms();
+  last_tag_ = 0;
+  blocked_ = false;
+}
+
+void Publisher::settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok) {
+  std::size_t count = 0;
+  for (auto it = first; it != last; ++it, ++count) {
+    finish(it->second, it->second.returned ? Outcome::unroutable : ok ? Outcome::confirmed : Outcome::refused);
+  }
+  unconfirmed_.erase(first, last);
+  {
+    const std::scoped_lock lock(mutex_);
+    held_ -= count;
+  }
+  room_.notify_all();
+}
+
+void Publisher::on_event(Channel& /*channel*/, Event&& event) {
+  if (const auto* confirmed = std::get_if<Confirmed>(&event)) {
+    const auto end = unconfirmed_.upper_bound(confirmed->tag);
+    const auto begin = confirmed->multiple ? unconfirmed_.begin() : unconfirmed_.find(confirmed->tag);
+    if (begin != unconfirmed_.end()) settle(begin, end, confirmed->ok);
+  } else if (const auto* returned = std::get_if<Returned>(&event)) {
+    // The broker returns a message before it confirms it, and names it by its properties only.
+    for (auto& [tag, entry] : unconfirmed_) {
+      if (entry.returned || entry.message.routing_key != returned->routing_key ||
+          entry.message.message_id.substr(0, 255) != returned->message_id) {
+        continue;
+      }
+      entry.returned = true;
+      log_warn("message unroutable", {{"exchange", entry.message.exchange},
+                                      {"routing_key", returned->routing_key},
+                                      {"id", returned->message_id},
+                                      {"reason", returned->reason}});
+      break;
+    }
+  } else if (const auto* blocked = std::get_if<Blocked>(&event)) {
+    blocked_ = blocked->reason.has_value();
+    set_blocked(blocked->reason);
+  }
+}
+
+void Publisher::on_wake(Channel& channel) {
+  while (!blocked_) {
+    std::unique_lock lock(mutex_);
+    if (waiting_.empty()) return;
+    Entry entry = std::move(waiting_.front());
+    waiting_.pop_front();
+    lock.unlock();
+    const auto [it, inserted] = unconfirmed_.emplace(++last_tag_, std::move(entry));
+    channel.publish(it->second.message);
+  }
+}
+
+void Publisher::on_lost(const std::string& /*why*/) {
+  std::deque<Entry> waiting;
+  {
+    const std::scoped_lock lock(mutex_);
+    waiting.swap(waiting_);
+    held_ = 0;
+  }
+  for (const auto& [tag, entry] : unconfirmed_) finish(entry, Outcome::lost);
+  unconfirmed_.clear();
+  for (const auto& entry : waiting) finish(entry, Outcome::lost);
+  room_.notify_all();
+}
+
+}  // namespace takt::amqp

@@ -1,0 +1,66 @@
+#pragma once
+#include <deque>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "core/amqp/connection.h"
+
+namespace takt::amqp {
+
+enum class Outcome {
+  confirmed,   ///< the broker has it, on disk, on a majority
+  refused,     ///< the broker said no (queue full)
+  unroutable,  ///< no queue is bound for it
+  lost,        ///< the connection went away first; it may or may not have arrived
+  timed_out,   ///< no answer in time, or the broker is blocked; it may or may not arrive
+};
+std::string_view to_string(Outcome outcome);
+
+/// Owns one AMQP connection and the thread that alone touches it. Publishes with confirms, mandatory and persistent.
+/// publish_all() may be called from any thread; it returns when the broker has answered for every message.
+/// At most `window` messages are held, waiting or unconfirmed (bounded memory); past that publish_all() waits.
+/// While the broker blocks publishing, messages wait here and nothing is sent.
+class Publisher final : public Connection {
+ public:
+  struct Settings {
+    std::size_t window = 1000;
+    /// Declared after every connect; a mismatch is logged and connecting is tried again.
+    std::vector<std::string> queues{"default"};
+  };
+  Publisher(BrokerSettings broker, Settings settings);
+  ~Publisher() override;
+
+  /// One outcome a message, in order. Each is known within `timeout`.
+  std::vector<Outcome> publish_all(std::vector<Message> messages, Duration timeout);
+  Outcome publish(Message message, Duration timeout);
+  /// Publishes and forgets: for messages whose loss changes nothing but latency. False if there is no room now.
+  bool publish_unwatched(Message message);
+
+ private:
+  struct Batch;
+  struct Entry {
+    Message message;
+    std::shared_ptr<Batch> batch;  // null: nobody waits
+    std::size_t index = 0;
+    bool returned = false;
+  };
+
+  void on_connected(Channel& channel) override;
+  void on_event(Channel& channel, Event&& event) override;
+  void on_wake(Channel& channel) override;
+  void on_lost(const std::string& why) override;
+  void settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok);
+  static void finish(const Entry& entry, Outcome outcome);
+
+  const Settings settings_;
+  std::mutex mutex_;
+  std::condition_variable room_;
+  std::deque<Entry> waiting_;                   // guarded by mutex_
+  std::size_t held_ = 0;                        // waiting and unconfirmed; guarded by mutex_
+  std::map<std::uint64_t, Entry> unconfirmed_;  // connection thread only
+  std::uint64_t last_tag_ = 0;                  // connection thread only
+  bool blocked_ = false;                        // connection thread only
+};
+
+}  // namespace takt::amqp

@@ -1,0 +1,41 @@
+#include "core/amqp/topology.h"
+
+namespace takt::amqp {
+
+namespace {
+
+constexpr std::int64_t kTickDeliveryLimit = 20;
+constexpr std::int64_t kTickQueueLength = 1'000'000;
+// RabbitMQ 4 drops a message at a default limit of 20 deliveries; the archive's messages must not be dropped.
+constexpr std::int64_t kDeadDeliveryLimit = 1'000'000;
+constexpr std::int64_t kQuarantineLength = 10'000;
+constexpr std::int64_t kQuarantineBytes = 64LL * 1024 * 1024;
+
+}  // namespace
+
+std::string tick_queue(const std::string& queue) { return kTicksExchange + "." + queue; }
+
+void declare_topology(Channel& channel, const std::vector<std::string>& queues) {
+  channel.declare_exchange(kDeadExchange, "fanout");
+  channel.declare_queue(kDeadQueue, {{"x-queue-type", "quorum"}, {"x-delivery-limit", kDeadDeliveryLimit}});
+  channel.bind_queue(kDeadQueue, kDeadExchange, "");
+
+  channel.declare_queue(kQuarantineQueue, {{"x-queue-type", "quorum"},
+                                           {"x-delivery-limit", kDeadDeliveryLimit},
+                                           {"x-max-length", kQuarantineLength},
+                                           {"x-max-length-bytes", kQuarantineBytes},
+                                           {"x-overflow", "drop-head"}});
+
+  channel.declare_exchange(kTicksExchange, "direct");
+  for (const auto& queue : queues) {
+    channel.declare_queue(tick_queue(queue), {{"x-queue-type", "quorum"},
+                                              {"x-delivery-limit", kTickDeliveryLimit},
+                                              {"x-max-length", kTickQueueLength},
+                                              {"x-overflow", "reject-publish"},
+                                              {"x-dead-letter-exchange", kDeadExchange},
+                                              {"x-dead-letter-strategy", "at-least-once"}});
+    channel.bind_queue(tick_queue(queue), kTicksExchange, queue);
+  }
+}
+
+}  // namespace takt::amqp

@@ -1,0 +1,270 @@
+#include "core/config/apply.h"
+
+#include <algorithm>
+#include <map>
+
+#include "core/cron.h"
+
+namespace takt {
+
+namespace {
+
+using nlohmann::json;
+
+// Serialises everything that changes definitions, so that versions rise in commit order (any constant would do).
+constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541557)";
+
+struct StoredJob {
+  std::int64_t id;
+  json definition;
+  bool removed;
+};
+struct StoredSchedule {
+  std::int64_t id;
+  json fields;
+};
+
+json schedule_fields(const ScheduleDefinition& schedule, bool carries_item) {
+  return {{"cron", schedule.cron},
+          {"time_zone", schedule.time_zone},
+          {"misfire", to_string(schedule.misfire)},
+          {"misfire_after_ms", schedule.misfire_after.count()},
+          {"misfire_limit", schedule.misfire_limit},
+          {"misfire_max_age_ms", schedule.misfire_max_age.count()},
+          {"jitter_ms", schedule.jitter.count()},
+          {"payload", carries_item ? schedule.payload : json(nullptr)}};
+}
+
+std::map<std::string, StoredJob> read_jobs(Session& on) {
+  const auto rows =
+      on.exec(std::string("SELECT id, name, definition::text, removed_at IS NOT NULL FROM takt.jobs WHERE source = 'file'"), {});
+  std::map<std::string, StoredJob> jobs;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    jobs[std::string(rows.text(i, 1))] = {rows.integer(i, 0), json::parse(rows.text(i, 2)), rows.boolean(i, 3)};
+  }
+  return jobs;
+}
+
+std::map<std::string, StoredSchedule> read_schedules(Session& on) {
+  const auto rows = on.exec(std::string(R"sql(
+    SELECT s.id, j.name, s.name, jsonb_build_object('cron', s.cron, 'time_zone', s.time_zone, 'misfire', s.misfire,
+             'misfire_after_ms', (extract(epoch FROM s.misfire_after) * 1000)::bigint, 'misfire_limit', s.misfire_limit,
+             'misfire_max_age_ms', (extract(epoch FROM s.misfire_max_age) * 1000)::bigint,
+             'jitter_ms', (extract(epoch FROM s.jitter) * 1000)::bigint, 'payload', s.payload)::text
+      FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id WHERE s.source = 'file' AND j.removed_at IS NULL
+  )sql"),
+                            {});
+  std::map<std::string, StoredSchedule> schedules;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    schedules[std::string(rows.text(i, 1)) + "/" + std::string(rows.text(i, 2))] = {rows.integer(i, 0), json::parse(rows.text(i, 3))};
+  }
+  return schedules;
+}
+
+/// "batch_size: 10 → 20, handler.http.url: …" of two flat-or-nested objects.
+std::string difference(const json& before, const json& after) {
+  const auto old_flat = before.flatten();
+  const auto new_flat = after.flatten();
+  std::string text;
+  const auto show = [&](const std::string& key, const std::string& from, const std::string& to) {
+    std::string name = key.substr(1);
+    std::replace(name.begin(), name.end(), '/', '.');
+    text += (text.empty() ? "" : ", ") + name + ": " + from + " → " + to;
+  };
+  for (const auto& [key, value] : new_flat.items()) {
+    const auto found = old_flat.find(key);
+    if (found == old_flat.end())
+      show(key, "none", value.dump());
+    else if (*found != value)
+      show(key, found->dump(), value.dump());
+  }
+  for (const auto& [key, value] : old_flat.items()) {
+    if (!new_flat.contains(key)) show(key, value.dump(), "none");
+  }
+  return text;
+}
+
+class Apply {
+ public:
+  Apply(Session& on, const std::string& who) : on_(on), who_(who), now_(read_now(on)) {}
+
+  std::vector<DefinitionChange> run(const Config& config) {
+    auto jobs = read_jobs(on_);
+    auto schedules = read_schedules(on_);
+    for (const auto& job : config.jobs) {
+      const std::int64_t id = put_job(job, jobs);
+      for (const auto& schedule : job.schedules) put_schedule(id, job, schedule, schedules);
+      jobs.erase(job.name);
+    }
+    for (const auto& [name, stored] : schedules) {
+      on_.exec(std::string("DELETE FROM takt.schedules WHERE id = $1"), Params::of(stored.id));
+      note('-', "schedule " + name, "");
+    }
+    for (const auto& [name, stored] : jobs) {
+      if (stored.removed) continue;
+      on_.exec(
+          std::string(
+              "UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'), updated_at = now() WHERE id = $1"),
+          Params::of(stored.id));
+      note('-', "job " + name, "");
+    }
+    return std::move(changes_);
+  }
+
+ private:
+  static Timestamp read_now(Session& on) {
+    return on.exec(std::string("SELECT (extract(epoch FROM now()) * 1000000)::bigint"), {}).time(0, 0);
+  }
+
+  void note(char sign, const std::string& subject, const std::string& detail) {
+    changes_.push_back({sign, subject, detail});
+    on_.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject, detail) VALUES ($1, 'file', $2, $3, to_jsonb($4::text))"),
+             Params::of(who_,
+                        sign == '+'   ? "create"
+                        : sign == '-' ? "remove"
+                                      : "change",
+                        subject, detail));
+  }
+
+  std::int64_t put_job(const JobDefinition& job, std::map<std::string, StoredJob>& stored) {
+    const json definition = job_to_json(job);
+    const auto found = stored.find(job.name);
+    if (found != stored.end() && !found->second.removed && found->second.definition == definition) return found->second.id;
+    const auto rows =
+        on_.exec(std::string(R"sql(
+      INSERT INTO takt.jobs AS j (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source)
+      VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'file')
+      ON CONFLICT (name) DO UPDATE
+         SET queue = excluded.queue, definition = excluded.definition, batch_size = excluded.batch_size, concurrency = excluded.concurrency,
+             max_attempts = excluded.max_attempts, dedupe_window = excluded.dedupe_window, removed_at = NULL,
+             version = nextval('takt.definitions_version'), updated_at = now()
+       WHERE j.source = 'file'
+      RETURNING id
+    )sql"),
+                 Params::of(job.name, job.queue, definition.dump(), job.batch_size, job.concurrency, job.max_attempts, job.dedupe_window));
+    if (rows.empty()) {
+      throw DatabaseError("job " + job.name + " was made by the API; give the one in the file another name", "23505");
+    }
+    if (found != stored.end() && !found->second.removed)
+      note('~', "job " + job.name, difference(found->second.definition, definition));
+    else
+      note('+', "job " + job.name, "");
+    return rows.integer(0, 0);
+  }
+
+  void put_schedule(std::int64_t job_id, const JobDefinition& job, const ScheduleDefinition& schedule,
+                    std::map<std::string, StoredSchedule>& stored) {
+    const std::string name = job.name + "/" + schedule.name;
+    const json fields = schedule_fields(schedule, job.item_per_tick);
+    const auto found = stored.find(name);
+    const bool is_new = found == stored.end();
+    if (!is_new && found->second.fields == fields) {
+      stored.erase(found);
+      return;
+    }
+    const bool timing_changed =
+        is_new || found->second.fields["cron"] != fields["cron"] || found->second.fields["time_zone"] != fields["time_zone"];
+    std::optional<std::string> next;
+    if (timing_changed) {
+      const auto cron = Cron::parse(schedule.cron, schedule.time_zone);
+      if (const auto slot = std::get<Cron>(cron).next(now_)) next = format_rfc3339(*slot);
+    }
+    on_.exec(std::string(R"sql(
+      INSERT INTO takt.schedules AS s (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter,
+                                       payload, source, job_paused, next_due, next_fire)
+      VALUES ($1, $2, $3, $4, $5, $6 * interval '1 ms', $7, $8 * interval '1 ms', $9 * interval '1 ms', $10::jsonb, 'file',
+              (SELECT paused FROM takt.jobs WHERE id = $1), $11, $11)
+      ON CONFLICT (job_id, name) DO UPDATE
+         SET cron = excluded.cron, time_zone = excluded.time_zone, misfire = excluded.misfire, misfire_after = excluded.misfire_after,
+             misfire_limit = excluded.misfire_limit, misfire_max_age = excluded.misfire_max_age, jitter = excluded.jitter,
+             payload = excluded.payload, source = 'file', job_paused = excluded.job_paused, updated_at = now(),
+             next_due = CASE WHEN $12 THEN excluded.next_due ELSE s.next_due END,
+             next_fire = CASE WHEN $12 THEN excluded.next_fire ELSE s.next_fire END
+    )sql"),
+             Params::of(job_id, schedule.name, schedule.cron, schedule.time_zone, to_string(schedule.misfire), schedule.misfire_after,
+                        schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
+                        job.item_per_tick ? std::optional(schedule.payload.dump()) : std::nullopt, next, timing_changed));
+    note(is_new ? '+' : '~', "schedule " + name, is_new ? schedule.cron : difference(found->second.fields, fields));
+    if (!is_new) stored.erase(found);
+  }
+
+  Session& on_;
+  const std::string& who_;
+  const Timestamp now_;
+  std::vector<DefinitionChange> changes_;
+};
+
+/// Thrown to end a dry run's transaction without committing it.
+struct RolledBack {};
+
+/// Slots of schedules that begin to fire again: from now on, none of those in between.
+void restart_schedules(Session& on, const std::string& where, const Params& params) {
+  const auto rows = on.exec(
+      "SELECT s.id, s.cron, s.time_zone, (extract(epoch FROM now()) * 1000000)::bigint FROM takt.schedules s "
+      "JOIN takt.jobs j ON j.id = s.job_id WHERE " +
+          where,
+      params);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto cron = Cron::parse(std::string(rows.text(i, 1)), std::string(rows.text(i, 2)));
+    if (!std::holds_alternative<Cron>(cron)) continue;
+    const auto next = std::get<Cron>(cron).next(rows.time(i, 3));
+    on.exec(std::string("UPDATE takt.schedules SET next_due = $2, next_fire = $2 WHERE id = $1"),
+            Params::of(rows.integer(i, 0), next ? std::optional(format_rfc3339(*next)) : std::nullopt));
+  }
+}
+
+void audit(Session& on, const std::string& who, const std::string& action, const std::string& subject) {
+  on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject) VALUES ($1, 'command line', $2, $3)"),
+          Params::of(who, action, subject));
+}
+
+}  // namespace
+
+std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run) {
+  std::vector<DefinitionChange> changes;
+  try {
+    database.transaction([&](Session& on) {
+      on.script(kLock);
+      changes = Apply(on, who).run(config);
+      if (dry_run) throw RolledBack{};
+    });
+  } catch (const RolledBack&) {
+    return changes;
+  }
+  return changes;
+}
+
+bool set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who) {
+  bool found = false;
+  database.transaction([&](Session& on) {
+    on.script(kLock);
+    found = !on.exec(std::string("UPDATE takt.jobs SET paused = $2, version = nextval('takt.definitions_version') "
+                                 "WHERE name = $1 AND removed_at IS NULL RETURNING id"),
+                     Params::of(job, paused))
+                 .empty();
+    if (!found) return;
+    on.exec(std::string("UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"),
+            Params::of(job, paused));
+    if (!paused) restart_schedules(on, "j.name = $1", Params::of(job));
+    audit(on, who, paused ? "pause" : "resume", "job " + job);
+  });
+  return found;
+}
+
+bool set_schedule_paused(Database& database, const std::string& job, const std::string& schedule, bool paused, const std::string& who) {
+  bool found = false;
+  database.transaction([&](Session& on) {
+    on.script(kLock);
+    found = !on.exec(std::string(
+                         "UPDATE takt.schedules s SET paused = $3 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1 AND s.name = $2 "
+                         "RETURNING s.id"),
+                     Params::of(job, schedule, paused))
+                 .empty();
+    if (!found) return;
+    if (!paused) restart_schedules(on, "j.name = $1 AND s.name = $2", Params::of(job, schedule));
+    audit(on, who, paused ? "pause" : "resume", "schedule " + job + "/" + schedule);
+  });
+  return found;
+}
+
+}  // namespace takt

@@ -1,0 +1,275 @@
+// The one file that knows libpqxx, and the differences between its versions 6.4 (Debian 12) and 7.10 (Debian 13).
+#include <libpq-fe.h>
+#include <poll.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <set>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wconversion"
+#pragma GCC diagnostic ignored "-Wshadow"
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#include <pqxx/pqxx>
+#pragma GCC diagnostic pop
+
+#include "core/db/database.h"
+
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+namespace takt {
+
+struct Rows::Impl {
+  pqxx::result result;
+};
+
+namespace {
+
+/// SQLSTATEs that mean "this server cannot serve now" rather than "this statement is wrong".
+bool means_unavailable(const std::string& sqlstate) {
+  return sqlstate.starts_with("08") || sqlstate.starts_with("57P") || sqlstate == "53300" || sqlstate == "25006" || sqlstate == "53100" ||
+         sqlstate == "58030";
+}
+
+std::string first_line(const std::string& text) {
+  const auto end = text.find('\n');
+  const std::string hint = [&] {
+    const auto at = text.find("HINT:");
+    return at == std::string::npos ? std::string() : " (" + text.substr(at + 7, text.find('\n', at) - at - 7) + ")";
+  }();
+  std::string line = text.substr(0, end);
+  if (line.starts_with("ERROR:  ")) line.erase(0, 8);
+  return line + hint;
+}
+
+/// Translates libpqxx's exceptions into ours; `body` is what talks to the server.
+template <typename Body>
+auto translated(Body body) {
+  try {
+    return body();
+  } catch (const pqxx::broken_connection& error) {
+    throw DatabaseUnavailable("database: " + first_line(error.what()));
+  } catch (const pqxx::in_doubt_error& error) {
+    throw DatabaseUnavailable("database: the outcome of a commit is unknown: " + first_line(error.what()));
+  } catch (const pqxx::sql_error& error) {
+    const std::string sqlstate = error.sqlstate();
+    if (means_unavailable(sqlstate)) throw DatabaseUnavailable("database: " + first_line(error.what()));
+    throw DatabaseError(first_line(error.what()), sqlstate);
+  } catch (const pqxx::failure& error) {
+    throw DatabaseUnavailable("database: " + first_line(error.what()));
+  }
+}
+
+/// libpqxx wants parameters as a container whose elements may be null C strings.
+std::vector<const char*> c_strings(const Params& params) {
+  std::vector<const char*> pointers;
+  pointers.reserve(params.values().size());
+  for (const auto& value : params.values()) pointers.push_back(value ? value->c_str() : nullptr);
+  return pointers;
+}
+
+#if PQXX_VERSION_MAJOR < 7
+pqxx::result run_sql(pqxx::transaction_base& on, const std::string& sql, const Params& params) {
+  const auto pointers = c_strings(params);
+  return on.exec_params(sql, pqxx::prepare::make_dynamic_params(pointers));
+}
+pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, const Params& params) {
+  const auto pointers = c_strings(params);
+  return on.exec_prepared(name, pqxx::prepare::make_dynamic_params(pointers));
+}
+#else
+pqxx::params to_pqxx(const Params& params) {
+  pqxx::params result;
+  for (const char* pointer : c_strings(params)) result.append(pointer);
+  return result;
+}
+pqxx::result run_sql(pqxx::transaction_base& on, const std::string& sql, const Params& params) {
+  return on.exec_params(sql, to_pqxx(params));
+}
+pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, const Params& params) {
+  return on.exec_prepared(name, to_pqxx(params));
+}
+#endif
+
+class Listener final : public pqxx::notification_receiver {
+ public:
+  explicit Listener(pqxx::connection& connection) : pqxx::notification_receiver(connection, "takt_due") {}
+  void operator()(const std::string&, int) override { ++received_; }
+  [[nodiscard]] int received() const { return received_; }
+
+ private:
+  int received_ = 0;
+};
+
+class PqxxConnection final : public DatabaseConnection {
+ public:
+  PqxxConnection(const std::string& conninfo, const DatabaseSettings& settings)
+      : connection_(conninfo), prepares_(!settings.transaction_pooler) {
+#if PQXX_VERSION_MAJOR < 7
+    connection_.inhibit_reactivation(true);  // a lost connection is an error here, not a silent new one
+#endif
+    if (!settings.role.empty()) {
+      pqxx::nontransaction on(connection_);
+      on.exec("SET ROLE " + on.quote_name(settings.role));
+    }
+  }
+
+  Session& session() override {
+    autocommit_session_.emplace(*this, nullptr);
+    return *autocommit_session_;
+  }
+
+  void transaction(const std::function<void(Session&)>& body) override {
+    translated([&] {
+      pqxx::work work(connection_);
+      PqxxSession session(*this, &work);
+      body(session);
+      work.commit();
+      return 0;
+    });
+  }
+
+  [[nodiscard]] bool usable() const override { return connection_.is_open(); }
+
+  bool wait_notification(Duration timeout) override {
+    return translated([&] {
+      if (!listener_) listener_ = std::make_unique<Listener>(connection_);
+      const int before = listener_->received();
+      connection_.get_notifs();
+      if (listener_->received() != before) return true;
+      pollfd watched{connection_.sock(), POLLIN, 0};
+      if (::poll(&watched, 1, static_cast<int>(timeout.count())) > 0) connection_.get_notifs();
+      return listener_->received() != before;
+    });
+  }
+
+ private:
+  class PqxxSession final : public Session {
+   public:
+    PqxxSession(PqxxConnection& owner, pqxx::transaction_base* within) : owner_(owner), within_(within) {}
+
+    Rows exec(const Statement& statement, const Params& params) override {
+      if (!owner_.prepares_) return exec(std::string(statement.sql), params);
+      return translated([&] {
+        if (owner_.prepared_.insert(statement.name).second) {
+          try {
+            owner_.connection_.prepare(statement.name, statement.sql);
+          } catch (...) {
+            owner_.prepared_.erase(statement.name);
+            throw;
+          }
+        }
+        return on([&](pqxx::transaction_base& t) { return run_prepared(t, statement.name, params); });
+      });
+    }
+    Rows exec(const std::string& sql, const Params& params) override {
+      return translated([&] { return on([&](pqxx::transaction_base& t) { return run_sql(t, sql, params); }); });
+    }
+    Rows script(const std::string& sql) override {
+      return translated([&] { return on([&](pqxx::transaction_base& t) { return t.exec(sql); }); });
+    }
+
+   private:
+    template <typename Body>
+    Rows on(Body body) {
+      if (within_ != nullptr) return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(*within_)}));
+      pqxx::nontransaction autocommit(owner_.connection_);
+      return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(autocommit)}));
+    }
+    PqxxConnection& owner_;
+    pqxx::transaction_base* within_;
+  };
+
+  pqxx::connection connection_;
+  bool prepares_;
+  std::set<std::string> prepared_;
+  std::optional<PqxxSession> autocommit_session_;
+  std::unique_ptr<Listener> listener_;
+};
+
+/// The URL with Takt's own settings added, in libpq's key=value form.
+std::string connection_info(const Secret& url, const DatabaseSettings& settings) {
+  char* fault = nullptr;
+  PQconninfoOption* options = PQconninfoParse(url.reveal().c_str(), &fault);
+  if (options == nullptr) {
+    PQfreemem(fault);
+    throw DatabaseUnavailable("database: the URL is not understood; give postgresql://user:password@host:port/database");
+  }
+  std::string info;
+  const auto add = [&info](const std::string& key, const std::string& value) {
+    info += key + "='";
+    for (const char c : value) {
+      if (c == '\'' || c == '\\') info += '\\';
+      info += c;
+    }
+    info += "' ";
+  };
+  std::set<std::string> given;
+  for (const auto* option = options; option->keyword != nullptr; ++option) {
+    if (option->val == nullptr) continue;
+    given.insert(option->keyword);
+    add(option->keyword, option->val);
+  }
+  PQconninfoFree(options);
+  const auto add_default = [&](const std::string& key, const std::string& value) {
+    if (!given.contains(key)) add(key, value);
+  };
+  add_default("application_name", settings.application_name);
+  add_default("connect_timeout", std::to_string(std::max<std::int64_t>(2, settings.connect_timeout.count() / 1000)));
+  // A silent network is noticed in about ten seconds.
+  add_default("keepalives_idle", "5");
+  add_default("keepalives_interval", "2");
+  add_default("keepalives_count", "3");
+  add_default("tcp_user_timeout", "10000");
+  if (!settings.transaction_pooler) {
+    add_default("options", "-c statement_timeout=" + std::to_string(settings.statement_timeout.count()) +
+                               " -c lock_timeout=" + std::to_string(settings.lock_timeout.count()) +
+                               " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC");
+  }
+  return info;
+}
+
+}  // namespace
+
+DatabaseError::DatabaseError(const std::string& message, std::string sqlstate)
+    : std::runtime_error(message), sqlstate_(std::move(sqlstate)) {}
+
+bool DatabaseError::retryable() const {
+  return sqlstate_ == "40001" || sqlstate_ == "40P01" || sqlstate_ == "55P03" || sqlstate_ == "57014";
+}
+
+Rows::Rows(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+std::size_t Rows::size() const { return static_cast<std::size_t>(impl_->result.size()); }
+std::size_t Rows::affected() const { return static_cast<std::size_t>(impl_->result.affected_rows()); }
+std::size_t Rows::columns() const { return static_cast<std::size_t>(impl_->result.columns()); }
+std::string Rows::column_name(std::size_t column) const { return impl_->result.column_name(static_cast<pqxx::row::size_type>(column)); }
+
+namespace {
+pqxx::field field_of(const pqxx::result& result, std::size_t row, std::size_t column) {
+  return result[static_cast<pqxx::result::size_type>(row)][static_cast<pqxx::row::size_type>(column)];
+}
+}  // namespace
+
+bool Rows::is_null(std::size_t row, std::size_t column) const { return field_of(impl_->result, row, column).is_null(); }
+std::string_view Rows::text(std::size_t row, std::size_t column) const {
+  const auto field = field_of(impl_->result, row, column);
+  return {field.c_str(), static_cast<std::size_t>(field.size())};
+}
+std::int64_t Rows::integer(std::size_t row, std::size_t column) const {
+  std::int64_t value = 0;
+  const auto shown = text(row, column);
+  std::from_chars(shown.data(), shown.data() + shown.size(), value);
+  return value;
+}
+double Rows::real(std::size_t row, std::size_t column) const { return std::strtod(std::string(text(row, column)).c_str(), nullptr); }
+bool Rows::boolean(std::size_t row, std::size_t column) const { return text(row, column) == "t"; }
+Timestamp Rows::time(std::size_t row, std::size_t column) const { return from_unix_us(integer(row, column)); }
+
+std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings) {
+  std::string info = connection_info(url, settings);
+  const Secret guard(info);
+  wipe(info);
+  return translated([&]() -> std::unique_ptr<DatabaseConnection> { return std::make_unique<PqxxConnection>(guard.reveal(), settings); });
+}
+
+}  // namespace takt

@@ -1,0 +1,113 @@
+#include "core/db/database.h"
+
+#include <thread>
+
+#include "core/random.h"
+
+namespace takt {
+
+namespace {
+
+/// Full jitter over a doubling pause, so that transactions that collided do not collide again.
+void pause_before_retry(int attempt) {
+  static SeededRandom random(random_seed());
+  const double most_ms = 5.0 * static_cast<double>(1 << std::min(attempt, 6));
+  std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(most_ms * random.uniform()));
+}
+
+}  // namespace
+
+Database::Database(Secret url, DatabaseSettings settings) : url_(std::move(url)), settings_(std::move(settings)) {}
+Database::~Database() = default;
+
+std::unique_ptr<DatabaseConnection> Database::take() {
+  std::unique_lock lock(mutex_);
+  const bool got = freed_.wait_for(lock, settings_.connect_timeout, [&] { return !idle_.empty() || open_ < settings_.pool; });
+  if (!got) throw DatabaseUnavailable("database: all " + std::to_string(settings_.pool) + " connections of the pool are busy");
+  if (!idle_.empty()) {
+    auto connection = std::move(idle_.back());
+    idle_.pop_back();
+    return connection;
+  }
+  ++open_;
+  lock.unlock();
+  try {
+    return connect_database(url_, settings_);
+  } catch (...) {
+    give_back(nullptr);
+    throw;
+  }
+}
+
+void Database::give_back(std::unique_ptr<DatabaseConnection> connection) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (connection && connection->usable()) {
+      idle_.push_back(std::move(connection));
+    } else {
+      open_ -= 1 + static_cast<int>(idle_.size());
+      idle_.clear();  // what broke one has most likely broken the idle ones too
+    }
+  }
+  freed_.notify_one();
+}
+
+void Database::with_connection(const std::function<void(DatabaseConnection&)>& body) {
+  std::unique_ptr<DatabaseConnection> connection;
+  try {
+    connection = take();
+    body(*connection);
+    healthy_ = true;
+    give_back(std::move(connection));
+  } catch (const DatabaseUnavailable&) {
+    healthy_ = false;
+    if (connection) give_back(nullptr);
+    throw;
+  } catch (...) {
+    if (connection) give_back(std::move(connection));
+    throw;
+  }
+}
+
+Rows Database::exec(const Statement& statement, const Params& params) {
+  std::optional<Rows> rows;
+  ++round_trips_;
+  with_connection([&](DatabaseConnection& connection) { rows = connection.session().exec(statement, params); });
+  return *rows;
+}
+
+Rows Database::exec(const std::string& sql, const Params& params) {
+  std::optional<Rows> rows;
+  ++round_trips_;
+  with_connection([&](DatabaseConnection& connection) { rows = connection.session().exec(sql, params); });
+  return *rows;
+}
+
+namespace {
+template <typename Body>
+auto retrying(int tries, Body body) {
+  for (int attempt = 1;; ++attempt) {
+    try {
+      return body();
+    } catch (const DatabaseError& error) {
+      if (!error.retryable() || attempt >= tries) throw;
+      pause_before_retry(attempt);
+    }
+  }
+}
+}  // namespace
+
+void Database::transaction(const std::function<void(Session&)>& body, int tries) {
+  retrying(tries, [&] {
+    round_trips_ += 2;
+    with_connection([&](DatabaseConnection& connection) { connection.transaction(body); });
+  });
+}
+
+Rows Database::exec_retrying(const Statement& statement, const Params& params, int tries) {
+  return retrying(tries, [&] { return exec(statement, params); });
+}
+
+std::unique_ptr<DatabaseConnection> Database::dedicated() const { return connect_database(url_, settings_); }
+
+}  // namespace takt

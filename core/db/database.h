@@ -1,0 +1,189 @@
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/secret.h"
+#include "core/time.h"
+
+// libpqxx (6.4 and 7.10 differ) is included by connection.cc alone; the rest of Takt sees these types.
+namespace takt {
+
+/// PostgreSQL cannot be used now: not reachable, shutting down, out of connections, read-only. A retry may help.
+class DatabaseUnavailable : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// PostgreSQL refused a statement. `retryable`: serialization failure, deadlock, lock or statement timeout.
+class DatabaseError : public std::runtime_error {
+ public:
+  DatabaseError(const std::string& message, std::string sqlstate);
+  [[nodiscard]] const std::string& sqlstate() const { return sqlstate_; }
+  [[nodiscard]] bool retryable() const;
+
+ private:
+  std::string sqlstate_;
+};
+
+/// A statement and the name it is prepared under, once a connection.
+struct Statement {
+  const char* name;
+  const char* sql;
+};
+
+/// Positional parameters in PostgreSQL's text form.
+class Params {
+ public:
+  template <typename... Args>
+  static Params of(const Args&... args) {
+    Params params;
+    (params.add(args), ...);
+    return params;
+  }
+  Params& add(std::nullopt_t) {
+    values_.emplace_back(std::nullopt);
+    return *this;
+  }
+  Params& add(std::string_view text) {
+    values_.emplace_back(std::string(text));
+    return *this;
+  }
+  Params& add(const char* text) { return add(std::string_view(text)); }
+  Params& add(const std::string& text) { return add(std::string_view(text)); }
+  Params& add(bool value) { return add(std::string_view(value ? "t" : "f")); }
+  Params& add(int value) { return add(std::string_view(std::to_string(value))); }
+  Params& add(std::int64_t value) { return add(std::string_view(std::to_string(value))); }
+  Params& add(double value);
+  Params& add(Timestamp time);
+  /// As milliseconds; the statement says `$n * interval '1 ms'`.
+  Params& add(Duration duration) { return add(static_cast<std::int64_t>(duration.count())); }
+  template <typename T>
+  Params& add(const std::optional<T>& value) {
+    if (value) return add(*value);
+    return add(std::nullopt);
+  }
+  /// Arrays, as PostgreSQL's array literal.
+  Params& add(const std::vector<std::int64_t>& values);
+  Params& add(const std::vector<std::string>& values);
+  Params& add(const std::vector<std::optional<std::string>>& values);
+
+  [[nodiscard]] const std::vector<std::optional<std::string>>& values() const { return values_; }
+
+ private:
+  std::vector<std::optional<std::string>> values_;
+};
+
+/// One result, held whole in memory (every statement of Takt bounds its rows).
+class Rows {
+ public:
+  struct Impl;
+  explicit Rows(std::shared_ptr<const Impl> impl);
+  [[nodiscard]] std::size_t size() const;
+  [[nodiscard]] bool empty() const { return size() == 0; }
+  [[nodiscard]] std::size_t affected() const;
+  [[nodiscard]] std::size_t columns() const;
+  [[nodiscard]] std::string column_name(std::size_t column) const;
+
+  [[nodiscard]] bool is_null(std::size_t row, std::size_t column) const;
+  /// View into the result; empty for NULL.
+  [[nodiscard]] std::string_view text(std::size_t row, std::size_t column) const;
+  [[nodiscard]] std::int64_t integer(std::size_t row, std::size_t column) const;
+  [[nodiscard]] double real(std::size_t row, std::size_t column) const;
+  [[nodiscard]] bool boolean(std::size_t row, std::size_t column) const;
+  /// A column that holds Unix microseconds (see kUs).
+  [[nodiscard]] Timestamp time(std::size_t row, std::size_t column) const;
+
+ private:
+  std::shared_ptr<const Impl> impl_;
+};
+
+/// Something statements can be executed on: a connection (each statement its own transaction) or a transaction.
+/// Not thread-safe.
+class Session {
+ public:
+  virtual ~Session() = default;
+  /// Prepared at first use on each connection, unless behind a transaction-pooling proxy.
+  virtual Rows exec(const Statement& statement, const Params& params) = 0;
+  /// Unprepared; one statement.
+  virtual Rows exec(const std::string& sql, const Params& params) = 0;
+  /// Several statements, no parameters.
+  virtual Rows script(const std::string& sql) = 0;
+};
+
+struct DatabaseSettings {
+  int pool = 4;  ///< connections at most
+  Duration connect_timeout = std::chrono::seconds(5);
+  Duration statement_timeout = std::chrono::seconds(30);
+  Duration lock_timeout = std::chrono::seconds(5);
+  bool transaction_pooler = false;  ///< behind pgbouncer in transaction mode: no prepared statements
+  std::string role;                 ///< SET ROLE after connecting; empty: none
+  std::string application_name = "takt";
+};
+
+/// One connection. Not thread-safe: owned by whoever holds its lease.
+class DatabaseConnection {
+ public:
+  virtual ~DatabaseConnection() = default;
+  /// Autocommit: one round trip a statement.
+  virtual Session& session() = 0;
+  /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
+  virtual void transaction(const std::function<void(Session&)>& body) = 0;
+  [[nodiscard]] virtual bool usable() const = 0;
+  /// Waits up to `timeout` for a notification on a channel that was LISTENed to; true if one came.
+  virtual bool wait_notification(Duration timeout) = 0;
+};
+
+/// Opens one connection. Throws DatabaseUnavailable; its text names host, port and database, never the password.
+std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings);
+
+/// A bounded pool that opens connections when needed and throws away broken ones. Thread-safe.
+class Database {
+ public:
+  Database(Secret url, DatabaseSettings settings);
+  ~Database();
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
+
+  /// Runs `body` with a connection of its own. Throws DatabaseUnavailable if none is free within connect_timeout.
+  void with_connection(const std::function<void(DatabaseConnection&)>& body);
+
+  Rows exec(const Statement& statement, const Params& params = {});
+  Rows exec(const std::string& sql, const Params& params = {});
+  /// The whole body again on a retryable error, at most `tries` times with a short random pause.
+  void transaction(const std::function<void(Session&)>& body, int tries = 5);
+  /// exec(), again on a retryable error.
+  Rows exec_retrying(const Statement& statement, const Params& params, int tries = 5);
+
+  /// A dedicated connection outside the pool, for LISTEN.
+  std::unique_ptr<DatabaseConnection> dedicated() const;
+  [[nodiscard]] bool transaction_pooler() const { return settings_.transaction_pooler; }
+  /// False after a failure, true after a success; for health pages.
+  [[nodiscard]] bool healthy() const { return healthy_.load(); }
+  /// Round trips made so far, over all connections: what the cost tests count.
+  [[nodiscard]] std::uint64_t round_trips() const { return round_trips_.load(); }
+
+ private:
+  class Lease;
+  std::unique_ptr<DatabaseConnection> take();
+  void give_back(std::unique_ptr<DatabaseConnection> connection);
+
+  Secret url_;
+  DatabaseSettings settings_;
+  std::mutex mutex_;
+  std::condition_variable freed_;
+  std::vector<std::unique_ptr<DatabaseConnection>> idle_;  // guarded by mutex_
+  int open_ = 0;                                           // guarded by mutex_
+  std::atomic<bool> healthy_{false};
+  std::atomic<std::uint64_t> round_trips_{0};
+};
+
+}  // namespace takt

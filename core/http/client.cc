@@ -1,0 +1,350 @@
+#include "core/http/client.h"
+
+#include <curl/curl.h>
+#include <uv.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <variant>
+
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::size_t kMaxHeaderBytes = 64 * 1024;
+constexpr std::size_t kMaxIdleHandles = 256;
+
+/// One request on its way.
+struct Transfer {
+  std::uint64_t id = 0;
+  HttpRequest request;
+  HttpClient::Done done;
+  HttpResponse response;
+  CURL* easy = nullptr;
+  curl_slist* headers = nullptr;
+  std::size_t header_bytes = 0;
+  bool too_large = false;
+  SteadyTime started;
+  char error[CURL_ERROR_SIZE] = {};
+};
+
+size_t on_body(char* data, size_t size, size_t count, void* user) {
+  auto& transfer = *static_cast<Transfer*>(user);
+  const std::size_t bytes = size * count;
+  if (transfer.response.body.size() + bytes > transfer.request.max_response) {
+    transfer.too_large = true;
+    return 0;  // ends the transfer
+  }
+  transfer.response.body.append(data, bytes);
+  return bytes;
+}
+
+size_t on_header(char* data, size_t size, size_t count, void* user) {
+  auto& transfer = *static_cast<Transfer*>(user);
+  const std::size_t bytes = size * count;
+  transfer.header_bytes += bytes;
+  if (transfer.header_bytes > kMaxHeaderBytes) {
+    transfer.too_large = true;
+    return 0;
+  }
+  const std::string_view line(data, bytes);
+  const auto colon = line.find(':');
+  if (colon == std::string_view::npos) return bytes;
+  const auto name = to_lower(line.substr(0, colon));
+  const auto value = std::string(trim(line.substr(colon + 1)));
+  if (name == "content-type") transfer.response.content_type = value;
+  if (name == "retry-after") transfer.response.retry_after = value;
+  if (name == "upstash-nonretryable-error") transfer.response.non_retryable = to_lower(value) == "true";
+  return bytes;
+}
+
+HttpFault fault_of(CURLcode code, const Transfer& transfer) {
+  if (transfer.too_large) return HttpFault::too_large;
+  switch (code) {
+    case CURLE_OK: return HttpFault::none;
+    case CURLE_OPERATION_TIMEDOUT: return HttpFault::timeout;
+    case CURLE_COULDNT_RESOLVE_HOST: return HttpFault::resolve;
+    case CURLE_COULDNT_CONNECT: return HttpFault::connect;
+    case CURLE_PEER_FAILED_VERIFICATION:
+    case CURLE_SSL_CONNECT_ERROR:
+    case CURLE_SSL_CERTPROBLEM:
+    case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_SSL_ISSUER_ERROR: return HttpFault::tls;
+    default: return HttpFault::protocol;
+  }
+}
+
+}  // namespace
+
+std::string_view to_string(HttpFault fault) {
+  switch (fault) {
+    case HttpFault::none: return "none";
+    case HttpFault::cancelled: return "cancelled";
+    case HttpFault::timeout: return "timeout";
+    case HttpFault::resolve: return "dns";
+    case HttpFault::connect: return "connect";
+    case HttpFault::tls: return "tls";
+    case HttpFault::too_large: return "response_too_large";
+    case HttpFault::protocol: return "protocol";
+  }
+  return "?";
+}
+
+/// Everything below the queue runs on thread_ alone.
+class HttpClient::Loop {
+ public:
+  explicit Loop(Settings settings) {
+    static const bool initialised = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
+    multi_ = initialised ? curl_multi_init() : nullptr;
+    if (multi_ == nullptr || uv_loop_init(&loop_) != 0) throw std::runtime_error("libcurl or libuv cannot be started");
+    curl_multi_setopt(multi_, CURLMOPT_SOCKETFUNCTION, on_socket);
+    curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
+    curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, on_timer_wanted);
+    curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
+    curl_multi_setopt(multi_, CURLMOPT_MAX_HOST_CONNECTIONS, static_cast<long>(settings.host_connections));
+    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(settings.idle_connections));
+    curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
+    uv_timer_init(&loop_, &timer_);
+    timer_.data = this;
+    uv_async_init(&loop_, &wake_, [](uv_async_t* handle) { static_cast<Loop*>(handle->data)->on_wake(); });
+    wake_.data = this;
+    thread_ = std::thread([this] { uv_run(&loop_, UV_RUN_DEFAULT); });
+  }
+
+  ~Loop() {
+    stopping_ = true;
+    uv_async_send(&wake_);
+    thread_.join();
+    for (auto* easy : idle_) curl_easy_cleanup(easy);
+    curl_multi_cleanup(multi_);
+    uv_run(&loop_, UV_RUN_DEFAULT);  // close callbacks of sockets that the clean-up ended
+    uv_loop_close(&loop_);
+  }
+
+  std::uint64_t start(HttpRequest request, Done done) {
+    auto transfer = std::make_unique<Transfer>();
+    const std::uint64_t id = ++last_id_;
+    transfer->id = id;
+    transfer->request = std::move(request);
+    transfer->done = std::move(done);
+    {
+      const std::scoped_lock lock(mutex_);
+      commands_.emplace_back(std::move(transfer));
+    }
+    uv_async_send(&wake_);
+    return id;
+  }
+
+  void cancel(std::uint64_t id) {
+    {
+      const std::scoped_lock lock(mutex_);
+      commands_.emplace_back(id);
+    }
+    uv_async_send(&wake_);
+  }
+
+ private:
+  using Command = std::variant<std::unique_ptr<Transfer>, std::uint64_t>;
+
+  struct Watch {
+    uv_poll_t poll;
+    curl_socket_t socket;
+    Loop* loop;
+  };
+
+  void on_wake() {
+    std::vector<Command> commands;
+    {
+      const std::scoped_lock lock(mutex_);
+      commands.swap(commands_);
+    }
+    for (auto& command : commands) {
+      if (auto* transfer = std::get_if<std::unique_ptr<Transfer>>(&command)) {
+        begin(std::move(*transfer));
+      } else if (const auto found = transfers_.find(std::get<std::uint64_t>(command)); found != transfers_.end()) {
+        finish(found->second.get(), HttpFault::cancelled, "cancelled");
+      }
+    }
+    if (!stopping_) return;
+    while (!transfers_.empty()) finish(transfers_.begin()->second.get(), HttpFault::cancelled, "shutting down");
+    uv_timer_stop(&timer_);
+    if (uv_is_closing(reinterpret_cast<uv_handle_t*>(&wake_)) == 0) {
+      uv_close(reinterpret_cast<uv_handle_t*>(&wake_), nullptr);
+      uv_close(reinterpret_cast<uv_handle_t*>(&timer_), nullptr);
+    }
+    uv_stop(&loop_);
+  }
+
+  CURL* take_handle() {
+    if (idle_.empty()) return curl_easy_init();
+    CURL* easy = idle_.back();
+    idle_.pop_back();
+    return easy;
+  }
+
+  void begin(std::unique_ptr<Transfer> owned) {
+    auto* transfer = owned.get();
+    transfers_[transfer->id] = std::move(owned);
+    transfer->started = std::chrono::steady_clock::now();
+    transfer->easy = take_handle();
+    if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
+    configure(*transfer);
+    const CURLMcode code = curl_multi_add_handle(multi_, transfer->easy);
+    if (code != CURLM_OK) finish(transfer, HttpFault::protocol, curl_multi_strerror(code));
+  }
+
+  static void configure(Transfer& transfer) {
+    CURL* easy = transfer.easy;
+    const auto& request = transfer.request;
+    curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
+    curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
+    curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
+    curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(easy, CURLOPT_PROXY, "");
+    curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+    curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_2TLS);
+    curl_easy_setopt(easy, CURLOPT_SSLVERSION, CURL_SSLVERSION_TLSv1_2);
+    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(request.connect_timeout.count()));
+    curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
+    curl_easy_setopt(easy, CURLOPT_WRITEDATA, &transfer);
+    curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
+    curl_easy_setopt(easy, CURLOPT_HEADERDATA, &transfer);
+    if (!request.ca_file.empty()) {
+      curl_easy_setopt(easy, CURLOPT_CAINFO, request.ca_file.c_str());
+      curl_easy_setopt(easy, CURLOPT_CAPATH, nullptr);
+    }
+    for (const auto& [name, value] : request.headers) {
+      // "Name;" is libcurl's way to send a header with an empty value.
+      transfer.headers = curl_slist_append(transfer.headers, (value.empty() ? name + ";" : name + ": " + value).c_str());
+    }
+    transfer.headers = curl_slist_append(transfer.headers, "Expect:");
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.headers);
+    if (request.method == "HEAD") {
+      curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+    } else if (request.method != "GET") {
+      curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+      curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
+      curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request.method.c_str());
+    }
+  }
+
+  void finish(Transfer* transfer, HttpFault fault, std::string error) {
+    const auto found = transfers_.find(transfer->id);
+    const auto owned = std::move(found->second);
+    transfers_.erase(found);
+    if (owned->easy != nullptr) {
+      curl_multi_remove_handle(multi_, owned->easy);
+      curl_easy_reset(owned->easy);
+      if (idle_.size() < kMaxIdleHandles)
+        idle_.push_back(owned->easy);
+      else
+        curl_easy_cleanup(owned->easy);
+    }
+    curl_slist_free_all(owned->headers);
+    owned->response.fault = fault;
+    owned->response.error = std::move(error);
+    owned->response.seconds = seconds_between(owned->started, std::chrono::steady_clock::now());
+    owned->done(std::move(owned->response));
+  }
+
+  void collect() {
+    int left = 0;
+    while (CURLMsg* message = curl_multi_info_read(multi_, &left)) {
+      if (message->msg != CURLMSG_DONE) continue;
+      Transfer* transfer = nullptr;
+      curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+      long status = 0;
+      curl_easy_getinfo(message->easy_handle, CURLINFO_RESPONSE_CODE, &status);
+      transfer->response.status = static_cast<int>(status);
+      const CURLcode code = message->data.result;
+      const HttpFault fault = fault_of(code, *transfer);
+      std::string words;
+      if (fault == HttpFault::too_large) {
+        words = transfer->header_bytes > kMaxHeaderBytes
+                    ? "response headers larger than 64 KiB"
+                    : "response body larger than " + std::to_string(transfer->request.max_response) + " bytes";
+      } else if (fault != HttpFault::none) {
+        words = printable(transfer->error[0] != '\0' ? transfer->error : curl_easy_strerror(code), 300);
+      }
+      finish(transfer, fault, std::move(words));
+    }
+  }
+
+  static int on_socket(CURL* /*easy*/, curl_socket_t socket, int what, void* user, void* socket_user) {
+    auto* self = static_cast<Loop*>(user);
+    auto* watch = static_cast<Watch*>(socket_user);
+    if (what == CURL_POLL_REMOVE) {
+      if (watch != nullptr) {
+        curl_multi_assign(self->multi_, socket, nullptr);
+        uv_poll_stop(&watch->poll);
+        uv_close(reinterpret_cast<uv_handle_t*>(&watch->poll), [](uv_handle_t* handle) { delete static_cast<Watch*>(handle->data); });
+      }
+      return 0;
+    }
+    if (watch == nullptr) {
+      watch = new Watch{{}, socket, self};
+      if (uv_poll_init_socket(&self->loop_, &watch->poll, socket) != 0) {
+        delete watch;
+        return -1;
+      }
+      watch->poll.data = watch;
+      curl_multi_assign(self->multi_, socket, watch);
+    }
+    const int events = ((what & CURL_POLL_IN) != 0 ? UV_READABLE : 0) | ((what & CURL_POLL_OUT) != 0 ? UV_WRITABLE : 0);
+    uv_poll_start(&watch->poll, events, [](uv_poll_t* handle, int status, int ready) {
+      const auto* at = static_cast<Watch*>(handle->data);
+      int flags = status < 0 ? CURL_CSELECT_ERR : 0;
+      if ((ready & UV_READABLE) != 0) flags |= CURL_CSELECT_IN;
+      if ((ready & UV_WRITABLE) != 0) flags |= CURL_CSELECT_OUT;
+      Loop* loop = at->loop;
+      int running = 0;
+      curl_multi_socket_action(loop->multi_, at->socket, flags, &running);
+      loop->collect();
+    });
+    return 0;
+  }
+
+  static int on_timer_wanted(CURLM* /*multi*/, long timeout_ms, void* user) {
+    auto* self = static_cast<Loop*>(user);
+    if (timeout_ms < 0 || uv_is_closing(reinterpret_cast<uv_handle_t*>(&self->timer_)) != 0) {
+      uv_timer_stop(&self->timer_);
+      return 0;
+    }
+    uv_timer_start(
+        &self->timer_,
+        [](uv_timer_t* handle) {
+          auto* loop = static_cast<Loop*>(handle->data);
+          int running = 0;
+          curl_multi_socket_action(loop->multi_, CURL_SOCKET_TIMEOUT, 0, &running);
+          loop->collect();
+        },
+        static_cast<std::uint64_t>(timeout_ms), 0);
+    return 0;
+  }
+
+  uv_loop_t loop_{};
+  uv_timer_t timer_{};
+  uv_async_t wake_{};
+  CURLM* multi_ = nullptr;
+  std::map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
+  std::vector<CURL*> idle_;
+  std::mutex mutex_;
+  std::vector<Command> commands_;  // guarded by mutex_
+  std::atomic<std::uint64_t> last_id_{0};
+  std::atomic<bool> stopping_{false};
+  std::thread thread_;
+};
+
+HttpClient::HttpClient(Settings settings) : loop_(std::make_unique<Loop>(settings)) {}
+HttpClient::~HttpClient() = default;
+std::uint64_t HttpClient::start(HttpRequest request, Done done) { return loop_->start(std::move(request), std::move(done)); }
+void HttpClient::cancel(std::uint64_t id) { loop_->cancel(id); }
+
+}  // namespace takt

@@ -1,0 +1,68 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/time.h"
+
+namespace takt {
+
+struct HttpRequest {
+  std::string method;
+  std::string url;
+  std::vector<std::pair<std::string, std::string>> headers;
+  std::string body;  ///< not sent with GET and HEAD
+  Duration timeout = std::chrono::seconds(30);
+  Duration connect_timeout = std::chrono::seconds(5);
+  std::size_t max_response = 64 * 1024;  ///< a longer body ends the request with HttpFault::too_large
+  std::string ca_file;
+};
+
+/// Why there is no usable response.
+enum class HttpFault { none, cancelled, timeout, resolve, connect, tls, too_large, protocol };
+std::string_view to_string(HttpFault fault);
+
+struct HttpResponse {
+  HttpFault fault = HttpFault::none;
+  std::string error;  ///< the fault in words
+  int status = 0;
+  std::string body;  ///< at most max_response bytes
+  std::string content_type;
+  std::string retry_after;
+  bool non_retryable = false;  ///< Upstash-NonRetryable-Error: true
+  double seconds = 0;
+};
+
+/// Outbound HTTP: libcurl's multi interface on a libuv loop that one thread of this object drives.
+/// Keep-alive, HTTP/2 where a TLS server offers it, certificates and names verified, redirects not followed, no proxy.
+/// Memory: at most the requests started and not yet done, each with its body and max_response bytes; header lines of a
+/// response are read up to 64 KiB in all.
+/// start() and cancel() may be called from any thread; `done` runs on the loop's thread and must not block.
+/// The destructor cancels what is in flight.
+class HttpClient {
+ public:
+  struct Settings {
+    int host_connections = 50;   ///< to one host at most; further requests wait, within their timeout
+    int idle_connections = 200;  ///< kept open for reuse
+  };
+  using Done = std::function<void(HttpResponse&&)>;
+
+  explicit HttpClient(Settings settings);
+  ~HttpClient();
+  HttpClient(const HttpClient&) = delete;
+  HttpClient& operator=(const HttpClient&) = delete;
+
+  std::uint64_t start(HttpRequest request, Done done);
+  /// Ends the request with HttpFault::cancelled unless it is done already.
+  void cancel(std::uint64_t id);
+
+ private:
+  class Loop;
+  std::unique_ptr<Loop> loop_;
+};
+
+}  // namespace takt

@@ -1,0 +1,110 @@
+#include "core/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+namespace takt {
+
+namespace {
+
+using prometheus::Counter;
+using prometheus::Family;
+using prometheus::Gauge;
+using prometheus::Histogram;
+using Labels = std::map<std::string, std::string>;
+
+const Histogram::BucketBoundaries kLatency{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
+
+}  // namespace
+
+struct Metrics::Families {
+  prometheus::Registry registry;
+  Family<Counter>& counter(const char* name, const char* help) {
+    return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+  }
+  Family<Gauge>& gauge(const char* name, const char* help) { return prometheus::BuildGauge().Name(name).Help(help).Register(registry); }
+  Family<Histogram>& histogram(const char* name, const char* help) {
+    return prometheus::BuildHistogram().Name(name).Help(help).Register(registry);
+  }
+
+  Family<Counter>& published = counter("takt_ticks_published_total", "Ticks the broker confirmed, by source.");
+  Family<Counter>& publish_failed = counter("takt_publish_failed_total", "Publishes without a confirm, by outcome.");
+  Family<Histogram>& lateness = histogram("takt_tick_lateness_seconds", "From a slot's due time to the broker's confirm of its tick.");
+  Family<Counter>& missed = counter("takt_slots_missed_total", "Slots that fell into an outage, by job and misfire policy.");
+  Family<Gauge>& leader = gauge("takt_dispatcher_leading", "1 while this dispatcher leads.");
+  Family<Gauge>& outbox_ticks = gauge("takt_outbox_ticks", "Ticks stored and not yet confirmed (counted up to 10,000).");
+  Family<Gauge>& outbox_dead = gauge("takt_outbox_dead_letters", "Dead letters not yet confirmed (counted up to 10,000).");
+  Family<Gauge>& due = gauge("takt_job_due_items", "Items due now, by job (counted up to 10,000).");
+  Family<Gauge>& oldest = gauge("takt_job_oldest_due_seconds", "How long the oldest due item has been due, by job.");
+  Family<Gauge>& blocked_items = gauge("takt_job_blocked_items", "Items that need an operator, by job (counted up to 10,000).");
+  Family<Counter>& rescued = counter("takt_leases_rescued_items_total", "Items of lost workers, by what became of them.");
+  Family<Gauge>& queue = gauge("takt_queue_messages", "Messages ready in a queue.");
+  Family<Counter>& received = counter("takt_ticks_received_total", "Messages taken from tick queues.");
+  Family<Counter>& duplicate = counter("takt_ticks_duplicate_total", "Genuine ticks whose id was seen before.");
+  Family<Counter>& rejected = counter("takt_ticks_rejected_total", "Messages sent to quarantine, by reason.");
+  Family<Counter>& items = counter("takt_items_total", "Items handled, by job and class.");
+  Family<Histogram>& batch = histogram("takt_batch_duration_seconds", "From a run's claim to its settling, by job.");
+  Family<Histogram>& handler = histogram("takt_handler_latency_seconds", "One item's handling, by job.");
+  Family<Histogram>& wait = histogram("takt_tick_wait_seconds", "From a tick's due time to its run's claim.");
+  Family<Gauge>& active = gauge("takt_runs_active", "Runs under way in this worker.");
+  Family<Counter>& dead = counter("takt_dead_letters_total", "Items and ticks given up, by reason.");
+  Family<Counter>& archived = counter("takt_dead_letters_archived_total", "Messages taken into the archive, by kind.");
+  Family<Gauge>& dead_open = gauge("takt_dead_letters_open", "Dead letters neither replayed nor discarded (counted up to 10,000).");
+  Family<Gauge>& broker_up = gauge("takt_broker_connected", "1 while the connection is up.");
+  Family<Gauge>& broker_blocked = gauge("takt_broker_blocked", "1 while the broker blocks publishing.");
+  Family<Gauge>& database_up = gauge("takt_database_up", "1 if the last use of PostgreSQL succeeded.");
+};
+
+Metrics::Metrics() : families_(std::make_unique<Families>()) {}
+Metrics::~Metrics() = default;
+
+void Metrics::tick_published(std::string_view source) { families_->published.Add({{"source", std::string(source)}}).Increment(); }
+void Metrics::publish_failed(std::string_view outcome) { families_->publish_failed.Add({{"outcome", std::string(outcome)}}).Increment(); }
+void Metrics::tick_lateness(double seconds) { families_->lateness.Add({}, kLatency).Observe(seconds); }
+void Metrics::slots_missed(std::string_view job, std::string_view policy, double count) {
+  families_->missed.Add({{"job", std::string(job)}, {"policy", std::string(policy)}}).Increment(count);
+}
+void Metrics::leading(bool is_leader) { families_->leader.Add({}).Set(is_leader ? 1 : 0); }
+void Metrics::outbox(double ticks, double dead_letters) {
+  families_->outbox_ticks.Add({}).Set(ticks);
+  families_->outbox_dead.Add({}).Set(dead_letters);
+}
+void Metrics::job_backlog(std::string_view job, double due, double oldest_age_s) {
+  families_->due.Add({{"job", std::string(job)}}).Set(due);
+  families_->oldest.Add({{"job", std::string(job)}}).Set(oldest_age_s);
+}
+void Metrics::job_blocked(std::string_view job, double count) { families_->blocked_items.Add({{"job", std::string(job)}}).Set(count); }
+void Metrics::leases_rescued(double returned, double dead) {
+  families_->rescued.Add({{"outcome", "returned"}}).Increment(returned);
+  families_->rescued.Add({{"outcome", "dead"}}).Increment(dead);
+}
+void Metrics::queue_messages(std::string_view queue, double count) { families_->queue.Add({{"queue", std::string(queue)}}).Set(count); }
+void Metrics::tick_received() { families_->received.Add({}).Increment(); }
+void Metrics::tick_duplicate() { families_->duplicate.Add({}).Increment(); }
+void Metrics::tick_rejected(std::string_view reason) { families_->rejected.Add({{"reason", std::string(reason)}}).Increment(); }
+void Metrics::items(std::string_view job, std::string_view item_class, double count) {
+  families_->items.Add({{"job", std::string(job)}, {"class", std::string(item_class)}}).Increment(count);
+}
+void Metrics::batch_duration(std::string_view job, double seconds) {
+  families_->batch.Add({{"job", std::string(job)}}, kLatency).Observe(seconds);
+}
+void Metrics::handler_latency(std::string_view job, double seconds) {
+  families_->handler.Add({{"job", std::string(job)}}, kLatency).Observe(seconds);
+}
+void Metrics::tick_wait(double seconds) { families_->wait.Add({}, kLatency).Observe(seconds); }
+void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
+void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }
+void Metrics::dead_letters_archived(std::string_view kind) { families_->archived.Add({{"kind", std::string(kind)}}).Increment(); }
+void Metrics::dead_letters_open(double count) { families_->dead_open.Add({}).Set(count); }
+void Metrics::broker(std::string_view connection, bool connected, bool blocked) {
+  families_->broker_up.Add({{"connection", std::string(connection)}}).Set(connected ? 1 : 0);
+  families_->broker_blocked.Add({{"connection", std::string(connection)}}).Set(blocked ? 1 : 0);
+}
+void Metrics::database(bool up) { families_->database_up.Add({}).Set(up ? 1 : 0); }
+
+std::string Metrics::text() const { return prometheus::TextSerializer().Serialize(families_->registry.Collect()); }
+
+}  // namespace takt

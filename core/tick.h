@@ -1,0 +1,63 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "core/signing.h"
+#include "core/time.h"
+#include "takt/v1/takt.pb.h"
+
+namespace takt {
+
+constexpr std::size_t kMaxTickBytes = 1024 * 1024;
+constexpr int kMaxTickItems = 1000;
+constexpr std::size_t kMaxTickIdBytes = 256;
+constexpr std::size_t kMaxKeyCharacters = 512;
+constexpr std::size_t kMaxPayloadBytes = 512 * 1024;
+constexpr std::string_view kProtobufType = "application/x-protobuf";
+constexpr std::string_view kJsonType = "application/json";
+
+/// What of an AMQP message verification looks at. Views into the delivery; valid as long as it is.
+struct TickMessage {
+  std::string_view body;
+  std::size_t body_size;  // as announced; larger than body.size() if the body was cut while reading
+  std::string_view content_type;
+  std::optional<std::string_view> id;
+  std::optional<std::string_view> timestamp;
+  std::optional<std::string_view> signature;
+};
+
+/// Why a message was refused; each is one metric label and one word in the quarantine's headers.
+enum class RejectReason {
+  oversized,
+  missing_header,
+  malformed_timestamp,
+  future_dated,
+  stale,
+  bad_signature,
+  bad_content_type,
+  malformed_body,
+  id_mismatch,
+  field_limit,
+};
+constexpr int kRejectReasons = 10;
+std::string_view to_string(RejectReason reason);
+
+/// Judges a message: size, headers, timestamp, HMAC, decoding, id, field limits, in that order, so that nothing is
+/// parsed before it is known to be genuine. Pure. (That the job is known is the caller's to check.)
+std::variant<v1::JobTick, RejectReason> verify_tick(const TickMessage& message, const KeyRing& keys, Timestamp now, Duration max_tick_age);
+
+/// JSON of a google.protobuf.Value ("{}" if unset) and back; nullopt for text that is not JSON.
+std::string to_json(const google::protobuf::Value& value);
+bool from_json(std::string_view text, google::protobuf::Value& value);
+std::string message_to_json(const google::protobuf::Message& message);
+bool message_from_json(std::string_view text, google::protobuf::Message& message);
+
+void set_timestamp(google::protobuf::Timestamp& field, Timestamp time);
+Timestamp get_timestamp(const google::protobuf::Timestamp& field);
+
+/// "[a-z0-9][a-z0-9._-]{0,99}": names of jobs, schedules and queues.
+bool is_name(std::string_view text);
+
+}  // namespace takt

@@ -1,0 +1,32 @@
+#pragma once
+#include <string>
+
+#include "core/amqp/publisher.h"
+#include "core/signing.h"
+#include "core/time.h"
+
+namespace takt {
+
+/// A row of takt.ticks as far as its message needs it.
+struct TickRow {
+  std::string id;
+  std::string job;
+  std::string queue;
+  std::string source;
+  Timestamp due_at;
+  std::string items;  ///< JSON array of takt.v1.NewItem, or empty
+};
+
+/// A message with the three Standard Webhooks headers over its body.
+amqp::Message signed_message(const std::string& exchange, const std::string& routing_key, const std::string& id,
+                             std::string_view content_type, std::string body, const KeyRing& keys, Timestamp now);
+
+/// The signed message of a tick, for the exchange takt.ticks.
+amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
+
+/// The signed message of a dead letter, for the exchange takt.dlx. `body` is a takt.v1.DeadLetter in `content_type`.
+/// Signed, since the archive's entries can be replayed: what is not Takt's own must not become work.
+amqp::Message dead_letter_message(const std::string& id, std::string_view content_type, std::string body, const KeyRing& keys,
+                                  Timestamp now);
+
+}  // namespace takt

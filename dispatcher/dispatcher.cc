@@ -1,0 +1,185 @@
+#include "dispatcher/dispatcher.h"
+
+#include "core/log.h"
+#include "core/random.h"
+#include "dispatcher/due_scan.h"
+#include "dispatcher/gauges.h"
+#include "dispatcher/lease_rescue.h"
+#include "dispatcher/schedule_scan.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Duration kAfterFailure = std::chrono::milliseconds(500);
+constexpr Duration kSweepInterval = std::chrono::milliseconds(500);
+constexpr Duration kDutiesInterval = std::chrono::seconds(1);
+constexpr Duration kRetentionInterval = std::chrono::minutes(1);
+constexpr Duration kGaugesInterval = std::chrono::seconds(10);
+constexpr Duration kStandby = std::chrono::milliseconds(500);
+constexpr int kRescueBatch = 100;
+constexpr int kPruneBatch = 5000;
+
+}  // namespace
+
+class Dispatcher::ScanState {
+ public:
+  ScanState(Database& database, Metrics& metrics) : schedules(database, metrics) {}
+  ScheduleScan schedules;
+};
+
+Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics,
+                       Settings settings)
+    : database_(database),
+      publisher_(publisher),
+      metrics_(metrics),
+      clock_(clock),
+      settings_(settings),
+      leadership_(database, settings.leader_lease, clock),
+      outbox_(database, publisher, keys, clock, metrics),
+      scan_(std::make_unique<ScanState>(database, metrics)) {}
+
+Dispatcher::~Dispatcher() { stop(); }
+
+void Dispatcher::start() {
+  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)()) {
+    threads_.emplace_back([this, what, round] { repeat(what, [this, round] { return (this->*round)(); }); });
+  };
+  spawn("lease", &Dispatcher::lease_round);
+  spawn("scan", &Dispatcher::scan_round);
+  spawn("outbox", &Dispatcher::outbox_round);
+  spawn("duties", &Dispatcher::duties_round);
+  if (!database_.transaction_pooler()) spawn("listen", &Dispatcher::listen_round);
+}
+
+void Dispatcher::stop() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  for (auto& thread : threads_) thread.join();
+  threads_.clear();
+  try {
+    leadership_.release();
+  } catch (const std::exception& error) {
+    log_debug("lease not released", {{"error", error.what()}});  // it runs out by itself
+  }
+}
+
+void Dispatcher::repeat(const char* what, const std::function<Duration()>& round) {
+  bool failing = false;
+  while (true) {
+    Duration wait{};
+    try {
+      wait = round();
+      if (failing) log_info("dispatcher recovered", {{"part", what}});
+      failing = false;
+    } catch (const std::exception& error) {
+      if (!failing) log_error("dispatcher failing", {{"part", what}, {"error", error.what()}});
+      failing = true;
+      wait = kAfterFailure;
+    }
+    metrics_.database(database_.healthy());
+    const auto broker = publisher_.state();
+    metrics_.broker("publisher", broker.connected, broker.blocked);
+    std::unique_lock lock(mutex_);
+    const bool scanning = what[0] == 's';
+    changed_.wait_for(lock, wait, [&] { return stopping_ || (scanning && scan_wanted_); });
+    if (scanning) scan_wanted_ = false;
+    if (stopping_) return;
+  }
+}
+
+void Dispatcher::wake_scan() {
+  {
+    const std::scoped_lock lock(mutex_);
+    scan_wanted_ = true;
+  }
+  changed_.notify_all();
+}
+
+Duration Dispatcher::lease_round() {
+  const bool leads = leadership_.try_lead();
+  metrics_.leading(leads);
+  if (leads != was_leading_) {
+    log_info(leads ? "leading" : "standing by", {{"term", leadership_.term().number}});
+    was_leading_ = leads;
+    if (leads) wake_scan();
+  }
+  return leads ? settings_.leader_lease / 3 : std::min(kStandby, settings_.leader_lease / 3);
+}
+
+Duration Dispatcher::scan_round() {
+  if (!leadership_.leading()) return kStandby;
+  const Term term = leadership_.term();
+  auto slots = scan_->schedules.run_once(term, settings_.scan_interval);
+  if (!slots.ticks.empty()) outbox_.offer(std::move(slots.ticks));
+  const auto due = scan_due_items(database_, term, settings_.parallel_ticks);
+  for (const auto& tick : due.ticks) {
+    log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
+    outbox_.publish_unwatched(tick);
+  }
+  if (slots.more) return Duration(0);
+  Duration wait = settings_.scan_interval;
+  if (slots.next_in) wait = std::min(wait, *slots.next_in);
+  if (due.next_in) wait = std::min(wait, *due.next_in);
+  return std::max(wait, Duration(1));
+}
+
+Duration Dispatcher::outbox_round() {
+  if (!leadership_.leading()) return kStandby;
+  const Term term = leadership_.term();
+  outbox_.publish_offered(term, std::chrono::milliseconds(100));
+  if (clock_.steady() < next_sweep_) return Duration(0);
+  const auto swept = outbox_.sweep(term);
+  next_sweep_ = clock_.steady() + (swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000 ? Duration(0) : kSweepInterval);
+  return Duration(0);
+}
+
+Duration Dispatcher::duties_round() {
+  if (!leadership_.leading()) return kStandby;
+  const Term term = leadership_.term();
+  const auto rescued = rescue_expired_leases(database_, term, kRescueBatch);
+  if (rescued.runs > 0) {
+    log_warn("leases rescued", {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"items_dead", rescued.dead}});
+    metrics_.leases_rescued(rescued.returned, rescued.dead);
+    wake_scan();
+  }
+  republish_forgotten_ticks(database_, term, settings_.republish_after);
+  const auto now = clock_.steady();
+  if (now >= next_gauges_) {
+    refresh_gauges(database_, metrics_);
+    next_gauges_ = now + kGaugesInterval;
+  }
+  if (now >= next_retention_) {
+    const auto pruned = prune_once(database_, settings_.retention, kPruneBatch);
+    next_retention_ =
+        pruned.ticks >= kPruneBatch || pruned.dead_letters >= kPruneBatch || pruned.keys >= kPruneBatch ? now : now + kRetentionInterval;
+  }
+  return rescued.runs >= kRescueBatch ? Duration(0) : kDutiesInterval;
+}
+
+Duration Dispatcher::listen_round() {
+  if (!leadership_.leading()) {
+    listener_.reset();
+    return kStandby;
+  }
+  try {
+    if (!listener_) listener_ = database_.dedicated();
+    if (listener_->wait_notification(std::chrono::milliseconds(500))) wake_scan();
+  } catch (...) {
+    listener_.reset();
+    throw;
+  }
+  return Duration(0);
+}
+
+std::vector<HealthPart> Dispatcher::health() const {
+  const auto broker = publisher_.state();
+  return {{"database", database_.healthy(), ""},
+          {"broker", broker.connected && !broker.blocked, broker.fault},
+          {"role", true, leadership_.leading() ? "leading" : "standing by"}};
+}
+
+}  // namespace takt

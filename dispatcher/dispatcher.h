@@ -1,0 +1,73 @@
+#pragma once
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "core/amqp/publisher.h"
+#include "core/db/database.h"
+#include "core/http/status_server.h"
+#include "core/metrics.h"
+#include "core/signing.h"
+#include "dispatcher/leadership.h"
+#include "dispatcher/outbox.h"
+#include "dispatcher/retention.h"
+
+namespace takt {
+
+/// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
+/// Owns four threads: lease, scan (schedules and due items), outbox, duties (rescue, retention, gauges); a fifth waits
+/// for NOTIFY where PostgreSQL is reached directly. A failure of PostgreSQL or RabbitMQ ends no thread: it is logged
+/// once and tried again after a pause.
+class Dispatcher {
+ public:
+  struct Settings {
+    Duration scan_interval{};
+    Duration leader_lease{};
+    Duration republish_after{};
+    int parallel_ticks = 4;
+    RetentionSettings retention;
+  };
+
+  Dispatcher(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics, Settings settings);
+  ~Dispatcher();
+  Dispatcher(const Dispatcher&) = delete;
+  Dispatcher& operator=(const Dispatcher&) = delete;
+
+  void start();
+  /// Gives up the lease and joins the threads.
+  void stop();
+  [[nodiscard]] bool leading() const { return leadership_.leading(); }
+  [[nodiscard]] std::vector<HealthPart> health() const;
+
+ private:
+  void repeat(const char* what, const std::function<Duration()>& round);
+  Duration lease_round();
+  Duration scan_round();
+  Duration outbox_round();
+  Duration duties_round();
+  Duration listen_round();
+  void wake_scan();
+
+  Database& database_;
+  amqp::Publisher& publisher_;
+  Metrics& metrics_;
+  const Clock& clock_;
+  const Settings settings_;
+  Leadership leadership_;
+  Outbox outbox_;
+  class ScanState;
+  std::unique_ptr<ScanState> scan_;               // scan thread only
+  std::unique_ptr<DatabaseConnection> listener_;  // listen thread only
+  SteadyTime next_sweep_{};                       // outbox thread only
+  SteadyTime next_retention_{}, next_gauges_{};   // duties thread only
+  bool was_leading_ = false;                      // lease thread only
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopping_ = false;     // guarded by mutex_
+  bool scan_wanted_ = false;  // guarded by mutex_
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace takt

@@ -1,0 +1,40 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#include "core/db/database.h"
+
+namespace takt {
+
+/// Proof of having been elected: every write of a leader names it, and PostgreSQL refuses it once the term is over.
+struct Term {
+  std::string holder;
+  std::int64_t number = 0;
+};
+
+/// The lease row that decides who leads. Identity is a random id per process, never a host name. One thread calls
+/// try_lead(); leading() may be asked from any.
+class Leadership {
+ public:
+  Leadership(Database& database, Duration lease, const Clock& clock);
+
+  /// Renews if leading, else takes the lease if it is free; each change of leader raises the term. True if leading.
+  /// Throws as Database does; leading() turns false by itself when the lease runs out on this process's own clock.
+  bool try_lead();
+  /// Gives the lease up at once, so that a standby need not wait. Does nothing if not leading.
+  void release();
+
+  [[nodiscard]] bool leading() const;
+  [[nodiscard]] Term term() const { return {holder_, term_.load()}; }
+
+ private:
+  Database& database_;
+  const Duration lease_;
+  const Clock& clock_;
+  const std::string holder_;
+  std::atomic<std::int64_t> term_{0};           // 0: not leading
+  std::atomic<SteadyTime::rep> safe_until_{0};  // steady time until which the lease surely holds
+};
+
+}  // namespace takt

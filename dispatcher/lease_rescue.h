@@ -1,0 +1,22 @@
+#pragma once
+#include "core/db/database.h"
+#include "dispatcher/leadership.h"
+
+namespace takt {
+
+struct Rescued {
+  int runs = 0;
+  int returned = 0;
+  int dead = 0;
+};
+
+/// Ends runs whose worker vanished: their items become pending again, or dead if that was their last attempt (the lost
+/// attempt counts), the run is recorded as failed, and the tick is published again unless the due-scan covers it.
+/// One round, at most `batch` runs; cheap when there is nothing to do (one index probe).
+Rescued rescue_expired_leases(Database& database, const Term& term, int batch);
+
+/// Publishes again what the broker seems to have lost: ticks of schedules, operators and replays that were published
+/// before `after` and never begun; and forgets wake ticks of the same age. At most 1,000 a round; returns how many.
+int republish_forgotten_ticks(Database& database, const Term& term, Duration after);
+
+}  // namespace takt

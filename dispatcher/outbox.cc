@@ -1,0 +1,130 @@
+#include "dispatcher/outbox.h"
+
+#include "core/amqp/topology.h"
+#include "core/log.h"
+#include "core/tick.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::size_t kMaxFresh = 20'000;
+constexpr std::size_t kBatch = 500;
+constexpr Duration kPublishTimeout = std::chrono::seconds(10);
+
+// Served by ticks_unpublished.
+constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
+  SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint, t.items::text
+    FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - interval '2 s'
+   ORDER BY t.created_at
+   LIMIT 1000
+)sql"};
+
+constexpr Statement kPublished{"ticks_published", R"sql(
+  UPDATE takt.ticks SET published_at = now()
+   WHERE id = ANY ($3::text[]) AND published_at IS NULL
+     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
+)sql"};
+
+constexpr Statement kDeadLetters{"outbox_dead_letters", R"sql(
+  SELECT id, body::text FROM takt.dead_letter_outbox ORDER BY created_at LIMIT 1000
+)sql"};
+
+constexpr Statement kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
+  DELETE FROM takt.dead_letter_outbox
+   WHERE id = ANY ($3::text[])
+     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
+)sql"};
+
+}  // namespace
+
+Outbox::Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics)
+    : database_(database), publisher_(publisher), keys_(keys), clock_(clock), metrics_(metrics) {}
+
+void Outbox::offer(std::vector<TickRow> ticks) {
+  {
+    const std::scoped_lock lock(mutex_);
+    for (auto& tick : ticks) {
+      if (fresh_.size() >= kMaxFresh) break;
+      fresh_.push_back(std::move(tick));
+    }
+  }
+  offered_.notify_one();
+}
+
+void Outbox::publish_offered(const Term& term, Duration timeout) {
+  std::vector<TickRow> batch;
+  {
+    std::unique_lock lock(mutex_);
+    offered_.wait_for(lock, timeout, [&] { return !fresh_.empty(); });
+    while (!fresh_.empty() && batch.size() < kBatch) {
+      batch.push_back(std::move(fresh_.front()));
+      fresh_.pop_front();
+    }
+  }
+  if (!batch.empty()) publish_ticks(term, batch);
+}
+
+bool Outbox::publish_ticks(const Term& term, const std::vector<TickRow>& ticks) {
+  std::vector<amqp::Message> messages;
+  messages.reserve(ticks.size());
+  for (const auto& tick : ticks) messages.push_back(tick_message(tick, keys_, clock_.now()));
+  const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
+  std::vector<std::string> confirmed;
+  const Timestamp now = clock_.now();
+  for (std::size_t i = 0; i < ticks.size(); ++i) {
+    if (outcomes[i] == amqp::Outcome::confirmed) {
+      confirmed.push_back(ticks[i].id);
+      metrics_.tick_published(ticks[i].source);
+      if (ticks[i].source == "schedule") metrics_.tick_lateness(std::chrono::duration<double>(now - ticks[i].due_at).count());
+    } else {
+      metrics_.publish_failed(amqp::to_string(outcomes[i]));
+    }
+  }
+  if (!confirmed.empty()) database_.exec_retrying(kPublished, Params::of(term.holder, term.number, confirmed));
+  if (confirmed.size() < ticks.size()) {
+    log_warn("ticks unconfirmed", {{"count", ticks.size() - confirmed.size()}, {"then", "published again by the next sweep"}});
+  }
+  return confirmed.size() == ticks.size();
+}
+
+bool Outbox::publish_dead_letters(const Term& term, int& count) {
+  const auto rows = database_.exec(kDeadLetters);
+  count = static_cast<int>(rows.size());
+  if (rows.empty()) return true;
+  std::vector<amqp::Message> messages;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    messages.push_back(dead_letter_message(std::string(rows.text(i, 0)), kJsonType, std::string(rows.text(i, 1)), keys_, clock_.now()));
+  }
+  const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
+  std::vector<std::string> confirmed;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (outcomes[i] == amqp::Outcome::confirmed)
+      confirmed.emplace_back(rows.text(i, 0));
+    else
+      metrics_.publish_failed(amqp::to_string(outcomes[i]));
+  }
+  if (!confirmed.empty()) database_.exec_retrying(kDeadLettersGone, Params::of(term.holder, term.number, confirmed));
+  return confirmed.size() == rows.size();
+}
+
+Outbox::Swept Outbox::sweep(const Term& term) {
+  Swept swept;
+  const auto rows = database_.exec(kUnpublished);
+  std::vector<TickRow> ticks;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    ticks.push_back({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), std::string(rows.text(i, 3)),
+                     rows.time(i, 4), std::string(rows.text(i, 5))});
+  }
+  swept.ticks = static_cast<int>(ticks.size());
+  if (!ticks.empty()) swept.all_confirmed = publish_ticks(term, ticks);
+  swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
+  return swept;
+}
+
+void Outbox::publish_unwatched(const TickRow& tick) {
+  if (publisher_.publish_unwatched(tick_message(tick, keys_, clock_.now()))) metrics_.tick_published(tick.source);
+}
+
+}  // namespace takt

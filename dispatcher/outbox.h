@@ -1,0 +1,51 @@
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "core/amqp/publisher.h"
+#include "core/db/database.h"
+#include "core/metrics.h"
+#include "core/tick_message.h"
+#include "dispatcher/leadership.h"
+
+namespace takt {
+
+/// Publishes what PostgreSQL says must be published: tick rows without a confirm, and dead letters. A publish that is
+/// not confirmed is repeated by a later sweep, with the same id, so a repeat changes nothing.
+class Outbox {
+ public:
+  struct Swept {
+    int ticks = 0;
+    int dead_letters = 0;
+    bool all_confirmed = true;
+  };
+
+  Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics);
+
+  /// Fresh tick rows, so that they need not wait for a sweep. Any thread. Holds at most 20,000; further ones are left
+  /// to the sweep.
+  void offer(std::vector<TickRow> ticks);
+  /// Waits up to `timeout` for offers and publishes them.
+  void publish_offered(const Term& term, Duration timeout);
+  /// Tick rows older than 2 s without a confirm, and dead letters; at most 1,000 of each.
+  Swept sweep(const Term& term);
+  /// A wake tick: published without waiting, since the scan repeats.
+  void publish_unwatched(const TickRow& tick);
+
+ private:
+  bool publish_ticks(const Term& term, const std::vector<TickRow>& ticks);
+  bool publish_dead_letters(const Term& term, int& count);
+
+  Database& database_;
+  amqp::Publisher& publisher_;
+  const KeyRing& keys_;
+  const Clock& clock_;
+  Metrics& metrics_;
+  std::mutex mutex_;
+  std::condition_variable offered_;
+  std::deque<TickRow> fresh_;  // guarded by mutex_
+};
+
+}  // namespace takt

@@ -1,0 +1,160 @@
+#include "dispatcher/schedule_scan.h"
+
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "core/log.h"
+#include "dispatcher/slot_plan.h"
+
+namespace takt {
+
+namespace {
+
+constexpr int kMaxSchedules = 1000;
+constexpr int kMaxTicksARound = 5000;
+constexpr std::size_t kMaxCached = 10'000;
+
+// Served by schedules_fire; reads only what is due or nearly so.
+constexpr Statement kDue{"schedules_due", R"sql(
+  SELECT s.id, s.job_id, j.name, j.queue, s.name, s.cron, s.time_zone, s.misfire,
+         (extract(epoch FROM s.misfire_after) * 1000)::bigint, s.misfire_limit,
+         (extract(epoch FROM s.misfire_max_age) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
+         s.payload::text, (extract(epoch FROM s.next_due) * 1000000)::bigint,
+         (extract(epoch FROM s.next_fire) * 1000000)::bigint, (extract(epoch FROM now()) * 1000000)::bigint
+    FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+   WHERE s.next_fire <= now() + $1 * interval '1 ms' AND NOT s.paused AND NOT s.job_paused
+   ORDER BY s.next_fire
+   LIMIT $2
+)sql"};
+
+// FOR SHARE on the leader's row keeps a successor from being elected between the check and the writes.
+constexpr Statement kRecord{"schedules_record", R"sql(
+  WITH in_term AS (
+    SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
+  advanced AS (
+    UPDATE takt.schedules s
+       SET next_due = p.next_due, next_fire = p.next_fire, last_due = coalesce(p.last_due, s.last_due)
+      FROM unnest($3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
+             AS p(id, old_due, next_due, next_fire, last_due), in_term
+     WHERE s.id = p.id AND s.next_due = p.old_due
+    RETURNING s.id)
+  INSERT INTO takt.ticks (id, job_id, source, due_at, items)
+  SELECT t.id, t.job_id, 'schedule', t.due_at, t.items::jsonb
+    FROM unnest($8::integer[], $9::text[], $10::integer[], $11::timestamptz[], $12::text[])
+           AS t(schedule_id, id, job_id, due_at, items)
+   WHERE t.schedule_id IN (SELECT id FROM advanced)
+  ON CONFLICT (id) DO NOTHING
+  RETURNING id
+)sql"};
+
+std::optional<std::string> time_text(const std::optional<Timestamp>& time) {
+  if (!time) return std::nullopt;
+  return format_rfc3339(*time);
+}
+
+/// The one inline item of a schedule's tick, keyed by the tick.
+std::string inline_item(const std::string& payload, const std::string& key) {
+  if (payload.empty()) return "";
+  return "[{\"payload\":" + payload + ",\"key\":" + nlohmann::json(key).dump() + "}]";
+}
+
+}  // namespace
+
+struct ScheduleScan::DueSchedule {
+  std::int64_t id, job_id;
+  std::string job, queue, name, cron, zone, payload;
+  SlotPolicy policy;
+  Timestamp next_due, now;
+};
+
+const Cron* ScheduleScan::parsed(const std::string& cron, const std::string& zone) {
+  const std::string key = zone + "\n" + cron;
+  if (const auto found = cache_.find(key); found != cache_.end()) return &found->second;
+  auto result = Cron::parse(cron, zone);
+  if (std::holds_alternative<CronError>(result)) return nullptr;
+  if (cache_.size() >= kMaxCached) cache_.clear();
+  return &cache_.emplace(key, std::get<Cron>(std::move(result))).first->second;
+}
+
+std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead, Result& result) {
+  const auto rows = database_.exec(kDue, Params::of(lookahead, kMaxSchedules));
+  std::vector<DueSchedule> due;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const Timestamp fire = rows.time(i, 14);
+    const Timestamp now = rows.time(i, 15);
+    if (fire > now) {
+      result.next_in = std::chrono::ceil<Duration>(fire - now);
+      break;
+    }
+    DueSchedule schedule{rows.integer(i, 0),
+                         rows.integer(i, 1),
+                         std::string(rows.text(i, 2)),
+                         std::string(rows.text(i, 3)),
+                         std::string(rows.text(i, 4)),
+                         std::string(rows.text(i, 5)),
+                         std::string(rows.text(i, 6)),
+                         std::string(rows.text(i, 12)),
+                         {},
+                         rows.time(i, 13),
+                         now};
+    schedule.policy = {parse_misfire(rows.text(i, 7)).value_or(MisfirePolicy::once), Duration(rows.integer(i, 8)),
+                       static_cast<int>(rows.integer(i, 9)), Duration(rows.integer(i, 10)), Duration(rows.integer(i, 11))};
+    due.push_back(std::move(schedule));
+  }
+  result.more = due.size() == kMaxSchedules;
+  return due;
+}
+
+ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead) {
+  Result result;
+  const auto due = read_due(lookahead, result);
+  if (due.empty()) return result;
+
+  std::vector<std::int64_t> ids, tick_schedules, tick_jobs;
+  std::vector<std::string> old_dues, tick_dues;
+  std::vector<std::optional<std::string>> next_dues, next_fires, last_dues, items;
+  std::vector<std::string> tick_ids;
+  std::unordered_map<std::string, TickRow> rows_by_id;
+  for (const auto& schedule : due) {
+    const Cron* cron = parsed(schedule.cron, schedule.zone);
+    if (cron == nullptr) {
+      log_error("schedule skipped",
+                {{"job", schedule.job}, {"schedule", schedule.name}, {"error", "its expression or zone is no longer understood"}});
+      continue;
+    }
+    const auto plan = plan_slots(*cron, schedule.policy, schedule.job + "/" + schedule.name, schedule.next_due, schedule.now);
+    ids.push_back(schedule.id);
+    old_dues.push_back(format_rfc3339(schedule.next_due));
+    next_dues.push_back(time_text(plan.next_due));
+    next_fires.push_back(time_text(plan.next_fire));
+    last_dues.push_back(time_text(plan.last));
+    if (plan.missed > 0) {
+      metrics_.slots_missed(schedule.job, to_string(schedule.policy.misfire), plan.missed);
+      log_warn(
+          "slots missed",
+          {{"job", schedule.job}, {"schedule", schedule.name}, {"count", plan.missed}, {"policy", to_string(schedule.policy.misfire)}});
+    }
+    for (const auto slot : plan.ticks) {
+      TickRow row{slot_tick_id(schedule.job, schedule.name, slot), schedule.job, schedule.queue, "schedule", slot, {}};
+      row.items = inline_item(schedule.payload, row.id);
+      tick_schedules.push_back(schedule.id);
+      tick_ids.push_back(row.id);
+      tick_jobs.push_back(schedule.job_id);
+      tick_dues.push_back(format_rfc3339(slot));
+      items.push_back(row.items.empty() ? std::nullopt : std::optional(row.items));
+      rows_by_id.emplace(row.id, std::move(row));
+    }
+    if (tick_ids.size() >= kMaxTicksARound) {
+      result.more = true;
+      break;
+    }
+  }
+  const auto stored = database_.exec_retrying(kRecord, Params::of(term.holder, term.number, ids, old_dues, next_dues, next_fires, last_dues,
+                                                                  tick_schedules, tick_ids, tick_jobs, tick_dues, items));
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    result.ticks.push_back(std::move(rows_by_id.at(std::string(stored.text(i, 0)))));
+  }
+  return result;
+}
+
+}  // namespace takt

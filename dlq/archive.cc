@@ -1,0 +1,91 @@
+#include "dlq/archive.h"
+
+#include "core/amqp/topology.h"
+#include "core/log.h"
+#include "dlq/store.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::uint16_t kPrefetch = 100;
+constexpr Duration kDatabasePause = std::chrono::milliseconds(500);
+
+}  // namespace
+
+Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics,
+                 std::vector<std::string> tick_queues)
+    : database_(database), keys_(keys), clock_(clock), metrics_(metrics) {
+  amqp::Consumer::Settings settings{{amqp::kDeadQueue}, kPrefetch, std::move(tick_queues)};
+  consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(settings), [this](amqp::Delivery&& delivery) {
+    {
+      const std::scoped_lock lock(mutex_);
+      deliveries_.push_back(std::move(delivery));
+    }
+    arrived_.notify_one();
+  });
+}
+
+Archive::~Archive() { stop(); }
+
+void Archive::start() {
+  thread_ = std::thread([this] { store_loop(); });
+  consumer_->start();
+}
+
+void Archive::stop() {
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  arrived_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  consumer_->stop();
+}
+
+void Archive::store(const std::deque<amqp::Delivery>& batch) {
+  std::vector<Letter> letters;
+  for (const auto& delivery : batch) letters.push_back(read_letter(delivery, keys_, clock_.now()));
+  const int stored = store_letters(database_, letters);
+  for (const auto& letter : letters) {
+    metrics_.dead_letters_archived(letter.kind);
+    log_info("dead letter archived", {{"id", letter.id}, {"kind", letter.kind}, {"job", letter.job}, {"reason", letter.reason}});
+  }
+  log_debug("dead letters stored", {{"received", letters.size()}, {"new", stored}});
+}
+
+void Archive::store_loop() {
+  bool failing = false;
+  while (true) {
+    std::deque<amqp::Delivery> batch;
+    {
+      std::unique_lock lock(mutex_);
+      arrived_.wait(lock, [&] { return stopping_ || !deliveries_.empty(); });
+      if (stopping_) return;  // what is held goes back to the queue with the connection
+      batch.swap(deliveries_);
+    }
+    while (true) {
+      try {
+        store(batch);
+        if (failing) log_info("archive recovered", {});
+        failing = false;
+        break;
+      } catch (const std::exception& error) {
+        if (!failing) log_error("archive failing", {{"error", error.what()}});
+        failing = true;
+        metrics_.database(database_.healthy());
+        std::unique_lock lock(mutex_);
+        if (arrived_.wait_for(lock, kDatabasePause, [&] { return stopping_; })) return;
+      }
+    }
+    metrics_.database(true);
+    for (const auto& delivery : batch) consumer_->ack(delivery);
+  }
+}
+
+std::vector<HealthPart> Archive::health() const {
+  const auto state = consumer_->state();
+  return {{"database", database_.healthy(), ""}, {"consumer", state.connected, state.fault}};
+}
+
+}  // namespace takt

@@ -1,0 +1,47 @@
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "core/amqp/consumer.h"
+#include "core/db/database.h"
+#include "core/http/status_server.h"
+#include "core/metrics.h"
+#include "core/signing.h"
+
+namespace takt {
+
+/// The service: takes what arrives in takt.dead, stores it once by id, then acknowledges. Threads: the consumer's, and
+/// one that stores batches of at most 100. Holds at most 100 deliveries of at most 1 MiB (the prefetch).
+/// While PostgreSQL is away it waits with what it holds; several archives may run.
+class Archive {
+ public:
+  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics,
+          std::vector<std::string> tick_queues);
+  ~Archive();
+  Archive(const Archive&) = delete;
+  Archive& operator=(const Archive&) = delete;
+
+  void start();
+  void stop();
+  [[nodiscard]] std::vector<HealthPart> health() const;
+
+ private:
+  void store_loop();
+  void store(const std::deque<amqp::Delivery>& batch);
+
+  Database& database_;
+  const KeyRing& keys_;
+  const Clock& clock_;
+  Metrics& metrics_;
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_
+  bool stopping_ = false;                  // guarded by mutex_
+  std::thread thread_;
+  std::unique_ptr<amqp::Consumer> consumer_;
+};
+
+}  // namespace takt

@@ -1,0 +1,142 @@
+#include "dlq/operations.h"
+
+namespace takt {
+
+namespace {
+
+#define TAKT_LETTER_FILTER                                                                                                               \
+  " ($1::text[] = '{}' OR d.id = ANY ($1::text[])) AND ($2::text IS NULL OR d.job = $2)"                                                 \
+  " AND ($3::text IS NULL OR d.reason = $3) AND ($4::text IS NULL OR d.kind = $4)"                                                       \
+  " AND ($5::text IS NULL OR d.state = $5) AND ($6::timestamptz IS NULL OR d.died_at >= $6)"                                             \
+  " AND ($7::timestamptz IS NULL OR d.died_at < $7)"                                                                                     \
+  " AND ($8::text IS NULL OR strpos(lower(coalesce(d.payload::text, '') || ' ' || d.error || ' ' || coalesce(d.key, '')), lower($8)) > " \
+  "0) "
+
+// Served by dead_letters_died unless ids are given.
+constexpr Statement kList{
+    "letters_list",
+    "SELECT d.id, d.kind, d.job, d.reason, d.error, d.item_id, d.attempts, (extract(epoch FROM d.died_at) * 1000000)::bigint,"
+    " d.state, (extract(epoch FROM d.changed_at) * 1000000)::bigint, d.changed_by, d.key"
+    " FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER "ORDER BY d.died_at DESC, d.id LIMIT $9"};
+constexpr Statement kOpen{"letters_open", "SELECT d.id FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER
+                                          "ORDER BY d.died_at, d.id LIMIT $9"};
+constexpr Statement kCountOpen{"letters_count_open",
+                               "SELECT count(*) FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER};
+
+constexpr Statement kShow{"letters_show", R"sql(
+  SELECT jsonb_pretty(jsonb_strip_nulls(to_jsonb(d) - 'body' || jsonb_build_object(
+           'body', CASE WHEN d.body IS NOT NULL THEN left(encode(d.body, 'base64'), 20000) END,
+           'body_bytes', octet_length(d.body))))
+    FROM takt.dead_letters d WHERE d.id = $1
+)sql"};
+
+// Letters are locked first, so that of two operators one finds them taken. A key that another live item holds, or that a
+// finished one holds within its dedupe window, keeps its letter in the archive.
+constexpr Statement kReplayItems{"letters_replay_items", R"sql(
+  WITH chosen AS (
+    SELECT d.id, d.item_id, d.key, d.priority, d.payload, split_part(d.id, '-', 3)::smallint AS replay, j.id AS job_id
+      FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
+     WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'item' AND d.payload IS NOT NULL
+     ORDER BY d.id
+       FOR UPDATE OF d SKIP LOCKED),
+  held AS (
+    INSERT INTO takt.item_keys AS k (job_id, key, item_id)
+    SELECT DISTINCT ON (job_id, key) job_id, key, item_id FROM chosen WHERE key IS NOT NULL ORDER BY job_id, key, item_id
+    ON CONFLICT (job_id, key) DO UPDATE SET item_id = excluded.item_id, expires_at = NULL
+     WHERE k.expires_at IS NOT NULL AND (k.item_id = excluded.item_id OR k.expires_at <= now())
+    RETURNING k.item_id),
+  revived AS (
+    SELECT c.* FROM chosen c WHERE c.key IS NULL OR c.item_id IN (SELECT item_id FROM held)),
+  history AS (
+    DELETE FROM takt.finished_items f USING revived r WHERE f.id = r.item_id AND f.state = 3),
+  live AS (
+    INSERT INTO takt.items (id, job_id, priority, replay, key, payload)
+    SELECT item_id, job_id, priority, replay + 1, key, payload FROM revived),
+  marked AS (
+    UPDATE takt.dead_letters d SET state = 'replayed', changed_at = now(), changed_by = $2
+      FROM revived r WHERE d.id = r.id RETURNING d.id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
+  SELECT (SELECT count(*) FROM marked), pg_notify('takt_due', '')
+)sql"};
+
+// The new tick's id is made from the letter's, so a letter can give one tick only.
+constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
+  WITH chosen AS (
+    SELECT d.id, d.payload, j.id AS job_id
+      FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
+     WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'tick' AND d.payload IS NOT NULL
+     ORDER BY d.id
+       FOR UPDATE OF d SKIP LOCKED),
+  ticks AS (
+    INSERT INTO takt.ticks (id, job_id, source, due_at, items)
+    SELECT left('replay:' || id, 256), job_id, 'replay', now(), payload->'items' FROM chosen ON CONFLICT (id) DO NOTHING),
+  marked AS (
+    UPDATE takt.dead_letters d SET state = 'replayed', changed_at = now(), changed_by = $2
+      FROM chosen c WHERE d.id = c.id RETURNING d.id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
+  SELECT count(*) FROM marked
+)sql"};
+
+constexpr Statement kDiscard{"letters_discard", R"sql(
+  WITH marked AS (
+    UPDATE takt.dead_letters SET state = 'discarded', changed_at = now(), changed_by = $2
+     WHERE id = ANY ($1::text[]) AND state = 'archived' RETURNING id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq discard', id FROM marked)
+  SELECT count(*) FROM marked
+)sql"};
+
+constexpr Statement kPrune{"letters_prune", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2)"};
+constexpr Statement kCountPrunable{"letters_prunable",
+                                   "SELECT count(*) FROM takt.dead_letters WHERE died_at < now() - $1 * interval '1 ms'"};
+
+Params filter_params(const LetterFilter& filter) {
+  return Params::of(filter.ids, filter.job, filter.reason, filter.kind, filter.state, filter.since, filter.until, filter.text);
+}
+
+}  // namespace
+
+Rows list_letters(Database& database, const LetterFilter& filter, int limit) {
+  return database.exec(kList, filter_params(filter).add(limit));
+}
+
+std::optional<std::string> show_letter(Database& database, const std::string& id) {
+  const auto rows = database.exec(kShow, Params::of(id));
+  if (rows.empty()) return std::nullopt;
+  return std::string(rows.text(0, 0));
+}
+
+std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit) {
+  const auto rows = database.exec(kOpen, filter_params(filter).add(limit));
+  std::vector<std::string> ids;
+  for (std::size_t i = 0; i < rows.size(); ++i) ids.emplace_back(rows.text(i, 0));
+  return ids;
+}
+
+std::int64_t count_open_letters(Database& database, const LetterFilter& filter) {
+  return database.exec(kCountOpen, filter_params(filter)).integer(0, 0);
+}
+
+Replayed replay_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {
+  Replayed replayed;
+  database.transaction([&](Session& on) {
+    replayed.items = static_cast<int>(on.exec(kReplayItems, Params::of(ids, who)).integer(0, 0));
+    replayed.ticks = static_cast<int>(on.exec(kReplayTicks, Params::of(ids, who)).integer(0, 0));
+  });
+  replayed.refused = static_cast<int>(ids.size()) - replayed.items - replayed.ticks;
+  return replayed;
+}
+
+int discard_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {
+  return static_cast<int>(database.exec_retrying(kDiscard, Params::of(ids, who)).integer(0, 0));
+}
+
+int prune_letters(Database& database, Duration age, int batch) {
+  return static_cast<int>(database.exec_retrying(kPrune, Params::of(age, batch)).integer(0, 0));
+}
+
+std::int64_t count_prunable(Database& database, Duration age) { return database.exec(kCountPrunable, Params::of(age)).integer(0, 0); }
+
+}  // namespace takt

@@ -1,0 +1,43 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/db/database.h"
+
+namespace takt {
+
+/// Which dead letters. Empty members do not restrict.
+struct LetterFilter {
+  std::vector<std::string> ids;
+  std::optional<std::string> job, reason, kind, state, text;  ///< text: in payload, error or key, ignoring case
+  std::optional<Timestamp> since, until;                      ///< of death; since inclusive, until exclusive
+};
+
+/// Letters as rows: id, kind, job, reason, error, item_id, attempts, died_at, state, changed_at, changed_by, key. Newest
+/// first, at most `limit`.
+Rows list_letters(Database& database, const LetterFilter& filter, int limit);
+/// The whole letter as one JSON object, and nothing if there is none.
+std::optional<std::string> show_letter(Database& database, const std::string& id);
+
+/// Ids of the letters that match and are still archived, oldest first, at most `limit`.
+std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit);
+std::int64_t count_open_letters(Database& database, const LetterFilter& filter);
+
+struct Replayed {
+  int items = 0;
+  int ticks = 0;
+  /// Not replayed: its job is unknown, its key is held by another item, it cannot be replayed, or it was replayed before.
+  int refused = 0;
+};
+
+/// One transaction: the items are live again with no attempts spent, their ticks are in the outbox, and the letters are
+/// marked with who and when. Repeating it replays nothing twice, and so do two operators at once.
+Replayed replay_letters(Database& database, const std::vector<std::string>& ids, const std::string& who);
+int discard_letters(Database& database, const std::vector<std::string>& ids, const std::string& who);
+
+/// Removes letters that died before `age` ago, at most `batch`; returns how many.
+int prune_letters(Database& database, Duration age, int batch);
+std::int64_t count_prunable(Database& database, Duration age);
+
+}  // namespace takt

@@ -1,0 +1,56 @@
+#include "dlq/store.h"
+
+#include <set>
+
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+// attempt_errors: served by failed_attempts_item in each partition.
+constexpr Statement kStore{"store_letters", R"sql(
+  INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death,
+                                 died_at, attempt_errors)
+  SELECT l.id, l.kind, l.job, l.reason, l.error, l.item_id, l.key, l.priority, l.payload::jsonb, l.attempts, l.body::bytea,
+         l.headers::jsonb, l.x_death::jsonb, l.died_at,
+         (SELECT jsonb_agg(jsonb_build_object('replay', a.replay, 'attempt', a.attempt, 'at', a.at, 'run', a.run_id,
+                                              'class', a.class, 'reason', a.reason, 'error', a.error) ORDER BY a.at)
+            FROM takt.failed_attempts a WHERE l.item_id IS NOT NULL AND a.item_id = l.item_id)
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::smallint[], $9::text[],
+                $10::integer[], $11::text[], $12::text[], $13::text[], $14::timestamptz[])
+      AS l(id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death, died_at)
+  ON CONFLICT (id) DO NOTHING
+)sql"};
+
+}  // namespace
+
+int store_letters(Database& database, const std::vector<Letter>& letters) {
+  std::vector<std::string> ids, kinds, jobs, reasons, errors, died_ats;
+  std::vector<std::optional<std::string>> item_ids, keys, payloads, bodies, headers, deaths;
+  std::vector<std::int64_t> priorities, attempts;
+  std::set<std::string> seen;
+  for (const auto& letter : letters) {
+    if (!seen.insert(letter.id).second) continue;
+    ids.push_back(letter.id);
+    kinds.push_back(letter.kind);
+    jobs.push_back(letter.job);
+    reasons.push_back(letter.reason);
+    errors.push_back(letter.error);
+    item_ids.push_back(letter.item_id ? std::optional(std::to_string(*letter.item_id)) : std::nullopt);
+    keys.push_back(letter.key);
+    priorities.push_back(letter.priority);
+    payloads.push_back(letter.payload);
+    attempts.push_back(letter.attempts);
+    bodies.push_back(letter.body ? std::optional("\\x" + to_hex(*letter.body)) : std::nullopt);
+    headers.push_back(letter.headers);
+    deaths.push_back(letter.x_death);
+    died_ats.push_back(format_rfc3339(letter.died_at));
+  }
+  return static_cast<int>(database
+                              .exec_retrying(kStore, Params::of(ids, kinds, jobs, reasons, errors, item_ids, keys, priorities, payloads,
+                                                                attempts, bodies, headers, deaths, died_ats))
+                              .affected());
+}
+
+}  // namespace takt

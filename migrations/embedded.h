@@ -1,0 +1,17 @@
+#pragma once
+#include <span>
+#include <string_view>
+
+namespace takt {
+
+/// One numbered step of the schema. Never edited once released: its checksum is recorded where it was applied.
+struct Migration {
+  int version;
+  std::string_view name;
+  std::string_view sql;
+};
+
+/// Every migration of this binary, ascending by version. Static storage; safe from any thread.
+std::span<const Migration> embedded_migrations();
+
+}  // namespace takt

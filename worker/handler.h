@@ -1,0 +1,28 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "core/config/job.h"
+#include "worker/item.h"
+#include "worker/run_control.h"
+
+namespace takt {
+
+/// One run, as its handler sees it.
+struct RunContext {
+  const JobDefinition& job;
+  std::int64_t run_id;
+  std::string trace_id;  ///< 32 hexadecimal digits (W3C Trace Context)
+  SteadyTime deadline;   ///< begin no item after this
+  const RunControl& control;
+};
+
+/// Processes items. run() fills one result for each item and returns when all are settled one way or another: those
+/// it did not begin stay `handed_back`. Called from many threads at once, once a run.
+class Handler {
+ public:
+  virtual ~Handler() = default;
+  virtual void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) = 0;
+};
+
+}  // namespace takt

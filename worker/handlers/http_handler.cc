@@ -1,0 +1,90 @@
+#include "worker/handlers/http_handler.h"
+
+#include <condition_variable>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+#include "core/random.h"
+#include "worker/handlers/http_reply.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Duration kLookAtControl = std::chrono::milliseconds(50);
+
+}  // namespace
+
+HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandlerConfig& config, const ClaimedItem& item) const {
+  HttpRequest request;
+  request.method = config.method;
+  request.url = config.url;
+  request.timeout = config.timeout;
+  request.connect_timeout = config.connect_timeout;
+  request.max_response = static_cast<std::size_t>(config.max_response);
+  request.ca_file = config.ca_file;
+  const bool has_body = config.method != "GET" && config.method != "HEAD";
+  if (has_body) request.body = item.payload;
+  // The same id on every attempt, so that the receiver can recognise a repeat.
+  const std::string id = "item-" + std::to_string(item.id);
+  const auto now_s = std::chrono::floor<std::chrono::seconds>(clock_.now()).time_since_epoch().count();
+  auto& headers = request.headers;
+  if (has_body) headers.emplace_back("Content-Type", "application/json");
+  headers.emplace_back("User-Agent", "Takt");
+  headers.emplace_back("webhook-id", id);
+  headers.emplace_back("webhook-timestamp", std::to_string(now_s));
+  headers.emplace_back("webhook-signature", keys_.sign(id, now_s, request.body));
+  headers.emplace_back("Takt-Job", context.job.name);
+  headers.emplace_back("Takt-Attempt", std::to_string(item.attempt));
+  headers.emplace_back("Takt-Run", std::to_string(context.run_id));
+  headers.emplace_back("traceparent", "00-" + context.trace_id + "-" + random_id().substr(0, 16) + "-01");
+  for (const auto& [name, value] : config.headers) headers.emplace_back(name, value);
+  if (!config.bearer_env.empty()) {
+    if (const char* token = std::getenv(config.bearer_env.c_str()); token != nullptr) {
+      headers.emplace_back("Authorization", std::string("Bearer ") + token);
+    }
+  }
+  return request;
+}
+
+void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
+  const auto& config = std::get<HttpHandlerConfig>(context.job.handler);
+  if (!config.bearer_env.empty() && std::getenv(config.bearer_env.c_str()) == nullptr) {
+    for (auto& result : results) {
+      result.item_class = ItemClass::error;
+      result.reason = "bearer_missing";
+      result.error = "the environment variable " + config.bearer_env + " is not set in this worker";
+    }
+    return;
+  }
+
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::map<std::size_t, std::uint64_t> in_flight;  // item index → request; guarded by mutex
+  std::size_t next = 0;
+  bool cancelled = false;
+  std::unique_lock lock(mutex);
+  while (true) {
+    const bool may_begin = !context.control.stopped() && std::chrono::steady_clock::now() < context.deadline;
+    while (may_begin && next < items.size() && in_flight.size() < static_cast<std::size_t>(config.parallel)) {
+      const std::size_t index = next++;
+      in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index](HttpResponse&& response) {
+        auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
+        metrics_.handler_latency(context.job.name, response.seconds);
+        const std::scoped_lock done_lock(mutex);  // held while notifying: run() must not return before this ends
+        results[index] = std::move(result);
+        in_flight.erase(index);
+        finished.notify_one();
+      });
+    }
+    if (in_flight.empty()) return;
+    if (context.control.cancelled() && !cancelled) {
+      cancelled = true;
+      for (const auto& [index, id] : in_flight) client_.cancel(id);
+    }
+    finished.wait_for(lock, kLookAtControl);
+  }
+}
+
+}  // namespace takt

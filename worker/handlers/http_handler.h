@@ -1,0 +1,26 @@
+#pragma once
+#include "core/http/client.h"
+#include "core/metrics.h"
+#include "core/signing.h"
+#include "worker/handler.h"
+
+namespace takt {
+
+/// One signed request an item, at most `parallel` of a run in flight; the thread that calls run() waits.
+class HttpHandler final : public Handler {
+ public:
+  HttpHandler(HttpClient& client, const KeyRing& keys, const Clock& clock, Metrics& metrics, bool keep_body)
+      : client_(client), keys_(keys), clock_(clock), metrics_(metrics), keep_body_(keep_body) {}
+  void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
+
+ private:
+  [[nodiscard]] HttpRequest request_for(const RunContext& context, const HttpHandlerConfig& config, const ClaimedItem& item) const;
+
+  HttpClient& client_;
+  const KeyRing& keys_;
+  const Clock& clock_;
+  Metrics& metrics_;
+  bool keep_body_;
+};
+
+}  // namespace takt

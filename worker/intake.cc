@@ -1,0 +1,73 @@
+#include "worker/intake.h"
+
+#include "core/amqp/topology.h"
+#include "core/log.h"
+#include "core/random.h"
+#include "core/text.h"
+#include "core/tick_message.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Duration kPublishTimeout = std::chrono::seconds(10);
+/// What of an unverified body the quarantine keeps: with its 10,000 messages, at most 640 MB on the broker's disk
+/// before its own limit of 64 MiB, and never more than this in a worker.
+constexpr std::size_t kQuarantinedBytes = 64 * 1024;
+
+}  // namespace
+
+bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
+  metrics_.tick_rejected(to_string(reason));
+  const std::string id = printable(delivery.header("webhook-id").value_or(""), 128);
+  log_warn("tick quarantined",
+           {{"reason", to_string(reason)}, {"tick", id}, {"bytes", delivery.body_size}, {"queue", delivery.routing_key}});
+  amqp::Message message;
+  message.routing_key = amqp::kQuarantineQueue;  // the default exchange
+  message.content_type = printable(delivery.content_type, 100);
+  message.message_id = random_id();
+  message.headers = {{"takt-reason", std::string(to_string(reason))},
+                     {"takt-queue", delivery.routing_key},
+                     {"takt-bytes", std::to_string(delivery.body_size)},
+                     {"webhook-id", id},
+                     {"webhook-timestamp", printable(delivery.header("webhook-timestamp").value_or(""), 32)}};
+  message.body = delivery.body.substr(0, kQuarantinedBytes);
+  return publisher_.publish(std::move(message), kPublishTimeout) == amqp::Outcome::confirmed;
+}
+
+bool Intake::dead_letter(const v1::JobTick& tick) {
+  v1::DeadLetter letter;
+  letter.set_id("tick-" + tick.id());
+  letter.set_kind(v1::DeadLetter::KIND_TICK);
+  letter.set_job(tick.job());
+  letter.set_reason("unknown_job");
+  letter.set_error("no job named \"" + tick.job() + "\"");
+  set_timestamp(*letter.mutable_died_at(), clock_.now());
+  *letter.mutable_tick() = tick;
+  log_warn("tick dead-lettered", {{"reason", "unknown_job"}, {"job", tick.job()}, {"tick", tick.id()}});
+  metrics_.dead_letter("unknown_job");
+  return publisher_.publish(dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys_, clock_.now()),
+                            kPublishTimeout) == amqp::Outcome::confirmed;
+}
+
+std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery& delivery) {
+  metrics_.tick_received();
+  const auto id = delivery.header("webhook-id");
+  const auto timestamp = delivery.header("webhook-timestamp");
+  const auto signature = delivery.header("webhook-signature");
+  const TickMessage message{delivery.body, delivery.body_size, delivery.content_type, id, timestamp, signature};
+  auto verdict = verify_tick(message, keys_, clock_.now(), max_tick_age_);
+  if (const auto* reason = std::get_if<RejectReason>(&verdict)) {
+    if (quarantine(delivery, *reason)) return Disposed{};
+    return NotNow{};
+  }
+  auto& tick = std::get<v1::JobTick>(verdict);
+  auto job = catalog_.find(tick.job());
+  if (!job) {
+    if (dead_letter(tick)) return Disposed{};
+    return NotNow{};
+  }
+  return AcceptedTick{std::move(tick), std::move(job)};
+}
+
+}  // namespace takt

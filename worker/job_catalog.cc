@@ -1,0 +1,56 @@
+#include "worker/job_catalog.h"
+
+#include "core/log.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Statement kChanged{"catalog_changed", R"sql(
+  SELECT id, name, definition::text, removed_at IS NOT NULL, version FROM takt.jobs WHERE version > $1 ORDER BY version
+)sql"};
+
+constexpr Duration kMissInterval = std::chrono::seconds(1);
+
+}  // namespace
+
+void JobCatalog::refresh() {
+  std::int64_t known = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    known = version_;
+  }
+  const auto rows = database_.exec(kChanged, Params::of(known));
+  const std::scoped_lock lock(mutex_);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string name(rows.text(i, 1));
+    version_ = std::max(version_, rows.integer(i, 4));
+    if (rows.boolean(i, 3)) {
+      jobs_.erase(name);
+      continue;
+    }
+    try {
+      jobs_[name] =
+          std::make_shared<const CatalogJob>(CatalogJob{rows.integer(i, 0), job_from_json(name, nlohmann::json::parse(rows.text(i, 2)))});
+    } catch (const nlohmann::json::exception& error) {
+      jobs_.erase(name);
+      log_error("job definition unreadable", {{"job", name}, {"error", error.what()}, {"then", "run takt apply"}});
+    }
+  }
+}
+
+std::shared_ptr<const CatalogJob> JobCatalog::find(const std::string& name) {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (const auto found = jobs_.find(name); found != jobs_.end()) return found->second;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_miss_ < kMissInterval) return nullptr;
+    last_miss_ = now;
+  }
+  refresh();
+  const std::scoped_lock lock(mutex_);
+  const auto found = jobs_.find(name);
+  return found == jobs_.end() ? nullptr : found->second;
+}
+
+}  // namespace takt

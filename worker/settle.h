@@ -1,0 +1,45 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "core/db/database.h"
+#include "worker/item.h"
+#include "worker/job_catalog.h"
+#include "worker/settle_policy.h"
+
+namespace takt {
+
+enum class RunStatus { completed, locked, failed };
+std::string_view to_string(RunStatus status);
+
+/// What one worker did for one tick.
+struct RunRecord {
+  std::int64_t run_id = 0;
+  const CatalogJob* job = nullptr;
+  std::string tick_id;
+  std::string source;
+  std::string worker;
+  RunStatus status = RunStatus::completed;
+  bool dry_run = false;
+  int scanned = 0;
+  double oldest_age_s = 0;
+  double duration_ms = 0;
+  std::vector<ClaimedItem> items;
+  std::vector<HandlerResult> results;   ///< one an item
+  std::vector<Settlement> settlements;  ///< one an item
+  std::string next_tick_id;             ///< id of the continuation tick, if one is to follow
+};
+
+struct Settled {
+  bool recorded = false;   ///< the tick was this run's to finish
+  int items = 0;           ///< items that were this run's to settle
+  int remaining = 0;       ///< due afterwards, counted up to 100
+  bool continues = false;  ///< the continuation tick is stored and is to be published
+};
+
+/// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick and
+/// run. Items whose fencing token is no longer this run's are left alone. Committed when this returns; repeating it
+/// after a lost connection changes nothing that was written.
+Settled settle_run(Database& database, const RunRecord& run);
+
+}  // namespace takt

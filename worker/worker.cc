@@ -1,0 +1,159 @@
+#include "worker/worker.h"
+
+#include "core/amqp/topology.h"
+#include "core/log.h"
+#include "core/tick_message.h"
+
+namespace takt {
+
+namespace {
+
+constexpr Duration kDutyInterval = std::chrono::milliseconds(500);
+constexpr Duration kCatalogInterval = std::chrono::seconds(1);
+
+}  // namespace
+
+Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock,
+               Random& random, Metrics& metrics, Settings settings)
+    : database_(database),
+      publisher_(publisher),
+      keys_(keys),
+      clock_(clock),
+      metrics_(metrics),
+      settings_(std::move(settings)),
+      catalog_(database),
+      heartbeat_(database),
+      http_client_({settings_.host_connections, 4 * settings_.host_connections}),
+      http_(http_client_, keys, clock, metrics, settings_.payload_in_errors),
+      sql_(settings_.databases, metrics),
+      executor_(database, {http_, sql_}, heartbeat_, random, metrics, random_id().substr(0, 12)),
+      intake_(keys, catalog_, publisher, clock, metrics, settings_.max_tick_age) {
+  amqp::Consumer::Settings consuming;
+  consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
+  consuming.tick_queues = settings_.all_queues;
+  for (const auto& queue : settings_.queues) consuming.queues.push_back(amqp::tick_queue(queue));
+  consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(consuming), [this](amqp::Delivery&& delivery) {
+    {
+      const std::scoped_lock lock(mutex_);
+      deliveries_.push_back(std::move(delivery));
+    }
+    arrived_.notify_one();
+  });
+}
+
+Worker::~Worker() { stop(); }
+
+void Worker::start() {
+  duty_thread_ = std::thread([this] { duty_loop(); });
+  for (int i = 0; i < settings_.runs; ++i) threads_.emplace_back([this] { run_loop(); });
+  consumer_->start();
+}
+
+void Worker::stop() {
+  if (stopping_.exchange(true)) return;
+  consumer_->stop_consuming();
+  heartbeat_.for_each([](RunControl& control) { control.stop(); });
+  arrived_.notify_all();
+  const auto grace_end = std::chrono::steady_clock::now() + settings_.grace;
+  while (active_.load() > 0 && std::chrono::steady_clock::now() < grace_end) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  cancelled_ = true;
+  heartbeat_.for_each([](RunControl& control) { control.cancel(); });
+  for (auto& thread : threads_) thread.join();
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& delivery : deliveries_) consumer_->reject(delivery, true);
+    deliveries_.clear();
+  }
+  consumer_->stop();
+  duties_end_ = true;
+  if (duty_thread_.joinable()) duty_thread_.join();
+}
+
+bool Worker::take(amqp::Delivery& delivery) {
+  std::unique_lock lock(mutex_);
+  arrived_.wait(lock, [&] { return stopping() || !deliveries_.empty(); });
+  if (stopping()) return false;
+  delivery = std::move(deliveries_.front());
+  deliveries_.pop_front();
+  ++active_;
+  return true;
+}
+
+void Worker::run_loop() {
+  amqp::Delivery delivery;
+  while (take(delivery)) {
+    metrics_.runs_active(active_.load());
+    try {
+      process(delivery);
+    } catch (const std::exception& error) {
+      // Nothing was committed that needs this delivery's acknowledgement; the broker gives it to somebody again.
+      log_error("tick failed", {{"tick", delivery.message_id}, {"error", error.what()}});
+      if (!stopping()) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      consumer_->reject(delivery, true);
+    }
+    --active_;
+    metrics_.runs_active(active_.load());
+  }
+}
+
+void Worker::process(const amqp::Delivery& delivery) {
+  auto verdict = intake_.judge(delivery);
+  if (std::holds_alternative<NotNow>(verdict)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    consumer_->reject(delivery, true);
+    return;
+  }
+  if (std::holds_alternative<Disposed>(verdict)) {
+    consumer_->ack(delivery);
+    return;
+  }
+  const auto& accepted = std::get<AcceptedTick>(verdict);
+  metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
+  const auto outcome = executor_.execute(*accepted.job, accepted.tick, [this] { return stopping(); });
+  // Settled and committed before acknowledged: a crash in between redelivers the tick, and the ledger turns the repeat
+  // into a duplicate. The other order would lose the run.
+  if (!outcome.next_tick_id.empty()) publish_continuation(*accepted.job, outcome.next_tick_id);
+  consumer_->ack(delivery);
+}
+
+void Worker::publish_continuation(const CatalogJob& job, const std::string& tick_id) {
+  const TickRow next{tick_id, job.definition.name, job.definition.queue, "more", clock_.now(), {}};
+  // Its row is stored: if this message is lost, the due-scan replaces it.
+  if (publisher_.publish_unwatched(tick_message(next, keys_, clock_.now()))) metrics_.tick_published("more");
+}
+
+void Worker::duty_loop() {
+  bool failing = false;
+  SteadyTime next_catalog{};
+  while (!duties_end_) {
+    try {
+      heartbeat_.beat(std::chrono::steady_clock::now());
+      if (std::chrono::steady_clock::now() >= next_catalog) {
+        catalog_.refresh();
+        next_catalog = std::chrono::steady_clock::now() + kCatalogInterval;
+      }
+      if (failing) log_info("worker recovered", {});
+      failing = false;
+    } catch (const std::exception& error) {
+      if (!failing) log_error("worker failing", {{"part", "heartbeat"}, {"error", error.what()}});
+      failing = true;
+    }
+    metrics_.database(database_.healthy());
+    const auto consuming = consumer_->state();
+    metrics_.broker("consumer", consuming.connected, consuming.blocked);
+    const auto publishing = publisher_.state();
+    metrics_.broker("publisher", publishing.connected, publishing.blocked);
+    for (int i = 0; i < 10 && !duties_end_; ++i) std::this_thread::sleep_for(kDutyInterval / 10);
+  }
+}
+
+std::vector<HealthPart> Worker::health() const {
+  const auto consuming = consumer_->state();
+  const auto publishing = publisher_.state();
+  return {{"database", database_.healthy(), ""},
+          {"consumer", consuming.connected, consuming.fault},
+          {"publisher", publishing.connected && !publishing.blocked, publishing.fault},
+          {"work", !stopping(), stopping() ? "stopping" : std::to_string(active_.load()) + " runs active"}};
+}
+
+}  // namespace takt

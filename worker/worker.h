@@ -1,0 +1,85 @@
+#pragma once
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/amqp/consumer.h"
+#include "core/amqp/publisher.h"
+#include "core/config/config.h"
+#include "core/http/client.h"
+#include "core/http/status_server.h"
+#include "worker/handlers/http_handler.h"
+#include "worker/handlers/sql_handler.h"
+#include "worker/intake.h"
+#include "worker/run_executor.h"
+
+namespace takt {
+
+/// The service. Threads: one for the consumer's connection, one for the publisher's (given), `runs` that each carry a
+/// tick from verification to acknowledgement, one for HTTP, one for heartbeats and definitions.
+/// Memory: at most `runs` deliveries a queue are held, and at most `runs` batches.
+/// While PostgreSQL is away the run threads wait with what they hold, and the prefetch keeps further ticks away.
+class Worker {
+ public:
+  struct Settings {
+    int runs = 8;
+    Duration grace{};
+    Duration max_tick_age{};
+    std::vector<std::string> queues;      ///< names of design: "default"
+    std::vector<std::string> all_queues;  ///< to be declared
+    int host_connections = 50;
+    bool payload_in_errors = false;
+    std::map<std::string, NamedDatabase> databases;
+  };
+
+  Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock,
+         Random& random, Metrics& metrics, Settings settings);
+  ~Worker();
+  Worker(const Worker&) = delete;
+  Worker& operator=(const Worker&) = delete;
+
+  void start();
+  /// Stops consuming, returns what was not begun to the queue, lets requests in flight finish within the grace period,
+  /// hands the rest back, settles, acknowledges, joins. Idempotent.
+  void stop();
+  [[nodiscard]] std::vector<HealthPart> health() const;
+
+ private:
+  void run_loop();
+  void duty_loop();
+  bool take(amqp::Delivery& delivery);
+  void process(const amqp::Delivery& delivery);
+  void publish_continuation(const CatalogJob& job, const std::string& tick_id);
+  [[nodiscard]] bool stopping() const { return stopping_.load(); }
+
+  Database& database_;
+  amqp::Publisher& publisher_;
+  const KeyRing& keys_;
+  const Clock& clock_;
+  Metrics& metrics_;
+  const Settings settings_;
+  JobCatalog catalog_;
+  Heartbeat heartbeat_;
+  HttpClient http_client_;
+  HttpHandler http_;
+  SqlHandler sql_;
+  RunExecutor executor_;
+  Intake intake_;
+
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_; at most runs × queues (the prefetch)
+  std::atomic<bool> stopping_{false};
+  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> duties_end_{false};
+  std::atomic<int> active_{0};
+  std::vector<std::thread> threads_;
+  std::thread duty_thread_;
+  std::unique_ptr<amqp::Consumer> consumer_;
+};
+
+}  // namespace takt
