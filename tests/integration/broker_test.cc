@@ -1,0 +1,179 @@
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "core/amqp/consumer.h"
+#include "core/amqp/publisher.h"
+#include "core/amqp/topology.h"
+#include "tests/support/fixture.h"
+
+namespace takt::amqp {
+namespace {
+
+using namespace std::chrono_literals;
+
+Message message(const std::string& id, const std::string& key = "default", const std::string& body = "x") {
+  return {kTicksExchange, key, "text/plain", id, {{"webhook-id", id}}, body};
+}
+
+struct BrokerTest : testing::Test {
+  static void SetUpTestSuite() { vhost = new TestVhost(); }
+  static void TearDownTestSuite() {
+    delete vhost;
+    vhost = nullptr;
+  }
+  static TestVhost* vhost;
+
+  void SetUp() override {
+    Channel channel(vhost->settings("setup"));
+    declare_topology(channel, {"default"});
+    for (const auto& queue : {tick_queue("default"), kDeadQueue, kQuarantineQueue}) channel.purge_queue(queue);
+  }
+  static std::uint64_t depth(const std::string& queue) {
+    Channel channel(vhost->settings("look"));
+    return channel.inspect_queue(queue)->messages;
+  }
+};
+TestVhost* BrokerTest::vhost = nullptr;
+
+/// A consumer that keeps what it gets.
+struct Inbox {
+  std::mutex mutex;
+  std::vector<Delivery> received;
+  Consumer consumer;
+  explicit Inbox(BrokerSettings settings, std::uint16_t prefetch = 16, const std::string& queue = tick_queue("default"))
+      : consumer(std::move(settings), {{queue}, prefetch, {"default"}}, [this](Delivery&& delivery) {
+          const std::scoped_lock lock(mutex);
+          received.push_back(std::move(delivery));
+        }) {
+    consumer.start();
+  }
+  std::size_t size() {
+    const std::scoped_lock lock(mutex);
+    return received.size();
+  }
+};
+
+TEST_F(BrokerTest, ConfirmsWhatItTookAndReportsWhatNoQueueWants) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  std::vector<Message> messages;
+  for (int i = 0; i < 3000; ++i) messages.push_back(message("m" + std::to_string(i), i == 1500 ? "nowhere" : "default"));
+  const auto outcomes = publisher.publish_all(std::move(messages), 30s);
+  EXPECT_EQ(std::count(outcomes.begin(), outcomes.end(), Outcome::confirmed), 2999);
+  EXPECT_EQ(outcomes[1500], Outcome::unroutable);
+  EXPECT_EQ(depth(tick_queue("default")), 2999U);
+}
+
+TEST_F(BrokerTest, HoldsNoMoreThanThePrefetchUntilAcknowledged) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  for (int i = 0; i < 10; ++i) publisher.publish(message("m" + std::to_string(i)), 10s);
+  Inbox inbox(vhost->settings("consumer"), 4);
+  EXPECT_TRUE(eventually([&] { return inbox.size() == 4; }));
+  std::this_thread::sleep_for(200ms);
+  EXPECT_EQ(inbox.size(), 4U);
+  for (int i = 0; i < 4; ++i) inbox.consumer.ack(inbox.received[static_cast<std::size_t>(i)]);
+  EXPECT_TRUE(eventually([&] { return inbox.size() == 8; }));
+  inbox.consumer.stop();
+  EXPECT_TRUE(eventually([&] { return depth(tick_queue("default")) == 6; })) << "unacknowledged ones come back";
+}
+
+TEST_F(BrokerTest, DeadLettersARejectedMessageWithItsFacts) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  publisher.publish(message("doomed"), 10s);
+  Inbox inbox(vhost->settings("consumer")), dead(vhost->settings("dead"), 16, kDeadQueue);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  inbox.consumer.reject(inbox.received[0], false);
+  ASSERT_TRUE(eventually([&] { return dead.size() == 1; }));
+  EXPECT_EQ(dead.received[0].headers["x-death"][0]["reason"], "rejected");
+  EXPECT_EQ(dead.received[0].headers["x-death"][0]["queue"], tick_queue("default"));
+}
+
+TEST_F(BrokerTest, CutsABodyThatIsTooLongAndSaysHowLongItWas) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  ASSERT_EQ(publisher.publish(message("big", "default", std::string(3 * 1024 * 1024, 'b')), 10s), Outcome::confirmed);
+  Inbox inbox(vhost->settings("consumer"));
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  EXPECT_EQ(inbox.received[0].body.size(), kMaxBodyBytes);
+  EXPECT_EQ(inbox.received[0].body_size, 3U * 1024 * 1024);
+}
+
+TEST_F(BrokerTest, ReconnectsAfterTheBrokerClosedEveryConnection) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  Inbox inbox(vhost->settings("consumer"));
+  ASSERT_EQ(publisher.publish(message("before"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  rabbitmqctl("close_all_connections --global 'a test says so'");
+  EXPECT_TRUE(eventually([&] { return publisher.reconnects() >= 1 && publisher.state().connected; }));
+  EXPECT_TRUE(eventually([&] { return publisher.publish(message("after"), 5s) == Outcome::confirmed; }));
+  EXPECT_TRUE(eventually([&] { return inbox.size() >= 3; })) << "the unacknowledged one again, and the new one";
+  inbox.consumer.ack(inbox.received[0]);  // of the lost connection: ignored, not an error
+  EXPECT_TRUE(inbox.consumer.wait_connected(5s));
+}
+
+TEST_F(BrokerTest, RestoresAQueueThatWasDeletedUnderIt) {
+  Inbox inbox(vhost->settings("consumer"));
+  ASSERT_TRUE(inbox.consumer.wait_connected(10s));
+  rabbitmqctl("delete_queue --vhost " + vhost->name() + " " + tick_queue("default"));
+  // RabbitMQ 3.10 can lose a consumer when another connection declares the queue again before the cancellation is out.
+  ASSERT_TRUE(eventually([&] { return inbox.consumer.reconnects() >= 1 && inbox.consumer.state().connected; }));
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  EXPECT_TRUE(eventually([&] { return publisher.publish(message("again"), 5s) == Outcome::confirmed; }));
+  EXPECT_TRUE(eventually([&] { return inbox.size() >= 1; }));
+}
+
+TEST_F(BrokerTest, NamesTheQueueAndTheDifferenceWhenOneExistsOtherwise) {
+  Channel channel(vhost->settings("setup"));
+  channel.declare_queue(tick_queue("odd"), {{"x-queue-type", "quorum"}, {"x-delivery-limit", std::int64_t{3}}});
+  try {
+    declare_topology(channel, {"odd"});
+    FAIL();
+  } catch (const TopologyMismatch& error) {
+    EXPECT_NE(std::string(error.what()).find(tick_queue("odd")), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("x-dead-letter-exchange"), std::string::npos) << error.what();
+  }
+  EXPECT_NO_THROW(declare_topology(channel, {"default"})) << "the channel is usable after it";
+}
+
+TEST_F(BrokerTest, RefusesWrongCredentialsWithoutShowingThem) {
+  auto settings = vhost->settings("wrong");
+  settings.url = Secret("amqp://takt:hunter2@" + settings.url.reveal().substr(settings.url.reveal().rfind('@') + 1));
+  try {
+    Channel channel(settings);
+    FAIL();
+  } catch (const BrokerUnavailable& error) {
+    EXPECT_EQ(std::string(error.what()).find("hunter2"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(BrokerTest, EndsEveryWaitWhenTheBrokerIsAway) {
+  BrokerSettings away;
+  away.url = Secret("amqp://takt:x@127.0.0.1:1/");
+  Publisher publisher(std::move(away), {});
+  publisher.start();
+  EXPECT_NE(publisher.publish(message("m"), 300ms), Outcome::confirmed);
+  EXPECT_FALSE(publisher.wait_connected(100ms));
+}
+
+TEST_F(BrokerTest, WaitsWhileTheBrokerBlocksPublishingAndGoesOnAfter) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  ASSERT_EQ(publisher.publish(message("first"), 10s), Outcome::confirmed);
+  rabbitmqctl("set_vm_memory_high_watermark 0.00001");
+  publisher.publish_unwatched(message("poke"));  // the broker tells a connection that it is blocked when it publishes
+  EXPECT_TRUE(eventually([&] { return publisher.state().blocked; }));
+  EXPECT_EQ(publisher.publish(message("meanwhile"), 300ms), Outcome::timed_out);
+  EXPECT_TRUE(publisher.state().connected);
+  EXPECT_NE(publisher.state().fault.find("memory"), std::string::npos) << publisher.state().fault;
+  rabbitmqctl("set_vm_memory_high_watermark 0.4");
+  EXPECT_TRUE(eventually([&] { return !publisher.state().blocked; }));
+  EXPECT_EQ(publisher.publish(message("after"), 10s), Outcome::confirmed);
+}
+
+}  // namespace
+}  // namespace takt::amqp

@@ -1,0 +1,212 @@
+#include "core/db/database.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "core/config/apply.h"
+#include "core/db/migrator.h"
+#include "tests/support/fixture.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+TEST(Migrations, AreAppliedOnceByManyAtTheSameTime) {
+  TestDatabase database(false);
+  std::atomic<int> applied{0};
+  std::vector<std::thread> pods;
+  for (int i = 0; i < 8; ++i) {
+    pods.emplace_back([&] { applied += migrate(*database, [](const std::string&) {}).applied; });
+  }
+  for (auto& pod : pods) pod.join();
+  EXPECT_EQ(applied.load(), database.number("SELECT count(*) FROM takt.schema_migrations"));
+  EXPECT_NO_THROW(require_current_schema(*database));
+}
+
+TEST(Migrations, RefuseAnAlteredOrNewerSchema) {
+  TestDatabase database;
+  database->exec("UPDATE takt.schema_migrations SET checksum = 'x' WHERE version = 1");
+  EXPECT_THROW(require_current_schema(*database), SchemaMismatch);
+  EXPECT_THROW(migrate(*database, [](const std::string&) {}), SchemaMismatch);
+  TestDatabase newer;
+  newer->exec("INSERT INTO takt.schema_migrations (version, name, checksum) VALUES (9999, 'future', '')");
+  EXPECT_THROW(require_current_schema(*newer), SchemaMismatch);
+  TestDatabase empty(false);
+  EXPECT_THROW(require_current_schema(*empty), SchemaMismatch);
+}
+
+TEST(Pool, OpensAnewAfterTheServerEndedItsConnections) {
+  TestDatabase database;
+  EXPECT_EQ(database.number("SELECT 1"), 1);
+  TestDatabase killer;
+  killer->exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> current_database() AND application_name = 'takt' AND pid <> pg_backend_pid() "
+               "AND query NOT LIKE 'CREATE%'");
+  EXPECT_TRUE(eventually([&] {
+    try {
+      return database.number("SELECT 2") == 2;
+    } catch (const DatabaseUnavailable&) {
+      return false;
+    }
+  }));
+}
+
+TEST(Pool, EndsAWaitForAConnectionThatNeverComes) {
+  TestDatabase database;
+  DatabaseSettings settings;
+  settings.pool = 1;
+  settings.connect_timeout = 200ms;
+  Database small(Secret(database.url()), settings);
+  small.with_connection([&](DatabaseConnection&) { EXPECT_THROW(small.exec(std::string("SELECT 1")), DatabaseUnavailable); });
+  EXPECT_NO_THROW(small.exec(std::string("SELECT 1")));
+}
+
+TEST(Pool, AppliesStatementAndLockTimeouts) {
+  TestDatabase database;
+  DatabaseSettings settings;
+  settings.statement_timeout = 100ms;
+  settings.lock_timeout = 50ms;
+  Database hasty(Secret(database.url()), settings);
+  try {
+    hasty.exec(std::string("SELECT pg_sleep(10)"));
+    FAIL();
+  } catch (const DatabaseError& error) {
+    EXPECT_TRUE(error.retryable()) << error.what();
+  }
+}
+
+TEST(Database, TreatsAReadOnlyServerAsAway) {
+  TestDatabase database;
+  database->exec("ALTER DATABASE " + database.text("SELECT current_database()") + " SET default_transaction_read_only = on");
+  Database after(Secret(database.url()), {});
+  EXPECT_THROW(after.exec(std::string("CREATE TABLE t (a int)")), DatabaseUnavailable);
+}
+
+TEST(Database, RetriesDeadlocksUntilBothSidesAreThrough) {
+  TestDatabase database;
+  database->exec(std::string("CREATE TABLE pair (id int PRIMARY KEY, n int)"));
+  database->exec(std::string("INSERT INTO pair VALUES (1, 0), (2, 0)"));
+  const auto cross = [&](int first, int second) {
+    for (int i = 0; i < 20; ++i) {
+      database->transaction([&](Session& on) {
+        on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(first));
+        on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(second));
+      }, 50);
+    }
+  };
+  std::thread other([&] { cross(2, 1); });
+  cross(1, 2);
+  other.join();
+  EXPECT_EQ(database.number("SELECT sum(n) FROM pair"), 80);
+}
+
+TEST(Database, WorksWithoutPreparedStatementsBehindATransactionPooler) {
+  TestDatabase database;
+  DatabaseSettings settings;
+  settings.transaction_pooler = true;
+  Database pooled(Secret(database.url()), settings);
+  constexpr Statement kStatement{"some_name", "SELECT $1::int + 1"};
+  EXPECT_EQ(pooled.exec(kStatement, Params::of(1)).integer(0, 0), 2);
+  EXPECT_EQ(pooled.exec(std::string("SELECT count(*) FROM pg_prepared_statements")).integer(0, 0), 0);
+}
+
+TEST(Enqueue, ReturnsTheFirstItemWhileItsKeyLives) {
+  TestDatabase database;
+  database.apply(plain_job("demo", "dedupe_window: 1h"));
+  const auto first = database.number("SELECT takt.enqueue('demo', '{\"n\": 1}', key => 'k')");
+  EXPECT_EQ(database.number("SELECT takt.enqueue('demo', '{\"n\": 2}', key => 'k')"), first);
+  EXPECT_EQ(database.text("SELECT payload->>'n' FROM takt.items"), "1");
+  EXPECT_NE(database.number("SELECT takt.enqueue('demo', key => 'other')"), first);
+  database->exec(std::string("UPDATE takt.item_keys SET expires_at = now() - interval '1 s' WHERE key = 'k'"));
+  EXPECT_NE(database.number("SELECT takt.enqueue('demo', key => 'k')"), first) << "its window is over";
+}
+
+TEST(Enqueue, GivesOneItemToManyWhoEnqueueTheSameKeyAtOnce) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 6; ++i) {
+    threads.emplace_back([&] {
+      for (int k = 0; k < 20; ++k) database->exec("SELECT takt.enqueue('demo', key => 'k" + std::to_string(k) + "')");
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 20);
+}
+
+TEST(Enqueue, BelongsToTheApplicationsTransaction) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  EXPECT_THROW(database->transaction([](Session& on) {
+    on.exec(std::string("SELECT takt.enqueue('demo', key => 'k')"), {});
+    throw std::runtime_error("the application changes its mind");
+  }), std::runtime_error);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys"), 0);
+}
+
+TEST(Enqueue, TakesSetsWithAndWithoutKeys) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.enqueue_many('demo', ARRAY['1', '2', '3']::jsonb[])"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FILTER (WHERE created) FROM takt.enqueue_many('demo', ARRAY['1', '2', '3', '4']::jsonb[], ARRAY['a', 'b', 'a', ''])"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 6);
+}
+
+TEST(Enqueue, SaysWhatIsWrong) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  for (const char* call : {"takt.enqueue('nobody')", "takt.enqueue('demo', priority => 101)", "takt.enqueue('demo', key => repeat('k', 513))",
+                           "takt.enqueue('demo', to_jsonb((SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) n)))"}) {
+    EXPECT_THROW(database->exec(std::string("SELECT ") + call), DatabaseError) << call;
+  }
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+}
+
+TEST(Enqueue, NeedsNoMoreThanExecuteOnItsFunction) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  const std::string role = "app_" + database.text("SELECT current_database()");
+  database->exec("CREATE ROLE " + role);
+  database->exec("GRANT USAGE ON SCHEMA takt TO " + role);
+  DatabaseSettings settings;
+  settings.role = role;
+  Database app(Secret(database.url()), settings);
+  EXPECT_THROW(app.exec(std::string("SELECT takt.enqueue('demo')")), DatabaseError) << "denied by default";
+  database->exec("GRANT EXECUTE ON FUNCTION takt.enqueue TO " + role);
+  EXPECT_NO_THROW(app.exec(std::string("SELECT takt.enqueue('demo')")));
+  EXPECT_THROW(app.exec(std::string("SELECT * FROM takt.items")), DatabaseError);
+  database->exec("REVOKE ALL ON FUNCTION takt.enqueue FROM " + role);
+  database->exec("REVOKE ALL ON SCHEMA takt FROM " + role);
+  database->exec("DROP ROLE " + role);
+}
+
+TEST(Apply, MakesTheDatabaseMatchAndIsSafeToRepeat) {
+  TestDatabase database;
+  const auto config = parse_config("jobs:\n" + plain_job("a", "schedules: [{name: s, cron: '0 9 * * *'}]") + plain_job("b"), "t");
+  EXPECT_EQ(apply_definitions(*database, config, "test", true).size(), 3U);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.jobs"), 0) << "a dry run changes nothing";
+  EXPECT_EQ(apply_definitions(*database, config, "test", false).size(), 3U);
+  EXPECT_TRUE(apply_definitions(*database, config, "test", false).empty());
+
+  const auto changed = parse_config("jobs:\n" + plain_job("a", "batch_size: 7, schedules: [{name: s, cron: '0 10 * * *'}]"), "t");
+  const auto changes = apply_definitions(*database, changed, "test", false);
+  ASSERT_EQ(changes.size(), 3U);
+  EXPECT_EQ(changes[0].detail, "batch_size: 100 → 7");
+  EXPECT_EQ(database.text("SELECT to_char(next_due AT TIME ZONE 'UTC', 'HH24:MI') FROM takt.schedules"), "10:00");
+  EXPECT_EQ(database.text("SELECT name FROM takt.jobs WHERE removed_at IS NOT NULL"), "b");
+  EXPECT_GT(database.number("SELECT count(*) FROM takt.audit"), 0);
+}
+
+TEST(Apply, LeavesSchedulesMadeByTheApiAlone) {
+  TestDatabase database;
+  const auto config = database.apply(plain_job("a"));
+  database->exec(std::string("INSERT INTO takt.schedules (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter, source) "
+                             "SELECT id, 'theirs', '@daily', 'UTC', 'once', '60 s', 1, '1 d', '0', 'api' FROM takt.jobs"));
+  EXPECT_TRUE(apply_definitions(*database, config, "test", false).empty());
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules"), 1);
+}
+
+}  // namespace
+}  // namespace takt

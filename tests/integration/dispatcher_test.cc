@@ -1,0 +1,232 @@
+#include "dispatcher/dispatcher.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "core/config/apply.h"
+#include "dispatcher/due_scan.h"
+#include "dispatcher/lease_rescue.h"
+#include "dispatcher/schedule_scan.h"
+#include "tests/support/clock.h"
+#include "tests/support/fixture.h"
+#include "worker/claim.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+struct DispatcherTest : testing::Test {
+  TestDatabase database;
+  Metrics metrics;
+  FakeClock clock;
+  Leadership leadership{*database, 60s, clock};
+
+  Term lead() {
+    EXPECT_TRUE(leadership.try_lead());
+    return leadership.term();
+  }
+  int due_ticks(const Term& term, int parallel = 4) { return static_cast<int>(scan_due_items(*database, term, parallel).ticks.size()); }
+};
+
+TEST_F(DispatcherTest, OneLeadsAndEachChangeRaisesTheTerm) {
+  Leadership second(*database, 60s, clock);
+  EXPECT_TRUE(leadership.try_lead());
+  EXPECT_FALSE(second.try_lead());
+  EXPECT_EQ(leadership.term().number, 1);
+  EXPECT_TRUE(leadership.try_lead()) << "it renews";
+  EXPECT_EQ(leadership.term().number, 1);
+  leadership.release();
+  EXPECT_TRUE(second.try_lead());
+  EXPECT_EQ(second.term().number, 2);
+}
+
+TEST_F(DispatcherTest, ALeaderKnowsByItsOwnClockThatItsLeaseIsOver) {
+  EXPECT_TRUE(leadership.try_lead());
+  EXPECT_TRUE(leadership.leading());
+  clock.advance(61s);
+  EXPECT_FALSE(leadership.leading());
+}
+
+TEST_F(DispatcherTest, ALeaderWhoseTermIsOverWritesNothing) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  const Term old = lead();
+  database->exec(std::string("UPDATE takt.leader SET holder = 'another', term = term + 1"));
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()), next_fire = date_trunc('second', now())"));
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  const auto due_before = database.text("SELECT next_due FROM takt.schedules");
+  EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(old, 200ms).ticks.empty());
+  EXPECT_EQ(due_ticks(old), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), 0);
+  EXPECT_EQ(database.text("SELECT next_due FROM takt.schedules"), due_before);
+}
+
+TEST_F(DispatcherTest, GoesOnFromTheLastSlotRecordedNotFromItsStart) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', payload: {hello: world}}]"));
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '9 s', next_fire = now()"));
+  const Term term = lead();
+  ScheduleScan scan(*database, metrics);
+  const auto first = scan.run_once(term, 200ms);
+  EXPECT_GE(first.ticks.size(), 10U);
+  EXPECT_NE(first.ticks[0].items.find("world"), std::string::npos);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), static_cast<std::int64_t>(first.ticks.size()));
+  EXPECT_EQ(database.number("SELECT count(DISTINCT due_at) FROM takt.ticks"), static_cast<std::int64_t>(first.ticks.size()));
+}
+
+TEST_F(DispatcherTest, MakesOneTickASlotWhoeverScans) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  const Term term = lead();
+  std::vector<std::thread> threads;
+  std::atomic<int> made{0};
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      ScheduleScan scan(*database, metrics);
+      for (int round = 0; round < 25; ++round) {
+        made += static_cast<int>(scan.run_once(term, 200ms).ticks.size());
+        database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '3 s', next_fire = now()"));
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(made.load(), database.number("SELECT count(*) FROM takt.ticks"));
+  EXPECT_EQ(database.number("SELECT count(*) - count(DISTINCT due_at) FROM takt.ticks"), 0);
+}
+
+TEST_F(DispatcherTest, PausedSchedulesAndJobsDoNotTickAndGoOnFromNow) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  const Term term = lead();
+  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", true, "test"));
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '30 s', next_fire = now()"));
+  EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.empty());
+  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", false, "test"));
+  EXPECT_LE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.size(), 1U) << "none of the slots in between";
+  ASSERT_TRUE(set_job_paused(*database, "demo", true, "test"));
+  database->exec(std::string("UPDATE takt.schedules SET next_fire = now() - interval '5 s'"));
+  EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.empty());
+  EXPECT_FALSE(set_job_paused(*database, "nobody", true, "test"));
+}
+
+TEST_F(DispatcherTest, WakesAJobOnceAndMoreOnlyWhileItReportsMore) {
+  database.apply(plain_job("demo", "batch_size: 1") + plain_job("idle") + plain_job("solo", "concurrency: 1"));
+  const Term term = lead();
+  EXPECT_EQ(due_ticks(term), 0);
+  database->exec(std::string("SELECT takt.enqueue('demo'), takt.enqueue('demo', priority => 5), takt.enqueue('solo') FROM generate_series(1, 50)"));
+  EXPECT_EQ(due_ticks(term), 2) << "one for each job that has something due";
+  EXPECT_EQ(due_ticks(term), 0) << "they are under way";
+  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) SELECT 'more:' || id, id, 'more', now(), now() FROM takt.jobs"));
+  EXPECT_EQ(due_ticks(term, 4), 1) << "the backlog of demo deserves a further one; solo takes one at a time";
+  EXPECT_EQ(due_ticks(term, 3), 0) << "and no more than parallel_ticks";
+}
+
+TEST_F(DispatcherTest, ReplacesAWakeTickThatWasLost) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_ticks(term), 1);
+  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  EXPECT_EQ(due_ticks(term), 1);
+}
+
+TEST_F(DispatcherTest, KnowsWhenTheNextItemIsDue) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo', run_at => now() + interval '10 s')"));
+  const auto result = scan_due_items(*database, term, 4);
+  EXPECT_TRUE(result.ticks.empty());
+  ASSERT_TRUE(result.next_in);
+  EXPECT_LE(*result.next_in, 10s);
+  EXPECT_GT(*result.next_in, 9s);
+}
+
+TEST_F(DispatcherTest, DoesNotWakeAJobThatTakesOneBatchATick) {
+  database.apply(plain_job("demo", "drain: false"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_ticks(term), 0);
+}
+
+// The scan's plan must not visit the backlog: its cost is a probe a job, not a row an item.
+TEST_F(DispatcherTest, TheDueScanDoesNotGrowWithTheBacklog) {
+  database.apply(plain_job("a") + plain_job("b") + plain_job("c"));
+  lead();
+  const auto rows_read = [&](int items) {
+    database->exec("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 3, now() - interval '1 s' FROM generate_series(1, " + std::to_string(items) + ") n");
+    database->exec(std::string("ANALYZE takt.items"));
+    const auto plan = database->exec(std::string(R"(EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
+      WITH RECURSIVE heads AS (
+        (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0 ORDER BY i.job_id, i.priority, i.run_at LIMIT 1)
+        UNION ALL
+        SELECT n.job_id, n.priority, n.run_at FROM heads h CROSS JOIN LATERAL (
+          SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0 AND (i.job_id, i.priority) > (h.job_id, h.priority)
+           ORDER BY i.job_id, i.priority, i.run_at LIMIT 1) n)
+      SELECT * FROM heads)"));
+    const auto json = nlohmann::json::parse(plan.text(0, 0));
+    return json[0]["Plan"]["Shared Hit Blocks"].get<int>() + json[0]["Plan"]["Shared Read Blocks"].get<int>();
+  };
+  const int small = rows_read(300), large = rows_read(60000);
+  EXPECT_LT(large, small + 60) << small << " blocks with 300 items, " << large << " with 60,000";
+}
+
+TEST_F(DispatcherTest, ReturnsItemsOfALostWorkerAndCountsTheAttempt) {
+  database.apply(plain_job("demo", "max_attempts: 2"));
+  const auto job = database.job("demo");
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo', key => 'k')"));
+  for (int attempt = 1; attempt <= 2; ++attempt) {
+    const std::string tick = "external-" + std::to_string(attempt);
+    ASSERT_EQ(claim_batch(*database, {job, tick, SystemClock().now(), "external", attempt, "w", 10}).items.size(), 1U);
+    EXPECT_EQ(rescue_expired_leases(*database, term, 10).runs, 0) << "its lease holds";
+    database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
+    const auto rescued = rescue_expired_leases(*database, term, 10);
+    EXPECT_EQ(rescued.runs, 1);
+    EXPECT_EQ(rescued.returned, attempt == 1 ? 1 : 0);
+    EXPECT_EQ(rescued.dead, attempt == 2 ? 1 : 0);
+    EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND begun_at IS NULL AND run_id IS NULL"), attempt)
+        << "the tick is to be published again";
+  }
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'failed'"), 2);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts WHERE class = 'lost'"), 2);
+  EXPECT_EQ(database.text("SELECT body->>'attempts' FROM takt.dead_letter_outbox"), "2");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.claims"), 0);
+}
+
+TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
+  database.apply(plain_job("demo"));
+  database->exec(std::string(R"(INSERT INTO takt.dead_letters (id, kind, job, reason, error, died_at, state)
+    SELECT 'd' || n, 'item', 'demo', 'max_attempts', '', now() - n * interval '1 hour', CASE WHEN n % 2 = 0 THEN 'archived' ELSE 'replayed' END
+      FROM generate_series(715, 725) n)"));
+  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at) SELECT 't' || n, 1, 'due', now(), now() - n * interval '1 day', "
+                             "CASE WHEN n < 6 THEN now() - n * interval '1 day' END FROM generate_series(1, 6) n"));
+  database->exec(std::string("INSERT INTO takt.item_keys VALUES (1, 'old', 1, now() - interval '1 s'), (1, 'held', 2, NULL), (1, 'window', 3, now() + interval '1 h')"));
+  const RetentionSettings settings{720h, 72h, 720h};
+  const auto first = prune_once(*database, settings, 3);
+  EXPECT_EQ(first.dead_letters, 3) << "a bounded batch";
+  for (int i = 0; i < 5; ++i) prune_once(*database, settings, 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters"), 5) << "715 to 719 hours; 720 hours are 30 days";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE died_at < now() - interval '30 days'"), 0);
+  EXPECT_EQ(database.text("SELECT string_agg(id, ' ' ORDER BY id) FROM takt.ticks"), "t1 t2 t6") << "an unfinished tick is never pruned";
+  EXPECT_EQ(database.text("SELECT string_agg(key, ' ' ORDER BY key) FROM takt.item_keys"), "held window");
+}
+
+TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
+  database->exec(std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));
+  const auto before = database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass");
+  EXPECT_EQ(prune_once(*database, {720h, 72h, 720h}, 10).partitions, 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass"), before - 1);
+}
+
+TEST_F(DispatcherTest, PublishesForgottenScheduleTicksAgainAndForgetsWakeTicks) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, published_at) VALUES "
+                             "('s', 1, 'schedule', now(), now() - interval '1 h', now() - interval '1 h'), ('d', 1, 'due', now(), now() - interval '1 h', now() - interval '1 h'), "
+                             "('fresh', 1, 'schedule', now(), now(), now())"));
+  EXPECT_EQ(republish_forgotten_ticks(*database, term, 10min), 2);
+  EXPECT_EQ(database.text("SELECT string_agg(id, ' ') FROM takt.ticks WHERE published_at IS NULL"), "s");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE id = 'd'"), 0);
+}
+
+}  // namespace
+}  // namespace takt

@@ -1,0 +1,204 @@
+// Claim, settle, heartbeat: the life of an item between ticks.
+#include <gtest/gtest.h>
+
+#include "tests/support/fixture.h"
+#include "worker/claim.h"
+#include "worker/heartbeat.h"
+#include "worker/settle.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+struct ItemsTest : testing::Test {
+  TestDatabase database;
+  std::int64_t last_run = 0;
+
+  void enqueue(int count, const std::string& job, const std::string& more = "") {
+    database->exec("SELECT takt.enqueue('" + job + "', jsonb_build_object('n', n)" + more + ") FROM generate_series(1, " + std::to_string(count) + ") n");
+  }
+  Claim claim(const CatalogJob& job, const std::string& tick, int batch, std::int64_t run_id) {
+    return claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run_id, "test-worker", batch});
+  }
+  /// Ends a run with one class for all its items.
+  Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class, const std::string& next = "") {
+    RunRecord run;
+    run.run_id = run_id;
+    run.job = &job;
+    run.tick_id = tick;
+    run.worker = "test-worker";
+    run.items = claim.items;
+    run.scanned = static_cast<int>(claim.items.size());
+    run.next_tick_id = next;
+    for (const auto& item : claim.items) {
+      HandlerResult result;
+      result.item_class = item_class;
+      if (item_class == ItemClass::error) result.reason = "http_500";
+      run.settlements.push_back(settle_item(item, result, job.definition, 0ms, 0.5));
+      run.results.push_back(std::move(result));
+    }
+    return settle_run(*database, run);
+  }
+};
+
+TEST_F(ItemsTest, AreClaimedOldestFirstWithinPriorityAndAtMostABatch) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(3, "demo", ", run_at => now() - n * interval '1 minute'");
+  enqueue(1, "demo", ", priority => -1");
+  enqueue(1, "demo", ", run_at => now() + interval '1 hour'");
+  const auto first = claim(job, "due:1", 2, 1);
+  ASSERT_EQ(first.items.size(), 2U);
+  EXPECT_EQ(first.items[0].id, 4) << "the lower priority number first";
+  EXPECT_EQ(first.items[1].id, 3) << "then the oldest";
+  EXPECT_EQ(first.items[0].attempt, 1);
+  EXPECT_EQ(claim(job, "due:2", 100, 2).items.size(), 2U) << "not those that are running, not those to come";
+}
+
+TEST_F(ItemsTest, LeaveTheLiveTableWhenDoneAndKeepOneRowOfHistory) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(5, "demo", ", key => 'k' || n");
+  const auto claimed = claim(job, "due:1", 3, 1);
+  const auto settled = settle(job, "due:1", 1, claimed, ItemClass::done, "more:1");
+  EXPECT_TRUE(settled.recorded);
+  EXPECT_EQ(settled.items, 3);
+  EXPECT_EQ(settled.remaining, 2);
+  EXPECT_TRUE(settled.continues);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 2);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 2 AND attempts = 1"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.attempts WHERE class = 'done'"), 3);
+  EXPECT_EQ(database.number("SELECT done FROM takt.runs WHERE tick_id = 'due:1' AND status = 'completed'"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.claims"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NULL"), 2);
+  EXPECT_EQ(database.text("SELECT source FROM takt.ticks WHERE id = 'more:1'"), "more");
+}
+
+TEST_F(ItemsTest, AreSettledOnceHoweverOftenTheSettlingIsRepeated) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(2, "demo");
+  const auto claimed = claim(job, "due:1", 10, 1);
+  EXPECT_EQ(settle(job, "due:1", 1, claimed, ItemClass::error).items, 2);
+  const auto again = settle(job, "due:1", 1, claimed, ItemClass::error);
+  EXPECT_FALSE(again.recorded);
+  EXPECT_EQ(again.items, 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs"), 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts"), 2);
+}
+
+TEST_F(ItemsTest, CannotBeSettledByAWorkerThatLostThem) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(1, "demo");
+  const auto lost = claim(job, "due:1", 10, 1);
+  database->exec(std::string("UPDATE takt.items SET state = 0, run_id = NULL"));  // the rescue gave it back
+  const auto successor = claim(job, "due:2", 10, 2);
+  ASSERT_EQ(successor.items.size(), 1U);
+  EXPECT_EQ(settle(job, "due:1", 1, lost, ItemClass::done).items, 0) << "its token is stale";
+  EXPECT_EQ(settle(job, "due:2", 2, successor, ItemClass::done).items, 1);
+  EXPECT_EQ(database.number("SELECT run_id FROM takt.finished_items"), 2);
+}
+
+TEST_F(ItemsTest, AreFoundAgainByTheRunThatClaimedThem) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(3, "demo");
+  const auto first = claim(job, "due:1", 10, 7);
+  const auto repeated = claim(job, "due:1", 10, 7);  // as after a connection lost between commit and answer
+  EXPECT_EQ(repeated.outcome, ClaimOutcome::claimed);
+  ASSERT_EQ(repeated.items.size(), 3U);
+  EXPECT_EQ(repeated.items[0].attempt, 1) << "no second attempt was counted";
+  EXPECT_EQ(claim(job, "due:1", 10, 8).outcome, ClaimOutcome::duplicate) << "another run must not have them";
+}
+
+TEST_F(ItemsTest, DieWithTheirReasonAndLeaveALetterInTheOutbox) {
+  database.apply(plain_job("demo", "max_attempts: 1"));
+  const auto job = database.job("demo");
+  enqueue(1, "demo", ", key => 'k'");
+  settle(job, "due:1", 1, claim(job, "due:1", 10, 1), ItemClass::error);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 3"), 1);
+  EXPECT_EQ(database.text("SELECT body->>'reason' FROM takt.dead_letter_outbox WHERE id = 'item-1-0'"), "max_attempts");
+  EXPECT_EQ(database.text("SELECT reason FROM takt.failed_attempts"), "http_500") << "the attempt keeps its own reason";
+}
+
+TEST_F(ItemsTest, OfAnExclusiveJobAreTakenByOneRunAtATime) {
+  database.apply(plain_job("solo", "concurrency: 1"));
+  const auto job = database.job("solo");
+  enqueue(4, "solo");
+  const auto first = claim(job, "due:1", 1, 1);
+  EXPECT_EQ(first.outcome, ClaimOutcome::claimed);
+  const auto second = claim(job, "due:2", 1, 2);
+  EXPECT_EQ(second.outcome, ClaimOutcome::locked);
+  EXPECT_TRUE(second.items.empty());
+  settle(job, "due:1", 1, first, ItemClass::done);
+  EXPECT_EQ(claim(job, "due:3", 1, 3).outcome, ClaimOutcome::claimed);
+}
+
+TEST_F(ItemsTest, OfAPausedJobStay) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(2, "demo");
+  database->exec(std::string("UPDATE takt.jobs SET paused = true"));
+  EXPECT_TRUE(claim(job, "due:1", 10, 1).items.empty());
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE state = 0"), 2);
+}
+
+TEST_F(ItemsTest, CarriedInlineAreStoredOnceHoweverOftenTheTickArrives) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  v1::JobTick tick;
+  tick.set_id("external-1");
+  tick.set_job("demo");
+  for (int i = 0; i < 3; ++i) tick.add_items();
+  for (int i = 0; i < 5; ++i) accept_inline_items(*database, job, tick, "external");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 3);
+  settle(job, "external-1", 1, claim(job, "external-1", 10, 1), ItemClass::done);
+  accept_inline_items(*database, job, tick, "external");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0) << "and not again after they are done";
+  EXPECT_EQ(claim(job, "external-1", 10, 2).outcome, ClaimOutcome::duplicate);
+}
+
+TEST_F(ItemsTest, AreKeptByAHeartbeatAndLostWithoutOne) {
+  database.apply(plain_job("demo", "lease: 2s"));
+  const auto job = database.job("demo");
+  enqueue(1, "demo");
+  claim(job, "due:1", 10, 1);
+  Heartbeat heartbeat(*database);
+  const auto control = std::make_shared<RunControl>();
+  heartbeat.add(1, "due:1", 2s, control);
+  const auto before = database.text("SELECT lease_until FROM takt.ticks");
+  EXPECT_EQ(heartbeat.beat(std::chrono::steady_clock::now()), 0) << "a fresh lease needs none";
+  EXPECT_EQ(heartbeat.beat(std::chrono::steady_clock::now() + 1s), 1);
+  EXPECT_NE(database.text("SELECT lease_until FROM takt.ticks"), before);
+  database->exec(std::string("UPDATE takt.ticks SET run_id = 99"));  // somebody else's now
+  heartbeat.beat(std::chrono::steady_clock::now() + 2s);
+  EXPECT_TRUE(control->lost());
+}
+
+// The hot statements must use their index, and a backlog must not change that.
+TEST_F(ItemsTest, AreFoundThroughTheirIndexInALargeBacklog) {
+  database.apply(plain_job("demo") + plain_job("other"));
+  database->exec(std::string("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 2, now() - interval '1 s' FROM generate_series(1, 20000) n"));
+  database->exec(std::string("ANALYZE takt.items"));
+  const auto rows = database->exec(std::string("EXPLAIN SELECT i.id FROM takt.items i WHERE i.job_id = 1 AND i.state = 0 AND i.run_at <= now() "
+                                               "ORDER BY i.priority, i.run_at, i.id LIMIT 100 FOR UPDATE SKIP LOCKED"));
+  std::string plan;
+  for (std::size_t i = 0; i < rows.size(); ++i) plan += std::string(rows.text(i, 0)) + "\n";
+  EXPECT_NE(plan.find("items_due"), std::string::npos) << plan;
+  EXPECT_EQ(plan.find("Sort"), std::string::npos) << plan;
+}
+
+// Deterministic, unlike a time: what a batch costs in round trips, whatever its size.
+TEST_F(ItemsTest, CostTwoRoundTripsABatch) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(100, "demo");
+  const auto before = database->round_trips();
+  settle(job, "due:1", 1, claim(job, "due:1", 100, 1), ItemClass::done);
+  EXPECT_EQ(database->round_trips() - before, 2U);
+}
+
+}  // namespace
+}  // namespace takt

@@ -1,0 +1,149 @@
+#include "core/http/client.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "tests/support/http_server.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// Starts a request and waits for its end, at most 20 s.
+class Call {
+ public:
+  Call(HttpClient& client, HttpRequest request) {
+    id = client.start(std::move(request), [this](HttpResponse&& answer) {
+      const std::scoped_lock lock(mutex_);
+      response_ = std::move(answer);
+      done_.notify_all();
+    });
+  }
+  HttpResponse wait() {
+    std::unique_lock lock(mutex_);
+    EXPECT_TRUE(done_.wait_for(lock, 20s, [&] { return response_.has_value(); }));
+    return response_.value_or(HttpResponse{});
+  }
+  std::uint64_t id = 0;
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable done_;
+  std::optional<HttpResponse> response_;
+};
+
+HttpRequest post(const std::string& url, Duration timeout = 5s) {
+  HttpRequest request;
+  request.method = "POST";
+  request.url = url;
+  request.body = R"({"n":1})";
+  request.timeout = timeout;
+  request.headers = {{"X-Test", "yes"}};
+  return request;
+}
+
+void serve_forever(int socket, const std::string& answer) {
+  while (!MisbehavingServer::read_request(socket).empty()) MisbehavingServer::send_all(socket, answer);
+}
+
+TEST(HttpClient, SendsBodyAndHeadersAndKeepsTheConnection) {
+  std::string seen;
+  std::mutex mutex;
+  MisbehavingServer server([&](int socket) {
+    for (std::string request; !(request = MisbehavingServer::read_request(socket)).empty();) {
+      const std::scoped_lock lock(mutex);
+      seen = request;
+      MisbehavingServer::send_all(socket, MisbehavingServer::response(200, "{}", "Content-Type: application/json\r\n"));
+    }
+  });
+  HttpClient client({});
+  for (int i = 0; i < 5; ++i) {
+    const auto response = Call(client, post(server.url("/x"))).wait();
+    EXPECT_EQ(response.status, 200);
+    EXPECT_EQ(response.content_type, "application/json");
+  }
+  EXPECT_EQ(server.connections(), 1);
+  const std::scoped_lock lock(mutex);
+  EXPECT_TRUE(seen.starts_with("POST /x HTTP/1.1\r\n")) << seen;
+  EXPECT_NE(seen.find("X-Test: yes"), std::string::npos);
+  EXPECT_TRUE(seen.ends_with(R"({"n":1})"));
+}
+
+TEST(HttpClient, EndsWhatHangsAtItsTimeout) {
+  MisbehavingServer server([](int socket) {
+    MisbehavingServer::read_request(socket);
+    MisbehavingServer::read_request(socket);  // until the client gives up
+  });
+  HttpClient client({});
+  const auto response = Call(client, post(server.url(), 200ms)).wait();
+  EXPECT_EQ(response.fault, HttpFault::timeout);
+  EXPECT_LT(response.seconds, 5);
+}
+
+TEST(HttpClient, StopsReadingAnEndlessBodyAndHugeHeaders) {
+  MisbehavingServer endless([](int socket) {
+    MisbehavingServer::read_request(socket);
+    MisbehavingServer::send_all(socket, "HTTP/1.1 200 OK\r\n\r\n" + std::string(1024 * 1024, 'x'));
+  });
+  MisbehavingServer huge([](int socket) {
+    MisbehavingServer::read_request(socket);
+    std::string head = "HTTP/1.1 200 OK\r\n";
+    for (int i = 0; i < 2000; ++i) head += "X-" + std::to_string(i) + ": " + std::string(90, 'h') + "\r\n";
+    MisbehavingServer::send_all(socket, head + "Content-Length: 0\r\n\r\n");
+  });
+  HttpClient client({});
+  const auto body = Call(client, post(endless.url())).wait();
+  EXPECT_EQ(body.fault, HttpFault::too_large);
+  EXPECT_LE(body.body.size(), 64U * 1024);
+  EXPECT_EQ(Call(client, post(huge.url())).wait().fault, HttpFault::too_large);
+}
+
+TEST(HttpClient, NamesConnectionFaults) {
+  HttpClient client({});
+  EXPECT_EQ(Call(client, post("http://127.0.0.1:1/")).wait().fault, HttpFault::connect);
+  EXPECT_EQ(Call(client, post("http://no-such-host.invalid/")).wait().fault, HttpFault::resolve);
+  MisbehavingServer resetting([](int socket) { MisbehavingServer::read_request(socket); });
+  EXPECT_EQ(Call(client, post(resetting.url())).wait().fault, HttpFault::protocol);
+  MisbehavingServer plain([](int socket) {
+    MisbehavingServer::send_all(socket, "not TLS at all\r\n\r\n");
+    MisbehavingServer::read_request(socket);
+  });
+  auto to_tls = plain.url();
+  to_tls.replace(0, 4, "https");
+  EXPECT_EQ(Call(client, post(to_tls)).wait().fault, HttpFault::tls);
+}
+
+TEST(HttpClient, DoesNotFollowRedirects) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(302, "", "Location: http://127.0.0.1:1/\r\n")); });
+  HttpClient client({});
+  EXPECT_EQ(Call(client, post(server.url())).wait().status, 302);
+}
+
+TEST(HttpClient, CancelsAndShutsDownWithRequestsInFlight) {
+  MisbehavingServer server([](int socket) {
+    MisbehavingServer::read_request(socket);
+    MisbehavingServer::read_request(socket);
+  });
+  auto client = std::make_unique<HttpClient>(HttpClient::Settings{});
+  Call first(*client, post(server.url(), 60s)), second(*client, post(server.url(), 60s));
+  client->cancel(first.id);
+  EXPECT_EQ(first.wait().fault, HttpFault::cancelled);
+  client.reset();
+  EXPECT_EQ(second.wait().fault, HttpFault::cancelled);
+}
+
+TEST(HttpClient, BoundsConnectionsToOneHost) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  HttpClient client({.host_connections = 3, .idle_connections = 10});
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 60; ++i) calls.push_back(std::make_unique<Call>(client, post(server.url())));
+  for (auto& call : calls) EXPECT_EQ(call->wait().status, 200);
+  EXPECT_LE(server.connections(), 3);
+}
+
+}  // namespace
+}  // namespace takt

@@ -1,0 +1,66 @@
+#include "dlq/letter.h"
+
+#include <gtest/gtest.h>
+
+#include "core/tick.h"
+#include "core/tick_message.h"
+#include "tests/support/clock.h"
+
+namespace takt {
+namespace {
+
+struct LetterTest : testing::Test {
+  FakeClock clock;
+  KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+
+  static amqp::Delivery delivered(const amqp::Message& message) {
+    amqp::Delivery delivery;
+    delivery.content_type = message.content_type;
+    delivery.body = message.body;
+    delivery.body_size = message.body.size();
+    for (const auto& [name, value] : message.headers) delivery.headers[name] = value;
+    return delivery;
+  }
+  amqp::Delivery tick_delivery() {
+    auto delivery = delivered(tick_message({"demo/daily@x", "demo", "default", "schedule", clock.now(), R"([{"payload":1,"key":"k"}])"}, keys, clock.now()));
+    delivery.headers["x-death"] = {{{"reason", "delivery_limit"}, {"queue", "takt.ticks.default"}, {"count", 1}}};
+    return delivery;
+  }
+};
+
+TEST_F(LetterTest, ReadsAnItemsDeath) {
+  const auto letter = read_letter(delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo","reason":"max_attempts",
+      "error":"http_500: no","itemId":"7","key":"k","payload":{"a":1},"attempts":3,"priority":-2,"diedAt":"2026-11-21T10:00:00Z"})", keys, clock.now())), keys, clock.now());
+  EXPECT_EQ(letter.kind, "item");
+  EXPECT_EQ(letter.id, "item-7-0");
+  EXPECT_EQ(letter.item_id, 7);
+  EXPECT_EQ(letter.payload, R"({"a":1})");
+  EXPECT_EQ(letter.attempts, 3);
+}
+
+TEST_F(LetterTest, KeepsAForgedDeathAsAMessageThatCannotBeReplayed) {
+  const auto other = KeyRing::parse(generate_signing_secret().reveal(), "forger");
+  const auto letter = read_letter(delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo"})", other, clock.now())), keys, clock.now());
+  EXPECT_EQ(letter.kind, "message");
+  EXPECT_NE(letter.error.find("cannot be replayed"), std::string::npos);
+  EXPECT_EQ(letter.headers->find("webhook-signature"), std::string::npos);
+}
+
+TEST_F(LetterTest, ReadsWhatRabbitmqDeadLetteredItself) {
+  const auto letter = read_letter(tick_delivery(), keys, clock.now());
+  EXPECT_EQ(letter.kind, "tick");
+  EXPECT_EQ(letter.job, "demo");
+  EXPECT_EQ(letter.reason, "delivery_limit");
+  EXPECT_NE(letter.x_death->find("takt.ticks.default"), std::string::npos);
+}
+
+TEST_F(LetterTest, GivesTheSameIdToARedelivery) {
+  EXPECT_EQ(read_letter(tick_delivery(), keys, clock.now()).id, read_letter(tick_delivery(), keys, clock.now()).id);
+  amqp::Delivery anything;
+  anything.body = "\x00\xff garbage";
+  EXPECT_EQ(read_letter(anything, keys, clock.now()).id, read_letter(anything, keys, clock.now()).id);
+  EXPECT_EQ(read_letter(anything, keys, clock.now()).kind, "message");
+}
+
+}  // namespace
+}  // namespace takt

@@ -1,0 +1,152 @@
+#include "core/tick.h"
+
+#include <gtest/gtest.h>
+
+#include "core/tick_message.h"
+#include "tests/support/clock.h"
+#include "worker/claim.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// A genuine message that each test then spoils in one way.
+struct Envelope {
+  FakeClock clock;
+  KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  std::string id = "manual:demo:1", type{kProtobufType}, timestamp, signature, body;
+  std::optional<std::size_t> announced;
+
+  Envelope() {
+    v1::JobTick tick;
+    tick.set_id(id);
+    tick.set_job("demo");
+    seal(tick.SerializeAsString());
+  }
+  void seal(std::string content, Duration age = 0ms) {
+    body = std::move(content);
+    const auto unix_s = std::chrono::floor<std::chrono::seconds>(clock.now() - age).time_since_epoch().count();
+    timestamp = std::to_string(unix_s);
+    signature = keys.sign(id, unix_s, body);
+  }
+  void seal_tick(const v1::JobTick& tick) { seal(tick.SerializeAsString()); }
+  std::string verdict(bool with_id = true, bool with_time = true, bool with_signature = true) const {
+    const TickMessage message{body, announced.value_or(body.size()), type, with_id ? std::optional<std::string_view>(id) : std::nullopt,
+                              with_time ? std::optional<std::string_view>(timestamp) : std::nullopt,
+                              with_signature ? std::optional<std::string_view>(signature) : std::nullopt};
+    const auto result = verify_tick(message, keys, clock.now(), 24h);
+    if (const auto* reason = std::get_if<RejectReason>(&result)) return std::string(to_string(*reason));
+    return "accepted";
+  }
+};
+
+TEST(VerifyTick, AcceptsProtobufAndCanonicalJson) {
+  Envelope envelope;
+  EXPECT_EQ(envelope.verdict(), "accepted");
+  envelope.type = "application/json; charset=utf-8";
+  envelope.seal(R"({"id":"manual:demo:1","job":"demo","dueAt":"2026-11-21T10:00:00Z","items":[{"payload":{"n":1},"key":"k"}]})");
+  EXPECT_EQ(envelope.verdict(), "accepted");
+}
+
+TEST(VerifyTick, NamesTheReasonOfEachRefusal) {
+  Envelope envelope;
+  EXPECT_EQ(envelope.verdict(false), "missing_header");
+  EXPECT_EQ(envelope.verdict(true, false), "missing_header");
+  EXPECT_EQ(envelope.verdict(true, true, false), "missing_header");
+
+  Envelope oversized;
+  oversized.announced = kMaxTickBytes + 1;
+  EXPECT_EQ(oversized.verdict(), "oversized");
+
+  Envelope forged;
+  forged.keys = KeyRing::parse(generate_signing_secret().reveal(), "other");
+  EXPECT_EQ(forged.verdict(), "bad_signature");
+
+  Envelope flipped;
+  flipped.body[3] = static_cast<char>(flipped.body[3] ^ 1);
+  EXPECT_EQ(flipped.verdict(), "bad_signature");
+
+  Envelope truncated;
+  truncated.body.pop_back();
+  EXPECT_EQ(truncated.verdict(), "bad_signature");
+
+  Envelope garbled;
+  garbled.timestamp = "soon";
+  EXPECT_EQ(garbled.verdict(), "malformed_timestamp");
+
+  Envelope garbage;
+  garbage.seal("\xff\xff\xff");
+  EXPECT_EQ(garbage.verdict(), "malformed_body");
+  garbage.type = kJsonType;
+  garbage.seal(R"({"id":"manual:demo:1","job":"demo","surprise":1})");
+  EXPECT_EQ(garbage.verdict(), "malformed_body") << "unknown fields are refused";
+
+  Envelope typed;
+  typed.type = "text/plain";
+  EXPECT_EQ(typed.verdict(), "bad_content_type");
+
+  Envelope other_id;
+  v1::JobTick tick;
+  tick.set_id("another");
+  tick.set_job("demo");
+  other_id.seal_tick(tick);
+  EXPECT_EQ(other_id.verdict(), "id_mismatch");
+}
+
+TEST(VerifyTick, JudgesAgeAtBothEnds) {
+  Envelope envelope;
+  const std::string body = envelope.body;
+  envelope.seal(body, 24h);
+  EXPECT_EQ(envelope.verdict(), "accepted");
+  envelope.seal(body, 24h + 1s);
+  EXPECT_EQ(envelope.verdict(), "stale");
+  envelope.seal(body, -5min);
+  EXPECT_EQ(envelope.verdict(), "accepted");
+  envelope.seal(body, -5min - 1s);
+  EXPECT_EQ(envelope.verdict(), "future_dated");
+}
+
+TEST(VerifyTick, BoundsEveryField) {
+  const auto spoiled = [](const std::function<void(v1::JobTick&)>& spoil) {
+    Envelope envelope;
+    v1::JobTick tick;
+    tick.set_id(envelope.id);
+    tick.set_job("demo");
+    spoil(tick);
+    envelope.seal_tick(tick);
+    return envelope.verdict();
+  };
+  EXPECT_EQ(spoiled([](auto& tick) { tick.set_job("Not A Name"); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.set_job(""); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.mutable_due_at()->set_seconds(-1); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->set_priority(101); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->set_key(std::string(513, 'k')); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->mutable_payload()->set_string_value(std::string(kMaxPayloadBytes, 'p')); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { for (int i = 0; i <= kMaxTickItems; ++i) tick.add_items(); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.set_batch_size(0xFFFFFFFFU); }), "accepted") << "capped later, by the job's own";
+}
+
+TEST(TickMessage, IsVerifiedByItsOwnKeys) {
+  FakeClock clock;
+  const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  const TickRow row{"demo/daily@2026-11-21T10:00:00Z", "demo", "default", "schedule", clock.now(), R"([{"payload":{"a":[1,null,"x"]},"key":"k"}])"};
+  const auto message = tick_message(row, keys, clock.now());
+  const TickMessage received{message.body, message.body.size(), message.content_type, message.headers.at("webhook-id"),
+                             message.headers.at("webhook-timestamp"), message.headers.at("webhook-signature")};
+  const auto verified = verify_tick(received, keys, clock.now(), 24h);
+  ASSERT_TRUE(std::holds_alternative<v1::JobTick>(verified));
+  const auto& tick = std::get<v1::JobTick>(verified);
+  EXPECT_EQ(get_timestamp(tick.due_at()), clock.now());
+  ASSERT_EQ(tick.items_size(), 1);
+  EXPECT_EQ(to_json(tick.items(0).payload()), R"({"a":[1,null,"x"]})");
+}
+
+TEST(TickSource, IsReadFromTheReservedPrefixes) {
+  EXPECT_EQ(tick_source("due:1"), "due");
+  EXPECT_EQ(tick_source("manual:demo:1"), "manual");
+  EXPECT_EQ(tick_source("demo/daily@2026-11-21T10:00:00Z"), "external");
+}
+
+}  // namespace
+}  // namespace takt
