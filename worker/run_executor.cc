@@ -120,7 +120,8 @@ void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost
        {"ms", run.duration_ms}});
 }
 
-RunExecutor::Outcome RunExecutor::execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up) {
+RunExecutor::Outcome RunExecutor::execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up,
+                                          const std::function<bool()>& stopping) {
   Outcome outcome;
   const std::string source = tick_source(tick.id());
   const auto began = std::chrono::steady_clock::now();
@@ -152,7 +153,7 @@ RunExecutor::Outcome RunExecutor::execute(const CatalogJob& job, const v1::JobTi
 
   const auto control = std::make_shared<RunControl>();
   heartbeat_.add(run.run_id, run.tick_id, job.definition.lease, control);
-  if (give_up()) control->stop();
+  if (stopping()) control->stop();
   handle(job, run, control);
   heartbeat_.remove(run.run_id);
 
@@ -160,7 +161,7 @@ RunExecutor::Outcome RunExecutor::execute(const CatalogJob& job, const v1::JobTi
   const bool continues =
       job.definition.drain && run.status == RunStatus::completed && !run.dry_run && source != "once" && !control->stopped();
   if (continues) run.next_tick_id = "more:" + random_id();
-  outcome.settled = settle(run, [&] { return control->cancelled() && give_up(); });
+  outcome.settled = settle(run, [&] { return (control->cancelled() || !stopping()) && give_up(); });
   if (outcome.settled.continues) outcome.next_tick_id = run.next_tick_id;
   report(run, outcome.settled, control->lost());
   return outcome;

@@ -109,7 +109,8 @@ void Worker::process(const amqp::Delivery& delivery) {
   }
   const auto& accepted = std::get<AcceptedTick>(verdict);
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
-  const auto outcome = executor_.execute(*accepted.job, accepted.tick, [this] { return stopping(); });
+  const auto stopping = [this] { return stopping_.load(); };
+  const auto outcome = executor_.execute(*accepted.job, accepted.tick, stopping, stopping);
   // Settled and committed before acknowledged: a crash in between redelivers the tick, and the ledger turns the repeat
   // into a duplicate. The other order would lose the run.
   if (!outcome.next_tick_id.empty()) publish_continuation(*accepted.job, outcome.next_tick_id);

@@ -1,0 +1,181 @@
+"""Every kind of message that may come, genuine or not, ends where it must and changes nothing else."""
+import json
+import secrets
+import time
+
+from harness import TaktTest, answers, eventually
+
+CONFIG = """
+metrics: {listen: "127.0.0.1:0"}
+broker: {heartbeat: 5s}
+jobs:
+  demo:
+    handler: {http: {url: "{url}/demo", method: POST}}
+  batch:
+    batch_size: 10
+    handler: {http: {url: "{url}/batch", method: POST}}
+"""
+
+
+class Messages(TaktTest):
+    def setUp(self):
+        super().setUp()
+        self.install(CONFIG)
+        self.up = self.start("up")
+        self.broker = self.channel()
+
+    def tick(self, job="demo", **more):
+        return {"id": "external-" + secrets.token_hex(8), "job": job, **more}
+
+    def quarantined(self, count):
+        """The reasons in the quarantine, once it holds `count` messages."""
+        eventually(lambda: self.queue_depth(self.broker, "takt.quarantine") == count, what=f"{count} messages in quarantine")
+        reasons = []
+        for _ in range(count):
+            method, properties, body = self.broker.basic_get("takt.quarantine", auto_ack=True)
+            self.assertLessEqual(len(body), 64 * 1024)
+            reasons.append(properties.headers["takt-reason"])
+        return sorted(reasons)
+
+    def untouched(self):
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks"), 0)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.runs"), 0)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.all_items"), 0)
+        self.assertEqual(self.ledger.deliveries, [])
+
+    def test_a_message_that_does_not_verify_goes_to_quarantine_and_changes_nothing(self):
+        item = {"items": [{"payload": {"evil": True}}]}
+        good = self.tick(**item)
+        other_secret = "whsec_" + "A" * 43 + "="
+        self.publish(self.broker, self.tick(**item), secret=other_secret)                                   # forged
+        self.publish(self.broker, good, body=json.dumps(good).encode()[:-5], headers={"webhook-signature": self.sign(good["id"], str(int(time.time())), json.dumps(good).encode())})  # truncated
+        self.publish(self.broker, self.tick(**item), body=b"x" * (1024 * 1024 + 1))                         # oversized, though signed
+        self.publish(self.broker, self.tick(**item), age=86400 + 60)                                        # stale
+        self.publish(self.broker, self.tick(**item), age=-600)                                              # future-dated
+        self.publish(self.broker, self.tick(**item), headers={"webhook-signature": None})                   # unsigned
+        self.publish(self.broker, self.tick(**item), headers={"webhook-timestamp": "yesterday"})
+        self.publish(self.broker, self.tick(**item), content_type="text/plain")
+        self.publish(self.broker, self.tick(**item), body=b"not json")
+        self.publish(self.broker, self.tick(**item), body=json.dumps(self.tick(**item)).encode())           # another id inside
+        self.publish(self.broker, self.tick(**item, surprise=1))                                            # an unknown field
+        self.publish(self.broker, self.tick(items=[{}] * 1001))                                             # too many items
+        self.publish(self.broker, self.tick(), body=b"")                                                    # empty
+        self.assertEqual(self.quarantined(13), sorted(["bad_signature", "bad_signature", "oversized", "stale", "future_dated", "missing_header",
+                                                       "malformed_timestamp", "bad_content_type", "malformed_body", "id_mismatch", "malformed_body",
+                                                       "field_limit", "malformed_body"]))
+        self.untouched()
+        log = self.log_of(self.up)
+        self.assertIn("tick quarantined reason=bad_signature", log)
+        self.assertNotIn("evil", log, "a payload is in the log")
+
+    def test_a_replayed_tick_runs_once(self):
+        tick = self.tick(items=[{"payload": {"n": 1}}])
+        for _ in range(200):
+            self.publish(self.broker, tick)
+        eventually(lambda: self.queue_depth(self.broker, "takt.ticks.default") == 0)
+        eventually(lambda: self.log_of(self.up).count("tick duplicate") == 199, what="199 duplicates")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.runs WHERE tick_id = %s", tick["id"]), 1)
+        self.assertEqual(len(self.ledger.of("/demo")), 1)
+        self.publish(self.broker, tick, age=86400 + 60)  # the same id, from before max_tick_age
+        self.assertEqual(self.quarantined(1), ["stale"])
+        self.assertEqual(len(self.ledger.of("/demo")), 1)
+        self.check_invariants()
+
+    def test_inline_items_are_stored_and_handled_with_their_keys(self):
+        tick = self.tick(items=[{"payload": {"n": n}, "key": f"k{n % 3}"} for n in range(9)])
+        self.publish(self.broker, tick)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.finished_items") == 3, what="three keyed items")
+        self.assertEqual(sorted(json.loads(d["body"])["n"] for d in self.ledger.of("/demo")), [0, 1, 2])
+        self.assertEqual(self.one("SELECT trigger FROM takt.runs WHERE tick_id = %s", tick["id"]), "external")
+        self.check_invariants()
+
+    def test_batch_size_is_capped_by_the_jobs_own(self):
+        self.one("SELECT count(*) FROM takt.enqueue_many('batch', array_fill('{}'::jsonb, ARRAY[25]), run_ats => array_fill(now() + interval '1 h', ARRAY[25]))")
+        self.db.cursor().execute("UPDATE takt.jobs SET definition = jsonb_set(definition, '{drain}', 'false'), version = nextval('takt.definitions_version') WHERE name = 'batch'")
+        time.sleep(2)
+        self.db.cursor().execute("UPDATE takt.items SET run_at = now()")
+        sizes = []
+        for size in (0, 3, 4294967295):
+            tick = self.tick("batch", batchSize=size)
+            self.publish(self.broker, tick)
+            eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s", tick["id"]))
+            sizes.append(self.one("SELECT scanned FROM takt.runs WHERE tick_id = %s", tick["id"]))
+        self.assertEqual(sizes, [10, 3, 10])
+
+    def test_a_dry_run_claims_nothing_and_reports(self):
+        self.takt("jobs", "pause", "demo")
+        for _ in range(3):
+            self.enqueue("demo")
+        tick = self.tick(dryRun=True)
+        self.publish(self.broker, tick)
+        eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s", tick["id"]))
+        self.assertEqual(self.rows("SELECT scanned, done, dry_run FROM takt.runs WHERE tick_id = %s", tick["id"]), [(3, 0, True)])
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 0"), 3)
+        self.assertEqual(self.ledger.deliveries, [])
+
+    def test_a_tick_for_a_paused_job_keeps_its_items(self):
+        self.takt("jobs", "pause", "demo")
+        tick = self.tick(items=[{"payload": {"kept": 1}}])
+        self.publish(self.broker, tick)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NOT NULL") == 1)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 0"), 1)
+        self.takt("jobs", "resume", "demo")
+        eventually(lambda: len(self.ledger.of("/demo")) == 1, what="the item's delivery after the job was resumed")
+
+    def test_a_tick_for_an_unknown_job_is_dead_lettered_and_can_be_replayed_later(self):
+        tick = self.tick("later", items=[{"payload": {"n": 7}}])
+        self.publish(self.broker, tick)
+        letter = eventually(lambda: self.rows("SELECT id, kind, reason FROM takt.dead_letters"))[0]
+        self.assertEqual(letter, ("tick-" + tick["id"], "tick", "unknown_job"))
+        self.takt("dlq", "replay", letter[0], "--yes", expect=1)
+        self.install(CONFIG + '  later:\n    handler: {http: {url: "{url}/later", method: POST}}\n')
+        self.takt("dlq", "replay", letter[0], "--yes", "--by", "ada")
+        eventually(lambda: len(self.ledger.of("/later")) == 1, what="the replayed item's delivery")
+        self.assertEqual(json.loads(self.ledger.of("/later")[0]["body"]), {"n": 7})
+        self.takt("dlq", "replay", letter[0], "--yes")
+        time.sleep(3)
+        self.assertEqual(len(self.ledger.of("/later")), 1)
+
+    def test_what_rabbitmq_dead_letters_by_itself_is_in_the_archive(self):
+        self.stop(self.up)
+        genuine = self.tick(items=[{"payload": {"n": 1}}])
+        self.publish(self.broker, genuine)
+        self.publish(self.broker, self.tick(), secret="whsec_" + "A" * 43 + "=")
+        for _ in range(2):
+            method, _, _ = eventually(lambda: (got := self.broker.basic_get("takt.ticks.default")) and got[0] and got)
+            self.broker.basic_reject(method.delivery_tag, requeue=False)
+        self.start("dlq", "archive")
+        letters = eventually(lambda: len(found := self.rows("SELECT kind, job, reason, x_death->0->>'queue' FROM takt.dead_letters ORDER BY kind DESC")) == 2 and found)
+        self.assertEqual(letters, [("tick", "demo", "rejected", "takt.ticks.default"), ("message", "", "rejected", "takt.ticks.default")])
+        self.start("up")
+        self.takt("dlq", "replay", "broker-" + genuine["id"], "--yes")
+        eventually(lambda: len(self.ledger.of("/demo")) == 1)
+        forged = self.one("SELECT id FROM takt.dead_letters WHERE kind = 'message'")
+        self.takt("dlq", "replay", forged, "--yes", expect=1)
+        self.assertEqual(len(self.ledger.of("/demo")), 1)
+
+    def test_a_forged_dead_letter_never_becomes_work(self):
+        body = json.dumps({"id": "item-1-0", "kind": "KIND_ITEM", "job": "demo", "reason": "max_attempts", "itemId": "1", "payload": {"evil": 1}}).encode()
+        import pika
+        self.broker.basic_publish("takt.dlx", "", body, pika.BasicProperties(content_type="application/json", headers={"takt-kind": "dead-letter"}))
+        letter = eventually(lambda: self.rows("SELECT id, kind FROM takt.dead_letters"))[0]
+        self.assertEqual(letter[1], "message")
+        self.takt("dlq", "replay", letter[0], "--yes", expect=1)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 0)
+
+    def test_keys_rotate_without_losing_a_message(self):
+        old, new = self.secret, "whsec_" + "Q" * 43 + "="
+        self.environment["TAKT_SIGNING_KEYS"] = f"current {old}, next {new}"
+        self.stop(self.up)
+        self.start("up")
+        first, second = self.tick(items=[{}]), self.tick(items=[{}])
+        self.publish(self.broker, first, secret=old)
+        self.publish(self.broker, second, secret=new)
+        eventually(lambda: len(self.ledger.of("/demo")) == 2, what="ticks of both keys")
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1))
+        self.environment["TAKT_SIGNING_KEYS"] = f"current {new}, retired {old} until {end}"
+        self.stop(self.processes[-1])
+        self.start("up")
+        self.publish(self.broker, self.tick(items=[{}]), secret=old)
+        self.assertEqual(self.quarantined(1), ["bad_signature"])
+        self.assertEqual(len(self.ledger.of("/demo")), 2)
