@@ -150,7 +150,7 @@ void add_check(CLI::App& app, Context& context) {
       check_jobs(findings, context.config());
     }
     findings.finish();
-    if (findings.faults() > 0) throw CLI::RuntimeError(1);
+    if (findings.faults() > 0) throw FailureShown{};
   });
 }
 

@@ -42,11 +42,12 @@ std::string key_file() {
 void rotate(const std::string& path, Duration keep) {
   const auto ring = KeyRing::from_file(path);  // judges mode and content
   std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
+  std::ostringstream read;
+  read << file.rdbuf();
+  const Secret text(read.str());
   const Timestamp now = SystemClock().now();
   std::string next, current, retired;
-  for (const auto line : split(text.str(), '\n')) {
+  for (const auto line : split(text.reveal(), '\n')) {
     for (const auto part : split(line.substr(0, line.find('#')), ',')) {
       const auto entry = trim(part);
       const auto secret_at = entry.find("whsec_");

@@ -19,6 +19,9 @@ class CommandFailed : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The command failed and has said so already. Exit code 1.
+struct FailureShown {};
+
 /// The command was called wrongly. Exit code 2.
 class UsageError : public std::runtime_error {
  public:

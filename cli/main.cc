@@ -38,6 +38,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
     return code == 0 ? 0 : kUsage;
+  } catch (const takt::FailureShown&) {
+    return kFailed;
   } catch (const takt::UsageError& error) {
     std::cerr << "takt: " << error.what() << "\n";
     return kUsage;

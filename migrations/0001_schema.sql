@@ -246,7 +246,7 @@ CREATE TABLE takt.leader (
   term   bigint NOT NULL,
   until  timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-INSERT INTO takt.leader VALUES ('dispatcher', '', 0, '-infinity');
+INSERT INTO takt.leader VALUES ('dispatcher', '', 0, 'epoch');
 
 CREATE TABLE takt.audit (
   id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -13,7 +13,7 @@ def config():
     lease: 4s
     handler: {{http: {{url: "{{url}}/job", method: POST}}}}
     schedules: [{{name: every-second, cron: "* * * * * *", payload: {{job: {n}}}}}]""" for n in range(20))
-    return "broker: {heartbeat: 5s}\nworker: {runs: 4}\njobs:" + jobs.replace("{{", "{").replace("}}", "}") + "\n"
+    return "broker: {heartbeat: 5s}\nworker: {runs: 4}\njobs:" + jobs + "\n"
 
 
 class Failover(TaktTest):

@@ -39,10 +39,11 @@ TEST(Secret, MovesWithoutLeavingBytesBehind) {
   EXPECT_TRUE(first.empty());  // NOLINT(bugprone-use-after-move): that is the point
 }
 
-TEST(SqlStatement, CountsParametersOutsideQuotesAndComments) {
-  EXPECT_EQ(highest_parameter("SELECT f($1, $3)"), 3);
-  EXPECT_EQ(highest_parameter("SELECT '$4', \"$3\", $1 -- $2"), 1);
-  EXPECT_EQ(highest_parameter("SELECT 1"), 0);
+TEST(SqlStatement, NumbersItsParametersWithoutGapsOutsideQuotesAndComments) {
+  const auto bound = bind_statement("SELECT f($3, $1), $3, '$4', \"$2\" -- $4\n, $1");
+  EXPECT_EQ(bound.sql, "SELECT f($1::bigint, $2::jsonb), $1::bigint, '$4', \"$2\" -- $4\n, $2::jsonb");
+  EXPECT_EQ(bound.parameters, (std::vector<int>{3, 1}));
+  EXPECT_TRUE(bind_statement("SELECT 1").parameters.empty());
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "worker/handlers/sql_handler.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdlib>
 
 #include "core/text.h"
@@ -57,24 +59,30 @@ HandlerResult judge_rows(const Rows& rows) {
 
 }  // namespace
 
-int highest_parameter(const std::string& statement) {
-  int highest = 0;
+BoundStatement bind_statement(const std::string& statement) {
+  constexpr std::array<const char*, 5> types{"", "::jsonb", "::text", "::bigint", "::integer"};
+  BoundStatement bound;
   char quote = '\0';
   for (std::size_t i = 0; i < statement.size(); ++i) {
     const char c = statement[i];
-    if (quote != '\0') {
-      if (c == quote) quote = '\0';
+    const char next = i + 1 < statement.size() ? statement[i + 1] : '\0';
+    if (quote == '\n' ? c == '\n' : quote != '\0' && c == quote) {
+      quote = '\0';
+    } else if (quote == '\0' && (c == '\'' || c == '"')) {
+      quote = c;
+    } else if (quote == '\0' && c == '-' && next == '-') {
+      quote = '\n';
+    } else if (quote == '\0' && c == '$' && next >= '1' && next <= '4') {
+      const int number = next - '0';
+      auto place = std::find(bound.parameters.begin(), bound.parameters.end(), number);
+      if (place == bound.parameters.end()) place = bound.parameters.insert(place, number);
+      bound.sql += "$" + std::to_string(place - bound.parameters.begin() + 1) + types[static_cast<std::size_t>(number)];
+      ++i;
       continue;
     }
-    if (c == '\'' || c == '"') {
-      quote = c;
-    } else if (c == '-' && statement.compare(i, 2, "--") == 0) {
-      i = std::min(statement.find('\n', i), statement.size());
-    } else if (c == '$' && i + 1 < statement.size() && statement[i + 1] >= '1' && statement[i + 1] <= '4') {
-      highest = std::max(highest, statement[i + 1] - '0');
-    }
+    bound.sql += c;
   }
-  return highest;
+  return bound;
 }
 
 SqlHandler::SqlHandler(std::map<std::string, NamedDatabase> databases, Metrics& metrics)
@@ -102,14 +110,18 @@ Database& SqlHandler::open(const std::string& name) {
 }
 
 HandlerResult SqlHandler::run_one(Database& database, const SqlHandlerConfig& config, const ClaimedItem& item) {
+  const auto bound = bind_statement(config.statement);
   Params params;
-  const int used = highest_parameter(config.statement);
-  if (used >= 1) params.add(item.payload);
-  if (used >= 2) params.add(item.key.empty() ? std::nullopt : std::optional(item.key));
-  if (used >= 3) params.add(item.id);
-  if (used >= 4) params.add(item.attempt);
+  for (const int number : bound.parameters) {
+    switch (number) {
+      case 1: params.add(item.payload); break;
+      case 2: params.add(item.key.empty() ? std::nullopt : std::optional(item.key)); break;
+      case 3: params.add(item.id); break;
+      default: params.add(item.attempt); break;
+    }
+  }
   try {
-    return judge_rows(database.exec(config.statement, params));
+    return judge_rows(database.exec(bound.sql, params));
   } catch (const DatabaseError& error) {
     return failure(ItemClass::error, "sqlstate_" + error.sqlstate(), error.what());
   } catch (const DatabaseUnavailable& error) {

@@ -1,0 +1,188 @@
+"""What people type: exit codes, messages that name place and way out, and documentation that cannot drift."""
+import json
+import os
+import re
+import subprocess
+import unittest
+
+from harness import BINARY, SOURCE, TaktTest, eventually
+
+CONFIG = """
+jobs:
+  demo:
+    handler: {http: {url: "{url}/demo", method: POST}}
+    schedules: [{name: daily, cron: "0 9 * * 1-5", time_zone: Europe/Madrid}]
+"""
+
+
+def run(*arguments, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TAKT_")}
+    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment})
+
+
+class Documentation(unittest.TestCase):
+    maxDiff = None
+
+    def test_the_references_are_what_the_binary_prints(self):
+        for page, arguments in (("configuration.md", []), ("commands.md", ["--commands"])):
+            with open(os.path.join(SOURCE, "docs", page), encoding="utf-8") as file:
+                self.assertEqual(file.read(), run("reference", *arguments).stdout, f"run: takt reference {' '.join(arguments)} > docs/{page}")
+
+    def test_every_link_in_the_documentation_leads_somewhere(self):
+        for folder, _, files in os.walk(SOURCE):
+            if any(part in folder for part in ("/build", "/.git", "/.takt", "node_modules")):
+                continue
+            for name in files:
+                if not name.endswith(".md"):
+                    continue
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
+                    for link in re.findall(r"\]\(([^)#]+)", file.read()):
+                        if not link.startswith("http"):
+                            self.assertTrue(os.path.exists(os.path.join(folder, link)), f"{folder}/{name}: {link}")
+
+    def test_every_example_configuration_is_right(self):
+        with open(os.path.join(SOURCE, "README.md"), encoding="utf-8") as file:
+            shown = re.findall(r"```yaml\n(.*?)```", file.read(), re.S)
+        self.assertTrue(shown)
+        for page in os.listdir(os.path.join(SOURCE, "docs")):
+            if page.endswith(".md"):
+                with open(os.path.join(SOURCE, "docs", page), encoding="utf-8") as file:
+                    shown += re.findall(r"```yaml\n(.*?)```", file.read(), re.S)
+        with open(os.path.join(SOURCE, "deploy", "example", "takt.yaml"), encoding="utf-8") as file:
+            shown.append(file.read())
+        for text in shown:
+            path = os.path.join("/tmp", f"takt-shown-{os.getpid()}.yaml")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            done = run("check", "--file-only", "--config", path)
+            os.unlink(path)
+            self.assertEqual(done.returncode, 0, text + done.stdout)
+
+
+class ExitCodes(unittest.TestCase):
+    def test_usage_is_2_and_says_what_is_known(self):
+        for arguments in ([], ["nonsense"], ["runs", "--limit", "0"], ["enqueue"], ["cron", "next", "61 * * * *"], ["worker", "--job", "x"],
+                          ["runs", "--status", "odd"], ["--log-level", "loud", "status"], ["apply", "--config", "/nonexistent.yaml"]):
+            done = run(*arguments)
+            self.assertEqual(done.returncode, 2, f"{arguments}: {done.stderr}")
+            self.assertTrue(done.stderr, arguments)
+
+    def test_help_and_version_are_0(self):
+        for arguments in (["--help"], ["--version"], ["dlq", "replay", "--help"]):
+            self.assertEqual(run(*arguments).returncode, 0)
+
+    def test_what_is_missing_is_named_with_exit_1(self):
+        self.assertIn("TAKT_DATABASE_URL is not set", run("status").stderr)
+        self.assertIn("no signing key", run("up").stderr)
+        for arguments in (["status"], ["up"], ["worker"], ["dispatcher"], ["dlq", "archive"]):
+            self.assertEqual(run(*arguments).returncode, 1, arguments)
+        away = run("status", TAKT_DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/x")
+        self.assertEqual(away.returncode, 1)
+        self.assertNotIn("hunter2", away.stderr)
+
+    def test_a_cron_fault_is_pointed_at(self):
+        done = run("cron", "next", "0 25 * * *")
+        self.assertIn("  0 25 * * *\n    ^", done.stderr)
+        times = json.loads(run("cron", "next", "0 9 * * 1-5", "--zone", "Europe/Madrid", "--from", "2026-11-20T12:00:00Z", "--count", "2", "--json").stdout)
+        self.assertEqual([time["utc"] for time in times], ["2026-11-23T08:00:00Z", "2026-11-24T08:00:00Z"])
+
+    def test_every_command_has_help(self):
+        with open(os.path.join(SOURCE, "docs", "commands.md"), encoding="utf-8") as file:
+            commands = re.findall(r"^## `takt ?(.*)`$", file.read(), re.M)
+        self.assertGreater(len(commands), 30)
+        for command in commands:
+            self.assertEqual(run(*command.split(), "--help").returncode, 0, command)
+
+
+class Commands(TaktTest):
+    def test_check_tells_a_newcomer_what_is_wrong(self):
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(CONFIG.replace("{url}", self.ledger.url))
+        before = self.takt("check", expect=1)
+        self.assertIn("run \"takt migrate\"", before)
+        self.takt("migrate")
+        self.assertIn("run \"takt apply\"", self.takt("check", expect=1))
+        self.takt("apply")
+        self.assertIn("all good", self.takt("check"))
+        environment = dict(self.environment)
+        del environment["TAKT_SIGNING_KEYS"]
+        self.assertIn("FAULT signing keys", self.takt("check", expect=1, environment=environment))
+        environment = dict(self.environment, TAKT_AMQP_URL="amqp://takt:wrong@127.0.0.1:1/")
+        self.assertIn("FAULT broker", self.takt("check", expect=1, environment=environment))
+
+    def test_apply_shows_the_difference_first_and_changes_nothing_in_a_dry_run(self):
+        self.install("jobs: {}")
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(CONFIG.replace("{url}", self.ledger.url))
+        self.assertIn("+ job demo", self.takt("apply", "--dry-run"))
+        self.assertEqual(json.loads(self.takt("jobs", "--json")), [])
+        self.assertIn("2 differences, applied", self.takt("apply"))
+        self.assertIn("0 differences", self.takt("apply"))
+
+    def test_listing_commands_speak_json(self):
+        self.install(CONFIG)
+        item = int(self.takt("enqueue", "demo", '{"a": 1}', "--key", "k").split()[1])
+        self.assertEqual(int(self.takt("enqueue", "demo", "--key", "k").split()[1]), item)
+        self.assertEqual(json.loads(self.takt("items", "--json"))[0]["item"], item)
+        self.assertEqual(json.loads(self.takt("items", "show", str(item)))["payload"], {"a": 1})
+        self.assertEqual(json.loads(self.takt("schedules", "--json"))[0]["time_zone"], "Europe/Madrid")
+        self.assertEqual(json.loads(self.takt("jobs", "--json"))[0]["due"], 1)
+        self.assertEqual(json.loads(self.takt("runs", "--json")), [])
+        self.assertEqual(json.loads(self.takt("dlq", "list", "--json")), [])
+        self.assertEqual(json.loads(self.takt("status", "--json"))["dispatcher"]["leading"], False)
+        self.assertEqual(json.loads(self.takt("keys", "list", "--json"))[0]["role"], "current")
+        self.takt("items", "cancel", str(item), "--yes", "--by", "ada")
+        self.assertEqual(self.state(item), "cancelled")
+        self.assertEqual(self.rows("SELECT who, action, subject FROM takt.audit WHERE action = 'cancel'"), [("ada", "cancel", f"item {item}")])
+        self.assertIn("others", self.takt("items", "cancel", str(item), "--yes", expect=1))
+        self.takt("enqueue", "nobody", expect=1)
+        self.takt("enqueue", "demo", "{not json", expect=2)
+
+    def test_enqueue_takes_a_file_and_names_the_line_at_fault(self):
+        self.install(CONFIG)
+        path = os.path.join(self.folder, "items.ndjson")
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"n": n}) + "\n" for n in range(2500))
+        self.assertIn("2500 items", self.takt("enqueue", "demo", "--file", path))
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"n": 1}\n{"n": \n')
+        self.assertIn("items.ndjson:2: not JSON", self.takt("enqueue", "demo", "--file", path, expect=2))
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
+
+    def test_tick_run_now_pause_and_resume(self):
+        self.install(CONFIG)
+        self.start("up")
+        self.takt("tick", "demo")
+        eventually(lambda: len(self.ledger.of("/demo")) == 1, what="the tick's own item")
+        self.takt("jobs", "run", "demo")
+        eventually(lambda: len(self.ledger.of("/demo")) == 2)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs WHERE trigger = 'manual'") == 2)
+        self.takt("schedules", "pause", "demo/daily")
+        self.assertEqual(json.loads(self.takt("schedules", "--json"))[0]["state"], "paused")
+        self.takt("schedules", "resume", "demo/daily")
+        self.takt("schedules", "pause", "demo/never", expect=1)
+        self.takt("jobs", "pause", "nobody", expect=1)
+
+    def test_keys_are_generated_rotated_and_never_shown(self):
+        path = os.path.join(self.folder, "keys")
+        environment = {"TAKT_SIGNING_KEYS_FILE": path}
+        self.assertEqual(run("keys", "generate", "--file", path).returncode, 0)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        before = json.loads(run("keys", "list", "--json", **environment).stdout)
+        self.assertEqual(run("keys", "rotate", "--yes", **environment).returncode, 0)
+        after = json.loads(run("keys", "list", "--json", **environment).stdout)
+        self.assertEqual([key["role"] for key in after], ["current", "next", "retired"])
+        self.assertEqual(after[0]["fingerprint"], before[1]["fingerprint"])
+        self.assertEqual(after[2]["fingerprint"], before[0]["fingerprint"])
+        os.chmod(path, 0o640)
+        self.assertIn("chmod 600", run("keys", "list", **environment).stderr)
+
+    def test_a_service_refuses_a_queue_that_exists_otherwise(self):
+        self.install("jobs: {}")
+        channel = self.channel()
+        channel.queue_delete("takt.ticks.default")
+        channel.queue_declare("takt.ticks.default", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 3})
+        done = self.takt("up", expect=1)
+        self.assertIn("queue takt.ticks.default exists with other properties", done)
+        self.assertIn("x-d", done)
