@@ -51,6 +51,13 @@ auto translated(Body body) {
     throw DatabaseUnavailable("database: " + first_line(error.what()));
   } catch (const pqxx::in_doubt_error& error) {
     throw DatabaseUnavailable("database: the outcome of a commit is unknown: " + first_line(error.what()));
+    // libpqxx 6 does not derive class 40 from sql_error, and gives it no SQLSTATE.
+  } catch (const pqxx::statement_completion_unknown& error) {
+    throw DatabaseUnavailable("database: the outcome of a statement is unknown: " + first_line(error.what()));
+  } catch (const pqxx::deadlock_detected& error) {
+    throw DatabaseError(first_line(error.what()), "40P01");
+  } catch (const pqxx::transaction_rollback& error) {
+    throw DatabaseError(first_line(error.what()), "40001");
   } catch (const pqxx::sql_error& error) {
     const std::string sqlstate = error.sqlstate();
     if (means_unavailable(sqlstate)) throw DatabaseUnavailable("database: " + first_line(error.what()));

@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <barrier>
 #include <thread>
+#include <utility>
 
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
@@ -41,8 +44,10 @@ TEST(Pool, OpensAnewAfterTheServerEndedItsConnections) {
   TestDatabase database;
   EXPECT_EQ(database.number("SELECT 1"), 1);
   TestDatabase killer;
-  killer->exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> current_database() AND application_name = 'takt' AND pid <> pg_backend_pid() "
-               "AND query NOT LIKE 'CREATE%'");
+  killer->exec(
+      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> current_database() AND application_name = 'takt' AND pid <> "
+      "pg_backend_pid() "
+      "AND query NOT LIKE 'CREATE%'");
   EXPECT_TRUE(eventually([&] {
     try {
       return database.number("SELECT 2") == 2;
@@ -87,18 +92,37 @@ TEST(Database, RetriesDeadlocksUntilBothSidesAreThrough) {
   TestDatabase database;
   database->exec(std::string("CREATE TABLE pair (id int PRIMARY KEY, n int)"));
   database->exec(std::string("INSERT INTO pair VALUES (1, 0), (2, 0)"));
+  std::barrier both_hold_one(2);
+  std::atomic<int> tries = 0;
   const auto cross = [&](int first, int second) {
-    for (int i = 0; i < 20; ++i) {
-      database->transaction([&](Session& on) {
-        on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(first));
-        on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(second));
-      }, 50);
-    }
+    bool met = false;
+    database->transaction([&](Session& on) {
+      ++tries;
+      on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(first));
+      if (!std::exchange(met, true)) both_hold_one.arrive_and_wait();
+      on.exec(std::string("UPDATE pair SET n = n + 1 WHERE id = $1"), Params::of(second));
+    });
   };
   std::thread other([&] { cross(2, 1); });
   cross(1, 2);
   other.join();
-  EXPECT_EQ(database.number("SELECT sum(n) FROM pair"), 80);
+  EXPECT_EQ(database.number("SELECT sum(n) FROM pair"), 4);
+  EXPECT_EQ(tries, 3) << "one of the two was the deadlock's victim, once";
+}
+
+TEST(Database, RetriesSerializationFailures) {
+  TestDatabase database;
+  database->exec(std::string("CREATE TABLE counter (n int)"));
+  database->exec(std::string("INSERT INTO counter VALUES (0)"));
+  int tries = 0;
+  database->transaction([&](Session& on) {
+    on.script("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+    on.exec(std::string("SELECT n FROM counter"), {});
+    if (++tries == 1) std::thread([&] { database->exec(std::string("UPDATE counter SET n = n + 1")); }).join();
+    on.exec(std::string("UPDATE counter SET n = n + 1"), {});
+  });
+  EXPECT_EQ(tries, 2);
+  EXPECT_EQ(database.number("SELECT n FROM counter"), 2);
 }
 
 TEST(Database, WorksWithoutPreparedStatementsBehindATransactionPooler) {
@@ -141,7 +165,8 @@ TEST(Enqueue, BelongsToTheApplicationsTransaction) {
   EXPECT_THROW(database->transaction([](Session& on) {
     on.exec(std::string("SELECT takt.enqueue('demo', key => 'k')"), {});
     throw std::runtime_error("the application changes its mind");
-  }), std::runtime_error);
+  }),
+               std::runtime_error);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys"), 0);
 }
@@ -150,15 +175,18 @@ TEST(Enqueue, TakesSetsWithAndWithoutKeys) {
   TestDatabase database;
   database.apply(plain_job("demo"));
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.enqueue_many('demo', ARRAY['1', '2', '3']::jsonb[])"), 3);
-  EXPECT_EQ(database.number("SELECT count(*) FILTER (WHERE created) FROM takt.enqueue_many('demo', ARRAY['1', '2', '3', '4']::jsonb[], ARRAY['a', 'b', 'a', ''])"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FILTER (WHERE created) FROM takt.enqueue_many('demo', ARRAY['1', '2', '3', '4']::jsonb[], "
+                            "ARRAY['a', 'b', 'a', ''])"),
+            3);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 6);
 }
 
 TEST(Enqueue, SaysWhatIsWrong) {
   TestDatabase database;
   database.apply(plain_job("demo"));
-  for (const char* call : {"takt.enqueue('nobody')", "takt.enqueue('demo', priority => 101)", "takt.enqueue('demo', key => repeat('k', 513))",
-                           "takt.enqueue('demo', to_jsonb((SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) n)))"}) {
+  for (const char* call :
+       {"takt.enqueue('nobody')", "takt.enqueue('demo', priority => 101)", "takt.enqueue('demo', key => repeat('k', 513))",
+        "takt.enqueue('demo', to_jsonb((SELECT string_agg(md5(n::text), '') FROM generate_series(1, 20000) n)))"}) {
     EXPECT_THROW(database->exec(std::string("SELECT ") + call), DatabaseError) << call;
   }
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
@@ -202,8 +230,9 @@ TEST(Apply, MakesTheDatabaseMatchAndIsSafeToRepeat) {
 TEST(Apply, LeavesSchedulesMadeByTheApiAlone) {
   TestDatabase database;
   const auto config = database.apply(plain_job("a"));
-  database->exec(std::string("INSERT INTO takt.schedules (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter, source) "
-                             "SELECT id, 'theirs', '@daily', 'UTC', 'once', '60 s', 1, '1 d', '0', 'api' FROM takt.jobs"));
+  database->exec(std::string(
+      "INSERT INTO takt.schedules (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter, source) "
+      "SELECT id, 'theirs', '@daily', 'UTC', 'once', '60 s', 1, '1 d', '0', 'api' FROM takt.jobs"));
   EXPECT_TRUE(apply_definitions(*database, config, "test", false).empty());
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules"), 1);
 }
