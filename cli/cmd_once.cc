@@ -79,7 +79,8 @@ void run_once(Context& context, const OnceOptions& options) {
       tick.set_job(name);
       tick.set_batch_size(static_cast<std::uint32_t>(options.batch_size));
       set_timestamp(*tick.mutable_due_at(), clock.now());
-      const auto outcome = executor.execute(*job, tick, [] { return true; }, [] { return false; });
+      const auto outcome = executor.execute(
+          *job, tick, [] { return true; }, [] { return false; });
       std::map<std::string, int> counts;
       for (std::size_t i = 0; i < outcome.run.items.size(); ++i) {
         counts[outcome.run.settlements[i].state == ItemState::dead ? "dead" : std::string(to_string(outcome.run.results[i].item_class))] +=

@@ -11,8 +11,7 @@ namespace takt {
 namespace {
 
 void print_status(Database& database, bool json) {
-  const auto leader = database.exec(
-      std::string("SELECT until > now(), term FROM takt.leader WHERE name = 'dispatcher'"));
+  const auto leader = database.exec(std::string("SELECT until > now(), term FROM takt.leader WHERE name = 'dispatcher'"));
   const auto totals = database.exec(std::string(R"sql(
     SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL LIMIT 10000) x),

@@ -35,7 +35,8 @@ class RunExecutor {
   /// committed; the tick can then be given to execute() again. Once items are held, it waits for PostgreSQL to come
   /// back, so that what was done is also written down, until `give_up` says otherwise.
   /// `stopping`: asked once the items are held; if true, none is begun and all are handed back.
-  Outcome execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up, const std::function<bool()>& stopping);
+  Outcome execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up,
+                  const std::function<bool()>& stopping);
 
  private:
   Claim begin(const CatalogJob& job, const v1::JobTick& tick, const std::string& source, std::int64_t run_id,

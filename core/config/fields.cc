@@ -111,7 +111,8 @@ constexpr std::array kHttp{
 constexpr std::array kSql{
     Field{"database", name, 1, 100, nullptr, nullptr, "one of `databases`"},
     Field{"statement", text, 1, 65536, nullptr, nullptr,
-          "one statement; $1 payload (jsonb), $2 key (text, or null), $3 item id (bigint), $4 attempt (integer), each typed and optional; a column `result` in its first row "
+          "one statement; $1 payload (jsonb), $2 key (text, or null), $3 item id (bigint), $4 attempt (integer), each typed and optional; "
+          "a column `result` in its first row "
           "may say done, noop, skipped, blocked, error or fatal"},
 };
 constexpr std::array kBackoff{

@@ -111,10 +111,12 @@ TEST_F(DispatcherTest, WakesAJobOnceAndMoreOnlyWhileItReportsMore) {
   database.apply(plain_job("demo", "batch_size: 1") + plain_job("idle") + plain_job("solo", "concurrency: 1"));
   const Term term = lead();
   EXPECT_EQ(due_ticks(term), 0);
-  database->exec(std::string("SELECT takt.enqueue('demo'), takt.enqueue('demo', priority => 5), takt.enqueue('solo') FROM generate_series(1, 50)"));
+  database->exec(
+      std::string("SELECT takt.enqueue('demo'), takt.enqueue('demo', priority => 5), takt.enqueue('solo') FROM generate_series(1, 50)"));
   EXPECT_EQ(due_ticks(term), 2) << "one for each job that has something due";
   EXPECT_EQ(due_ticks(term), 0) << "they are under way";
-  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) SELECT 'more:' || id, id, 'more', now(), now() FROM takt.jobs"));
+  database->exec(std::string(
+      "INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) SELECT 'more:' || id, id, 'more', now(), now() FROM takt.jobs"));
   EXPECT_EQ(due_ticks(term, 4), 1) << "the backlog of demo deserves a further one; solo takes one at a time";
   EXPECT_EQ(due_ticks(term, 3), 0) << "and no more than parallel_ticks";
 }
@@ -151,7 +153,8 @@ TEST_F(DispatcherTest, TheDueScanDoesNotGrowWithTheBacklog) {
   database.apply(plain_job("a") + plain_job("b") + plain_job("c"));
   lead();
   const auto rows_read = [&](int items) {
-    database->exec("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 3, now() - interval '1 s' FROM generate_series(1, " + std::to_string(items) + ") n");
+    database->exec("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 3, now() - interval '1 s' FROM generate_series(1, " +
+                   std::to_string(items) + ") n");
     database->exec(std::string("ANALYZE takt.items"));
     const auto plan = database->exec(std::string(R"(EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)
       WITH RECURSIVE heads AS (
@@ -182,7 +185,8 @@ TEST_F(DispatcherTest, ReturnsItemsOfALostWorkerAndCountsTheAttempt) {
     EXPECT_EQ(rescued.runs, 1);
     EXPECT_EQ(rescued.returned, attempt == 1 ? 1 : 0);
     EXPECT_EQ(rescued.dead, attempt == 2 ? 1 : 0);
-    EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND begun_at IS NULL AND run_id IS NULL"), attempt)
+    EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND begun_at IS NULL AND run_id IS NULL"),
+              attempt)
         << "the tick is to be published again";
   }
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'failed'"), 2);
@@ -197,9 +201,13 @@ TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
   database->exec(std::string(R"(INSERT INTO takt.dead_letters (id, kind, job, reason, error, died_at, state)
     SELECT 'd' || n, 'item', 'demo', 'max_attempts', '', now() - n * interval '1 hour', CASE WHEN n % 2 = 0 THEN 'archived' ELSE 'replayed' END
       FROM generate_series(715, 725) n)"));
-  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at) SELECT 't' || n, 1, 'due', now(), now() - n * interval '1 day', "
-                             "CASE WHEN n < 6 THEN now() - n * interval '1 day' END FROM generate_series(1, 6) n"));
-  database->exec(std::string("INSERT INTO takt.item_keys VALUES (1, 'old', 1, now() - interval '1 s'), (1, 'held', 2, NULL), (1, 'window', 3, now() + interval '1 h')"));
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at) SELECT 't' || n, 1, 'due', now(), now() - "
+                  "n * interval '1 day', "
+                  "CASE WHEN n < 6 THEN now() - n * interval '1 day' END FROM generate_series(1, 6) n"));
+  database->exec(
+      std::string("INSERT INTO takt.item_keys VALUES (1, 'old', 1, now() - interval '1 s'), (1, 'held', 2, NULL), (1, 'window', 3, now() + "
+                  "interval '1 h')"));
   const RetentionSettings settings{720h, 72h, 720h};
   const auto first = prune_once(*database, settings, 3);
   EXPECT_EQ(first.dead_letters, 3) << "a bounded batch";
@@ -211,7 +219,8 @@ TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
 }
 
 TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
-  database->exec(std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));
+  database->exec(
+      std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));
   const auto before = database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass");
   EXPECT_EQ(prune_once(*database, {720h, 72h, 720h}, 10).partitions, 1);
   EXPECT_EQ(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass"), before - 1);
@@ -220,9 +229,11 @@ TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
 TEST_F(DispatcherTest, PublishesForgottenScheduleTicksAgainAndForgetsWakeTicks) {
   database.apply(plain_job("demo"));
   const Term term = lead();
-  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, published_at) VALUES "
-                             "('s', 1, 'schedule', now(), now() - interval '1 h', now() - interval '1 h'), ('d', 1, 'due', now(), now() - interval '1 h', now() - interval '1 h'), "
-                             "('fresh', 1, 'schedule', now(), now(), now())"));
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, published_at) VALUES "
+                  "('s', 1, 'schedule', now(), now() - interval '1 h', now() - interval '1 h'), ('d', 1, 'due', now(), now() - interval '1 "
+                  "h', now() - interval '1 h'), "
+                  "('fresh', 1, 'schedule', now(), now(), now())"));
   EXPECT_EQ(republish_forgotten_ticks(*database, term, 10min), 2);
   EXPECT_EQ(database.text("SELECT string_agg(id, ' ') FROM takt.ticks WHERE published_at IS NULL"), "s");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE id = 'd'"), 0);

@@ -19,12 +19,27 @@ struct DlqTest : testing::Test {
   /// A dead item as settling leaves it, and its letter.
   void dead(std::int64_t id, const std::string& key = "", const std::string& reason = "max_attempts") {
     const std::string quoted_key = key.empty() ? "NULL" : "'" + key + "'";
-    database->exec("INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload) "
-                   "VALUES (" + std::to_string(id) + ", now(), 1, 3, 'error', 0, 3, 0, now(), now(), " + quoted_key + ", '{\"customer\": \"Ada\"}')");
-    database->exec("INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error) SELECT " + std::to_string(id) +
-                   ", now(), 1, 0, n, n, 'error', 'http_500', 'attempt ' || n FROM generate_series(1, 3) n");
-    Letter letter{"item-" + std::to_string(id) + "-0", "item", "demo", reason, "http_500: no", id, key.empty() ? std::nullopt : std::optional(key), 0,
-                  R"({"customer": "Ada"})", 3, {}, {}, {}, SystemClock().now()};
+    database->exec(
+        "INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, "
+        "payload) "
+        "VALUES (" +
+        std::to_string(id) + ", now(), 1, 3, 'error', 0, 3, 0, now(), now(), " + quoted_key + ", '{\"customer\": \"Ada\"}')");
+    database->exec("INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error) SELECT " +
+                   std::to_string(id) + ", now(), 1, 0, n, n, 'error', 'http_500', 'attempt ' || n FROM generate_series(1, 3) n");
+    Letter letter{"item-" + std::to_string(id) + "-0",
+                  "item",
+                  "demo",
+                  reason,
+                  "http_500: no",
+                  id,
+                  key.empty() ? std::nullopt : std::optional(key),
+                  0,
+                  R"({"customer": "Ada"})",
+                  3,
+                  {},
+                  {},
+                  {},
+                  SystemClock().now()};
     EXPECT_EQ(store_letters(*database, {letter}), 1);
   }
 };
@@ -40,7 +55,8 @@ TEST_F(DlqTest, StoresEachLetterOnceWithEveryAttemptsError) {
 TEST_F(DlqTest, KeepsBytesOfAnyKind) {
   std::string body;
   for (int i = 0; i < 256; ++i) body += static_cast<char>(i);
-  Letter letter{"message-1", "message", "", "rejected", "", {}, {}, 0, {}, 0, body, "{}", R"([{"reason": "rejected"}])", SystemClock().now()};
+  Letter letter{"message-1",        "message", "", "rejected", "", {}, {}, 0, {}, 0, body, "{}", R"([{"reason": "rejected"}])",
+                SystemClock().now()};
   EXPECT_EQ(store_letters(*database, {letter}), 1);
   EXPECT_EQ(database.number("SELECT octet_length(body) FROM takt.dead_letters WHERE get_byte(body, 255) = 255"), 256);
   EXPECT_NE(show_letter(*database, "message-1")->find("rejected"), std::string::npos);
@@ -50,7 +66,8 @@ TEST_F(DlqTest, ReplaysAnItemOnceWithFreshAttemptsAndItsHistory) {
   dead(900, "k");
   const auto first = replay_letters(*database, {"item-900-0"}, "ada");
   EXPECT_EQ(first.items, 1);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE id = 900 AND attempt = 0 AND replay = 1 AND state = 0 AND key = 'k'"), 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE id = 900 AND attempt = 0 AND replay = 1 AND state = 0 AND key = 'k'"),
+            1);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 0) << "it is in one state";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts WHERE item_id = 900"), 3);
   EXPECT_EQ(database.text("SELECT state || ' ' || changed_by FROM takt.dead_letters"), "replayed ada");
@@ -69,7 +86,8 @@ TEST_F(DlqTest, ReplaysEachOnceWhenTwoOperatorsDoTheSame) {
   }
   std::atomic<int> replayed{0};
   std::vector<std::thread> operators;
-  for (int i = 0; i < 3; ++i) operators.emplace_back([&, i] { replayed += replay_letters(*database, ids, "operator " + std::to_string(i)).items; });
+  for (int i = 0; i < 3; ++i)
+    operators.emplace_back([&, i] { replayed += replay_letters(*database, ids, "operator " + std::to_string(i)).items; });
   for (auto& thread : operators) thread.join();
   EXPECT_EQ(replayed.load(), 100);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 100);
@@ -85,12 +103,15 @@ TEST_F(DlqTest, DoesNotReplayOverALiveItemWithTheSameKey) {
 }
 
 TEST_F(DlqTest, ReplaysATickOnceItsJobIsKnown) {
-  Letter letter{"tick-x", "tick", "later", "unknown_job", "", {}, {}, 0, R"({"id": "x", "job": "later", "items": [{"payload": {"n": 1}}]})", 0, {}, {}, {}, SystemClock().now()};
+  Letter letter{
+      "tick-x", "tick", "later", "unknown_job",      "", {}, {}, 0, R"({"id": "x", "job": "later", "items": [{"payload": {"n": 1}}]})", 0,
+      {},       {},     {},      SystemClock().now()};
   store_letters(*database, {letter});
   EXPECT_EQ(replay_letters(*database, {"tick-x"}, "ada").refused, 1);
   database.apply(plain_job("demo") + plain_job("later"));
   EXPECT_EQ(replay_letters(*database, {"tick-x"}, "ada").ticks, 1);
-  EXPECT_EQ(database.text("SELECT id || ' ' || source || ' ' || (items->0->'payload'->>'n') FROM takt.ticks WHERE published_at IS NULL"), "replay:tick-x replay 1");
+  EXPECT_EQ(database.text("SELECT id || ' ' || source || ' ' || (items->0->'payload'->>'n') FROM takt.ticks WHERE published_at IS NULL"),
+            "replay:tick-x replay 1");
 }
 
 TEST_F(DlqTest, FiltersByJobReasonTimeAndText) {

@@ -16,13 +16,15 @@ struct ItemsTest : testing::Test {
   std::int64_t last_run = 0;
 
   void enqueue(int count, const std::string& job, const std::string& more = "") {
-    database->exec("SELECT takt.enqueue('" + job + "', jsonb_build_object('n', n)" + more + ") FROM generate_series(1, " + std::to_string(count) + ") n");
+    database->exec("SELECT takt.enqueue('" + job + "', jsonb_build_object('n', n)" + more + ") FROM generate_series(1, " +
+                   std::to_string(count) + ") n");
   }
   Claim claim(const CatalogJob& job, const std::string& tick, int batch, std::int64_t run_id) {
     return claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run_id, "test-worker", batch});
   }
   /// Ends a run with one class for all its items.
-  Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class, const std::string& next = "") {
+  Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class,
+                 const std::string& next = "") {
     RunRecord run;
     run.run_id = run_id;
     run.job = &job;
@@ -180,10 +182,12 @@ TEST_F(ItemsTest, AreKeptByAHeartbeatAndLostWithoutOne) {
 // The hot statements must use their index, and a backlog must not change that.
 TEST_F(ItemsTest, AreFoundThroughTheirIndexInALargeBacklog) {
   database.apply(plain_job("demo") + plain_job("other"));
-  database->exec(std::string("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 2, now() - interval '1 s' FROM generate_series(1, 20000) n"));
+  database->exec(
+      std::string("INSERT INTO takt.items (job_id, run_at) SELECT 1 + n % 2, now() - interval '1 s' FROM generate_series(1, 20000) n"));
   database->exec(std::string("ANALYZE takt.items"));
-  const auto rows = database->exec(std::string("EXPLAIN SELECT i.id FROM takt.items i WHERE i.job_id = 1 AND i.state = 0 AND i.run_at <= now() "
-                                               "ORDER BY i.priority, i.run_at, i.id LIMIT 100 FOR UPDATE SKIP LOCKED"));
+  const auto rows =
+      database->exec(std::string("EXPLAIN SELECT i.id FROM takt.items i WHERE i.job_id = 1 AND i.state = 0 AND i.run_at <= now() "
+                                 "ORDER BY i.priority, i.run_at, i.id LIMIT 100 FOR UPDATE SKIP LOCKED"));
   std::string plan;
   for (std::size_t i = 0; i < rows.size(); ++i) plan += std::string(rows.text(i, 0)) + "\n";
   EXPECT_NE(plan.find("items_due"), std::string::npos) << plan;

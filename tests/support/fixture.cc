@@ -20,7 +20,8 @@ std::string service_variable(const std::string& name) {
   std::ifstream file(std::string(directory) + "/env");
   const std::string text((std::istreambuf_iterator<char>(file)), {});
   std::smatch found;
-  if (!std::regex_search(text, found, std::regex(name + "='?([^' \n]*)"))) throw std::runtime_error("no " + name + " in the services' env file");
+  if (!std::regex_search(text, found, std::regex(name + "='?([^' \n]*)")))
+    throw std::runtime_error("no " + name + " in the services' env file");
   return found[1];
 }
 

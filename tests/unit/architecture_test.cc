@@ -10,12 +10,11 @@ namespace takt {
 namespace {
 
 // cli → dispatcher, worker, dlq → core → proto, migrations. The services never include one another.
-const std::map<std::string, std::set<std::string>> kMayInclude{
-    {"core", {"core", "takt", "migrations"}},
-    {"dispatcher", {"dispatcher", "core", "takt"}},
-    {"worker", {"worker", "core", "takt"}},
-    {"dlq", {"dlq", "core", "takt"}},
-    {"cli", {"cli", "dispatcher", "worker", "dlq", "core", "takt"}}};
+const std::map<std::string, std::set<std::string>> kMayInclude{{"core", {"core", "takt", "migrations"}},
+                                                               {"dispatcher", {"dispatcher", "core", "takt"}},
+                                                               {"worker", {"worker", "core", "takt"}},
+                                                               {"dlq", {"dlq", "core", "takt"}},
+                                                               {"cli", {"cli", "dispatcher", "worker", "dlq", "core", "takt"}}};
 
 TEST(Architecture, DependenciesPointOneWay) {
   const std::filesystem::path source = TAKT_SOURCE_DIR;

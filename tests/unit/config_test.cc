@@ -51,7 +51,8 @@ jobs:
   b:
     handler: {http: {url: "http://x/", method: GET}}
     backoff: {base: 2s, factor: 3, max: 1m, jitter: none}
-)", "takt.yaml");
+)",
+                                   "takt.yaml");
   EXPECT_EQ(config.jobs[0].backoff.list, (std::vector<Duration>{std::chrono::minutes(1), std::chrono::minutes(5)}));
   EXPECT_EQ(config.jobs[0].schedules[0].payload.dump(), R"({"l":[1.5,null],"n":1,"s":"1","t":true})");
   EXPECT_EQ(config.jobs[0].schedules[1].cron, "@at 2026-12-24T18:00:00Z");

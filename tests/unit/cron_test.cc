@@ -35,28 +35,28 @@ TEST(Cron, FindsTheNextSlotOfEachField) {
   struct Row {
     const char *expression, *from, *next;
   };
-  for (const auto& [expression, from, next] : std::vector<Row>{
-           {"* * * * *", "2026-11-21T10:00:00Z", "2026-11-21T10:01:00Z"},
-           {"*/15 * * * *", "2026-11-21T10:44:59.5Z", "2026-11-21T10:45:00Z"},
-           {"0 9 * * MON-FRI", "2026-11-20T09:00:00Z", "2026-11-23T09:00:00Z"},
-           {"0 0 29 2 *", "2026-03-01T00:00:00Z", "2028-02-29T00:00:00Z"},
-           {"*/10 * * * * *", "2026-11-21T10:00:05Z", "2026-11-21T10:00:10Z"},
-           {"30 4 1,15 * 5", "2026-11-21T00:00:00Z", "2026-11-27T04:30:00Z"},
-           {"0 0 L * *", "2026-02-01T00:00:00Z", "2026-02-28T00:00:00Z"},
-           {"0 0 L-2 * *", "2026-04-01T00:00:00Z", "2026-04-28T00:00:00Z"},
-           {"0 0 LW * *", "2026-10-01T00:00:00Z", "2026-10-30T00:00:00Z"},
-           {"0 0 15W * *", "2026-11-01T00:00:00Z", "2026-11-16T00:00:00Z"},
-           {"0 0 1W * *", "2026-07-31T00:00:00Z", "2026-08-03T00:00:00Z"},
-           {"0 0 31W * *", "2026-04-01T00:00:00Z", "2026-05-29T00:00:00Z"},
-           {"0 0 * * 5L", "2026-11-01T00:00:00Z", "2026-11-27T00:00:00Z"},
-           {"0 0 * * FRI#2", "2026-11-01T00:00:00Z", "2026-11-13T00:00:00Z"},
-           {"0 0 * * 7", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z"},
-           {"0 0 ? * ?", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z"},
-           {"5/20 * * * *", "2026-11-21T10:06:00Z", "2026-11-21T10:25:00Z"},
-           {"@monthly", "2026-11-21T00:00:00Z", "2026-12-01T00:00:00Z"},
-           {"@every 90s", "1970-01-01T00:00:00Z", "1970-01-01T00:01:30Z"},
-           {"@at 2026-12-24T18:00:00Z", "2026-11-21T00:00:00Z", "2026-12-24T18:00:00Z"},
-           {"CRON_TZ=America/Mexico_City 0 9 * * *", "2026-11-21T00:00:00Z", "2026-11-21T15:00:00Z"}}) {
+  for (const auto& [expression, from, next] :
+       std::vector<Row>{{"* * * * *", "2026-11-21T10:00:00Z", "2026-11-21T10:01:00Z"},
+                        {"*/15 * * * *", "2026-11-21T10:44:59.5Z", "2026-11-21T10:45:00Z"},
+                        {"0 9 * * MON-FRI", "2026-11-20T09:00:00Z", "2026-11-23T09:00:00Z"},
+                        {"0 0 29 2 *", "2026-03-01T00:00:00Z", "2028-02-29T00:00:00Z"},
+                        {"*/10 * * * * *", "2026-11-21T10:00:05Z", "2026-11-21T10:00:10Z"},
+                        {"30 4 1,15 * 5", "2026-11-21T00:00:00Z", "2026-11-27T04:30:00Z"},
+                        {"0 0 L * *", "2026-02-01T00:00:00Z", "2026-02-28T00:00:00Z"},
+                        {"0 0 L-2 * *", "2026-04-01T00:00:00Z", "2026-04-28T00:00:00Z"},
+                        {"0 0 LW * *", "2026-10-01T00:00:00Z", "2026-10-30T00:00:00Z"},
+                        {"0 0 15W * *", "2026-11-01T00:00:00Z", "2026-11-16T00:00:00Z"},
+                        {"0 0 1W * *", "2026-07-31T00:00:00Z", "2026-08-03T00:00:00Z"},
+                        {"0 0 31W * *", "2026-04-01T00:00:00Z", "2026-05-29T00:00:00Z"},
+                        {"0 0 * * 5L", "2026-11-01T00:00:00Z", "2026-11-27T00:00:00Z"},
+                        {"0 0 * * FRI#2", "2026-11-01T00:00:00Z", "2026-11-13T00:00:00Z"},
+                        {"0 0 * * 7", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z"},
+                        {"0 0 ? * ?", "2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z"},
+                        {"5/20 * * * *", "2026-11-21T10:06:00Z", "2026-11-21T10:25:00Z"},
+                        {"@monthly", "2026-11-21T00:00:00Z", "2026-12-01T00:00:00Z"},
+                        {"@every 90s", "1970-01-01T00:00:00Z", "1970-01-01T00:01:30Z"},
+                        {"@at 2026-12-24T18:00:00Z", "2026-11-21T00:00:00Z", "2026-12-24T18:00:00Z"},
+                        {"CRON_TZ=America/Mexico_City 0 9 * * *", "2026-11-21T00:00:00Z", "2026-11-21T15:00:00Z"}}) {
     const auto found = cron(expression).next(at(from));
     ASSERT_TRUE(found) << expression;
     EXPECT_EQ(format_rfc3339(*found), next) << expression;
@@ -71,8 +71,10 @@ TEST(Cron, SaysNeverForADateThatDoesNotExist) {
 // Madrid, 29 March 2026: 02:00 CET becomes 03:00 CEST at 01:00 UTC.
 TEST(CronDaylightSaving, FixedTimesInTheSkippedHourRunOnceRightAfterIt) {
   EXPECT_EQ(fires(cron("30 2 * * *", "Europe/Madrid"), "2026-03-28T12:00:00Z", 2), (Times{"2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"}));
-  EXPECT_EQ(fires(cron("0,20,40 2 * * *", "Europe/Madrid"), "2026-03-28T12:00:00Z", 2), (Times{"2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"}));
-  EXPECT_EQ(fires(cron("0 2,3 * * *", "Europe/Madrid"), "2026-03-28T12:00:00Z", 2), (Times{"2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"}));
+  EXPECT_EQ(fires(cron("0,20,40 2 * * *", "Europe/Madrid"), "2026-03-28T12:00:00Z", 2),
+            (Times{"2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"}));
+  EXPECT_EQ(fires(cron("0 2,3 * * *", "Europe/Madrid"), "2026-03-28T12:00:00Z", 2),
+            (Times{"2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"}));
 }
 
 // 25 October 2026: 03:00 CEST becomes 02:00 CET at 01:00 UTC; 02:30 comes at 00:30 and at 01:30 UTC.
@@ -85,7 +87,8 @@ TEST(CronDaylightSaving, FixedTimesInTheRepeatedHourRunOnce) {
 TEST(CronDaylightSaving, IntervalsFollowTheWallClock) {
   EXPECT_EQ(fires(cron("*/30 * * * *", "Europe/Madrid"), "2026-10-25T00:00:00Z", 4),
             (Times{"2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z", "2026-10-25T02:00:00Z"}));
-  EXPECT_EQ(fires(cron("15 */2 * * *", "Europe/Madrid"), "2026-03-28T23:30:00Z", 2), (Times{"2026-03-29T02:15:00Z", "2026-03-29T04:15:00Z"}))
+  EXPECT_EQ(fires(cron("15 */2 * * *", "Europe/Madrid"), "2026-03-28T23:30:00Z", 2),
+            (Times{"2026-03-29T02:15:00Z", "2026-03-29T04:15:00Z"}))
       << "02:15 does not exist that day, and an interval does not catch up";
 }
 
@@ -130,8 +133,9 @@ TEST(CronProperty, NextIsStrictlyLaterAndSkipsNothing) {
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution(low, high)(random); };
   const std::vector<std::string> zones{"UTC", "Europe/Madrid", "America/New_York", "Australia/Lord_Howe", "America/Mexico_City"};
   for (int round = 0; round < 400; ++round) {
-    const std::string expression = std::to_string(pick(0, 59)) + " " + (pick(0, 1) != 0 ? "*/" + std::to_string(pick(1, 6)) : std::to_string(pick(0, 23))) + " " +
-                                   (pick(0, 2) == 0 ? std::to_string(pick(1, 28)) : "*") + " * " + (pick(0, 2) == 0 ? std::to_string(pick(0, 6)) : "*");
+    const std::string expression =
+        std::to_string(pick(0, 59)) + " " + (pick(0, 1) != 0 ? "*/" + std::to_string(pick(1, 6)) : std::to_string(pick(0, 23))) + " " +
+        (pick(0, 2) == 0 ? std::to_string(pick(1, 28)) : "*") + " * " + (pick(0, 2) == 0 ? std::to_string(pick(0, 6)) : "*");
     const auto parsed = cron(expression, zones[static_cast<std::size_t>(pick(0, 4))]);
     const Timestamp from = at("2026-01-01T00:00:00Z") + std::chrono::minutes(pick(0, 525600));
     const auto next = parsed.next(from);

@@ -118,7 +118,8 @@ TEST(HttpClient, NamesConnectionFaults) {
 }
 
 TEST(HttpClient, DoesNotFollowRedirects) {
-  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(302, "", "Location: http://127.0.0.1:1/\r\n")); });
+  MisbehavingServer server(
+      [](int socket) { serve_forever(socket, MisbehavingServer::response(302, "", "Location: http://127.0.0.1:1/\r\n")); });
   HttpClient client({});
   EXPECT_EQ(Call(client, post(server.url())).wait().status, 302);
 }

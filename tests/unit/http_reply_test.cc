@@ -71,7 +71,8 @@ TEST(RetryAfter, ReadsSecondsAndDatesAndNothingElse) {
 }
 
 TEST(HttpReply, TellsFaultsApart) {
-  for (const auto fault : {HttpFault::timeout, HttpFault::resolve, HttpFault::connect, HttpFault::tls, HttpFault::too_large, HttpFault::protocol}) {
+  for (const auto fault :
+       {HttpFault::timeout, HttpFault::resolve, HttpFault::connect, HttpFault::tls, HttpFault::too_large, HttpFault::protocol}) {
     HttpResponse response;
     response.fault = fault;
     const auto judged = judge(response);

@@ -22,15 +22,19 @@ struct LetterTest : testing::Test {
     return delivery;
   }
   amqp::Delivery tick_delivery() {
-    auto delivery = delivered(tick_message({"demo/daily@x", "demo", "default", "schedule", clock.now(), R"([{"payload":1,"key":"k"}])"}, keys, clock.now()));
+    auto delivery = delivered(
+        tick_message({"demo/daily@x", "demo", "default", "schedule", clock.now(), R"([{"payload":1,"key":"k"}])"}, keys, clock.now()));
     delivery.headers["x-death"] = {{{"reason", "delivery_limit"}, {"queue", "takt.ticks.default"}, {"count", 1}}};
     return delivery;
   }
 };
 
 TEST_F(LetterTest, ReadsAnItemsDeath) {
-  const auto letter = read_letter(delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo","reason":"max_attempts",
-      "error":"http_500: no","itemId":"7","key":"k","payload":{"a":1},"attempts":3,"priority":-2,"diedAt":"2026-11-21T10:00:00Z"})", keys, clock.now())), keys, clock.now());
+  const auto letter = read_letter(
+      delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo","reason":"max_attempts",
+      "error":"http_500: no","itemId":"7","key":"k","payload":{"a":1},"attempts":3,"priority":-2,"diedAt":"2026-11-21T10:00:00Z"})",
+                                    keys, clock.now())),
+      keys, clock.now());
   EXPECT_EQ(letter.kind, "item");
   EXPECT_EQ(letter.id, "item-7-0");
   EXPECT_EQ(letter.item_id, 7);
@@ -40,7 +44,9 @@ TEST_F(LetterTest, ReadsAnItemsDeath) {
 
 TEST_F(LetterTest, KeepsAForgedDeathAsAMessageThatCannotBeReplayed) {
   const auto other = KeyRing::parse(generate_signing_secret().reveal(), "forger");
-  const auto letter = read_letter(delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo"})", other, clock.now())), keys, clock.now());
+  const auto letter = read_letter(
+      delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo"})", other, clock.now())),
+      keys, clock.now());
   EXPECT_EQ(letter.kind, "message");
   EXPECT_NE(letter.error.find("cannot be replayed"), std::string::npos);
   EXPECT_EQ(letter.headers->find("webhook-signature"), std::string::npos);

@@ -43,19 +43,23 @@ TEST(Signing, RefusesAnyChangedByteOfIdTimeBodyOrSignature) {
     signature[i] = signature[i] == 'A' ? 'B' : 'A';
     EXPECT_FALSE(ring.verify(kId, time, kBody, signature, kNow)) << i;
   }
-  for (const char* signature : {"", "v1,", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="}) {
+  for (const char* signature :
+       {"", "v1,", "v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="}) {
     EXPECT_FALSE(ring.verify(kId, time, kBody, signature, kNow)) << signature;
   }
 }
 
 TEST(Signing, FindsTheRightOneAmongSeveralSignatures) {
   const auto ring = KeyRing::parse(kSecret, "test");
-  EXPECT_TRUE(ring.verify(kId, std::to_string(kTime), kBody, "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= " + std::string(kSignature), kNow));
+  EXPECT_TRUE(
+      ring.verify(kId, std::to_string(kTime), kBody, "v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= " + std::string(kSignature), kNow));
 }
 
 TEST(KeyRing, AcceptsCurrentNextAndARetiredKeyUntilItsEnd) {
-  const std::string current = generate_signing_secret().reveal(), next = generate_signing_secret().reveal(), old = generate_signing_secret().reveal();
-  const auto ring = KeyRing::parse("next " + next + "\nretired " + old + " until 2026-11-21T12:00:00Z # leaving\ncurrent " + current, "test");
+  const std::string current = generate_signing_secret().reveal(), next = generate_signing_secret().reveal(),
+                    old = generate_signing_secret().reveal();
+  const auto ring =
+      KeyRing::parse("next " + next + "\nretired " + old + " until 2026-11-21T12:00:00Z # leaving\ncurrent " + current, "test");
   const auto signed_by = [](const std::string& secret) { return KeyRing::parse(secret, "x").sign("id", 1, "body"); };
   EXPECT_EQ(ring.sign("id", 1, "body"), signed_by(current));
   EXPECT_TRUE(ring.verify("id", "1", "body", signed_by(current), kNow));

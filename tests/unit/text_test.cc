@@ -17,7 +17,8 @@ TEST(Base64, RoundTripsEveryLength) {
 }
 
 TEST(Base64, RefusesWhatIsNotCanonical) {
-  for (const char* text : {"a", "ab", "abc", "a===", "=abc", "ab=c", "ab-_", "ab c", "abcd\n", "abcd===="}) EXPECT_FALSE(base64_decode(text)) << text;
+  for (const char* text : {"a", "ab", "abc", "a===", "=abc", "ab=c", "ab-_", "ab c", "abcd\n", "abcd===="})
+    EXPECT_FALSE(base64_decode(text)) << text;
 }
 
 TEST(Printable, CutsAtACharacterAndReplacesWhatIsNotUtf8) {

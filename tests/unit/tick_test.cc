@@ -32,7 +32,10 @@ struct Envelope {
   }
   void seal_tick(const v1::JobTick& tick) { seal(tick.SerializeAsString()); }
   std::string verdict(bool with_id = true, bool with_time = true, bool with_signature = true) const {
-    const TickMessage message{body, announced.value_or(body.size()), type, with_id ? std::optional<std::string_view>(id) : std::nullopt,
+    const TickMessage message{body,
+                              announced.value_or(body.size()),
+                              type,
+                              with_id ? std::optional<std::string_view>(id) : std::nullopt,
                               with_time ? std::optional<std::string_view>(timestamp) : std::nullopt,
                               with_signature ? std::optional<std::string_view>(signature) : std::nullopt};
     const auto result = verify_tick(message, keys, clock.now(), 24h);
@@ -122,18 +125,27 @@ TEST(VerifyTick, BoundsEveryField) {
   EXPECT_EQ(spoiled([](auto& tick) { tick.mutable_due_at()->set_seconds(-1); }), "field_limit");
   EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->set_priority(101); }), "field_limit");
   EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->set_key(std::string(513, 'k')); }), "field_limit");
-  EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->mutable_payload()->set_string_value(std::string(kMaxPayloadBytes, 'p')); }), "field_limit");
-  EXPECT_EQ(spoiled([](auto& tick) { for (int i = 0; i <= kMaxTickItems; ++i) tick.add_items(); }), "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) { tick.add_items()->mutable_payload()->set_string_value(std::string(kMaxPayloadBytes, 'p')); }),
+            "field_limit");
+  EXPECT_EQ(spoiled([](auto& tick) {
+              for (int i = 0; i <= kMaxTickItems; ++i) tick.add_items();
+            }),
+            "field_limit");
   EXPECT_EQ(spoiled([](auto& tick) { tick.set_batch_size(0xFFFFFFFFU); }), "accepted") << "capped later, by the job's own";
 }
 
 TEST(TickMessage, IsVerifiedByItsOwnKeys) {
   FakeClock clock;
   const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
-  const TickRow row{"demo/daily@2026-11-21T10:00:00Z", "demo", "default", "schedule", clock.now(), R"([{"payload":{"a":[1,null,"x"]},"key":"k"}])"};
+  const TickRow row{
+      "demo/daily@2026-11-21T10:00:00Z", "demo", "default", "schedule", clock.now(), R"([{"payload":{"a":[1,null,"x"]},"key":"k"}])"};
   const auto message = tick_message(row, keys, clock.now());
-  const TickMessage received{message.body, message.body.size(), message.content_type, message.headers.at("webhook-id"),
-                             message.headers.at("webhook-timestamp"), message.headers.at("webhook-signature")};
+  const TickMessage received{message.body,
+                             message.body.size(),
+                             message.content_type,
+                             message.headers.at("webhook-id"),
+                             message.headers.at("webhook-timestamp"),
+                             message.headers.at("webhook-signature")};
   const auto verified = verify_tick(received, keys, clock.now(), 24h);
   ASSERT_TRUE(std::holds_alternative<v1::JobTick>(verified));
   const auto& tick = std::get<v1::JobTick>(verified);
