@@ -14,7 +14,7 @@ void wipe(std::string& text) {
 void Secret::wipe() { takt::wipe(bytes_); }
 
 // Moves copy and wipe: a short string's bytes would otherwise stay behind in the moved-from object.
-Secret::Secret(Secret&& other) noexcept : bytes_(other.bytes_) { other.wipe(); }
+Secret::Secret(Secret&& other) noexcept : bytes_(other.bytes_) { other.wipe(); }  // NOLINT(performance-move-constructor-init)
 
 Secret& Secret::operator=(Secret&& other) noexcept {
   if (this != &other) {

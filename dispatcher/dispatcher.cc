@@ -150,6 +150,7 @@ Duration Dispatcher::duties_round() {
   const auto now = clock_.steady();
   if (now >= next_gauges_) {
     refresh_gauges(database_, metrics_);
+    for (const auto& [queue, messages] : publisher_.queue_depths()) metrics_.queue_messages(queue, static_cast<double>(messages));
     next_gauges_ = now + kGaugesInterval;
   }
   if (now >= next_retention_) {

@@ -45,6 +45,7 @@ void Archive::stop() {
 
 void Archive::store(const std::deque<amqp::Delivery>& batch) {
   std::vector<Letter> letters;
+  letters.reserve(batch.size());
   for (const auto& delivery : batch) letters.push_back(read_letter(delivery, keys_, clock_.now()));
   const int stored = store_letters(database_, letters);
   for (const auto& letter : letters) {

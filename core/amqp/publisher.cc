@@ -1,5 +1,7 @@
 #include "core/amqp/publisher.h"
 
+#include <utility>
+
 #include "core/amqp/topology.h"
 #include "core/log.h"
 
@@ -77,6 +79,31 @@ bool Publisher::publish_unwatched(Message message) {
   return true;
 }
 
+std::map<std::string, std::uint64_t> Publisher::queue_depths() {
+  std::map<std::string, std::uint64_t> depths;
+  {
+    const std::scoped_lock lock(mutex_);
+    depths = depths_;
+    depths_wanted_ = true;
+  }
+  wake();
+  return depths;
+}
+
+void Publisher::inspect_queues(Channel& channel) {
+  std::map<std::string, std::uint64_t> depths;
+  std::vector<std::string> names{kDeadQueue, kQuarantineQueue};
+  for (const auto& queue : settings_.queues) names.push_back(tick_queue(queue));
+  for (const auto& name : names) {
+    const auto info = channel.inspect_queue(name);
+    // The refusal closed the channel and its confirms with it; connecting anew declares what is missing.
+    if (!info) throw BrokerUnavailable("broker: queue " + name + " is gone; declaring it again");
+    depths[name] = info->messages;
+  }
+  const std::scoped_lock lock(mutex_);
+  depths_ = std::move(depths);
+}
+
 void Publisher::on_connected(Channel& channel) {
   declare_topology(channel, settings_.queues);
   channel.select_confirms();
@@ -123,6 +150,11 @@ void Publisher::on_event(Channel& /*channel*/, Event&& event) {
 }
 
 void Publisher::on_wake(Channel& channel) {
+  const bool inspect = [this] {
+    const std::scoped_lock lock(mutex_);
+    return std::exchange(depths_wanted_, false);
+  }();
+  if (inspect) inspect_queues(channel);
   while (!blocked_) {
     std::unique_lock lock(mutex_);
     if (waiting_.empty()) return;

@@ -34,6 +34,9 @@ class Publisher final : public Connection {
   /// One outcome a message, in order. Each is known within `timeout`.
   std::vector<Outcome> publish_all(std::vector<Message> messages, Duration timeout);
   Outcome publish(Message message, Duration timeout);
+  /// Messages ready in each of Takt's queues as of the last answer, and asks the broker for newer ones. Empty until the
+  /// first answer. Never waits.
+  std::map<std::string, std::uint64_t> queue_depths();
   /// Publishes and forgets: for messages whose loss changes nothing but latency. False if there is no room now.
   bool publish_unwatched(Message message);
 
@@ -50,17 +53,20 @@ class Publisher final : public Connection {
   void on_event(Channel& channel, Event&& event) override;
   void on_wake(Channel& channel) override;
   void on_lost(const std::string& why) override;
+  void inspect_queues(Channel& channel);
   void settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok);
   static void finish(const Entry& entry, Outcome outcome);
 
   const Settings settings_;
   std::mutex mutex_;
   std::condition_variable room_;
-  std::deque<Entry> waiting_;                   // guarded by mutex_
-  std::size_t held_ = 0;                        // waiting and unconfirmed; guarded by mutex_
-  std::map<std::uint64_t, Entry> unconfirmed_;  // connection thread only
-  std::uint64_t last_tag_ = 0;                  // connection thread only
-  bool blocked_ = false;                        // connection thread only
+  std::deque<Entry> waiting_;                    // guarded by mutex_
+  std::size_t held_ = 0;                         // waiting and unconfirmed; guarded by mutex_
+  std::map<std::string, std::uint64_t> depths_;  // guarded by mutex_
+  bool depths_wanted_ = false;                   // guarded by mutex_
+  std::map<std::uint64_t, Entry> unconfirmed_;   // connection thread only
+  std::uint64_t last_tag_ = 0;                   // connection thread only
+  bool blocked_ = false;                         // connection thread only
 };
 
 }  // namespace takt::amqp

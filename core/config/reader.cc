@@ -50,12 +50,13 @@ std::vector<std::string> Faults::sorted() const {
   auto copy = faults_;
   std::stable_sort(copy.begin(), copy.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> lines;
+  lines.reserve(copy.size());
   for (auto& [line, text] : copy) lines.push_back(std::move(text));
   return lines;
 }
 
-SectionReader::SectionReader(const std::string& declared, YAML::Node node, std::string path, YAML::Mark parent, Faults& faults)
-    : declared_(configuration_section(declared)), node_(std::move(node)), path_(std::move(path)), mark_(parent), faults_(faults) {
+SectionReader::SectionReader(const std::string& declared, const YAML::Node& node, std::string path, YAML::Mark parent, Faults& faults)
+    : declared_(configuration_section(declared)), node_(node), path_(std::move(path)), mark_(parent), faults_(faults) {
   if (!node_.IsDefined() || node_.IsNull()) {
     node_.reset(YAML::Node(YAML::NodeType::Map));
   } else {

@@ -27,7 +27,7 @@ class Faults {
 class SectionReader {
  public:
   /// `node` may be undefined: then every field has its default, and required ones are reported at `parent`.
-  SectionReader(const std::string& declared, YAML::Node node, std::string path, YAML::Mark parent, Faults& faults);
+  SectionReader(const std::string& declared, const YAML::Node& node, std::string path, YAML::Mark parent, Faults& faults);
 
   std::string text(const char* key);
   std::int64_t integer(const char* key);

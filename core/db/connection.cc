@@ -59,7 +59,7 @@ auto translated(Body body) {
   } catch (const pqxx::transaction_rollback& error) {
     throw DatabaseError(first_line(error.what()), "40001");
   } catch (const pqxx::sql_error& error) {
-    const std::string sqlstate = error.sqlstate();
+    const std::string& sqlstate = error.sqlstate();
     if (means_unavailable(sqlstate)) throw DatabaseUnavailable("database: " + first_line(error.what()));
     throw DatabaseError(first_line(error.what()), sqlstate);
   } catch (const pqxx::failure& error) {

@@ -222,7 +222,9 @@ class HttpClient::Loop {
     }
     for (const auto& [name, value] : request.headers) {
       // "Name;" is libcurl's way to send a header with an empty value.
-      transfer.headers = curl_slist_append(transfer.headers, (value.empty() ? name + ";" : name + ": " + value).c_str());
+      std::string line = name;
+      line.append(value.empty() ? ";" : ": ").append(value);
+      transfer.headers = curl_slist_append(transfer.headers, line.c_str());
     }
     transfer.headers = curl_slist_append(transfer.headers, "Expect:");
     curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.headers);

@@ -296,6 +296,7 @@ class Lifecycle(TaktTest):
         status, body = eventually(lambda: (answer := get("/readyz"))[0] == 200 and answer)
         self.assertTrue(json.loads(body)["ready"])
         text = eventually(lambda: 'takt_dead_letters_archived_total{kind="item"} 1' in (body := get("/metrics")[1]) and body)
+        eventually(lambda: 'takt_queue_messages{queue="takt.dead"} 0' in get("/metrics")[1], what="the depth of the queues")
         for line in ('takt_items_total{class="done",job="flaky"} 1', 'takt_items_total{class="dead",job="given-up"} 1',
                      'takt_dead_letters_total{reason="http_489"} 1', "takt_dispatcher_leading 1", "takt_database_up 1",
                      'takt_broker_connected{connection="consumer"} 1', "takt_ticks_received_total", "takt_batch_duration_seconds_bucket"):

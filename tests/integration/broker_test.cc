@@ -65,6 +65,17 @@ TEST_F(BrokerTest, ConfirmsWhatItTookAndReportsWhatNoQueueWants) {
   EXPECT_EQ(depth(tick_queue("default")), 2999U);
 }
 
+TEST_F(BrokerTest, TellsHowDeepTheQueuesAreAndRestoresOneThatWasDeleted) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  for (int i = 0; i < 7; ++i) ASSERT_EQ(publisher.publish(message("m" + std::to_string(i)), 10s), Outcome::confirmed);
+  EXPECT_TRUE(eventually([&] { return publisher.queue_depths()[tick_queue("default")] == 7; }));
+  EXPECT_TRUE(publisher.queue_depths().contains(kDeadQueue));
+  rabbitmqctl("delete_queue -p " + vhost->name() + " " + tick_queue("default"));
+  EXPECT_TRUE(eventually([&] { return publisher.queue_depths()[tick_queue("default")] == 0; }));
+  EXPECT_TRUE(eventually([&] { return publisher.publish(message("after"), 10s) == Outcome::confirmed; }));
+}
+
 TEST_F(BrokerTest, HoldsNoMoreThanThePrefetchUntilAcknowledged) {
   Publisher publisher(vhost->settings("publisher"), {});
   publisher.start();

@@ -15,7 +15,7 @@ constexpr std::size_t kMaxErrorBytes = 1024;
 constexpr std::size_t kKeptBodyBytes = 500;
 constexpr std::int64_t kMaxRetryAfterSeconds = 366LL * 86400;
 
-HandlerResult result_of(ItemClass item_class, std::string reason, std::string error) {
+HandlerResult result_of(ItemClass item_class, std::string reason, const std::string& error) {
   HandlerResult result;
   result.item_class = item_class;
   result.reason = std::move(reason);
