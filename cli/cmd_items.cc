@@ -15,12 +15,30 @@ struct ItemFilter {
 
 void list_items(Context& context, const ItemFilter& filter) {
   const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+  // Each source gives its newest; done and running items are in the newest runs.
   const auto rows = context.current_database().exec(
       std::string(R"sql(
+    WITH job AS (SELECT id FROM takt.jobs WHERE $1::text IS NULL OR name = $1),
+    waiting AS (
+      SELECT i.id, i.job_id, takt.state_name(i.state) AS state, i.priority, i.attempt AS attempts, i.replay, i.run_at,
+             NULL::timestamptz AS finished_at, i.key, i.payload
+        FROM takt.items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
+         AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
+    ended AS (
+      SELECT i.id, i.job_id, takt.state_name(i.state), i.priority, i.attempts, i.replay, i.run_at, i.finished_at, i.key, i.payload
+        FROM takt.ended_items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
+         AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
+    run AS (
+      SELECT r AS row FROM takt.runs r WHERE r.job_id IN (SELECT id FROM job) AND r.item_ids <> '{}'
+         AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
+         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY r.id DESC LIMIT $4),
+    in_runs AS (
+      SELECT i.id, (r.row).job_id, CASE (r.row).status WHEN 'running' THEN 'running' ELSE 'done' END, i.priority, i.attempt, i.replay,
+             i.run_at, (r.row).finished_at, i.key, i.payload
+        FROM run r CROSS JOIN LATERAL takt.items_of(r.row) i WHERE $3::text IS NULL OR i.key = $3)
     SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay, (extract(epoch FROM i.run_at) * 1000000)::bigint,
            (extract(epoch FROM i.finished_at) * 1000000)::bigint, i.key, left(i.payload::text, 200)
-      FROM takt.all_items i JOIN takt.jobs j ON j.id = i.job_id
-     WHERE ($1::text IS NULL OR j.name = $1) AND ($2::text IS NULL OR i.state = $2) AND ($3::text IS NULL OR i.key = $3)
+      FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
      ORDER BY i.id DESC LIMIT $4
   )sql"),
       Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
@@ -37,10 +55,27 @@ void list_items(Context& context, const ItemFilter& filter) {
 }
 
 void show_item(Context& context, std::int64_t id) {
+  // Its runs are found by the bounds of what each claimed (runs_items).
   const auto rows = context.current_database().exec(std::string(R"sql(
-    SELECT jsonb_pretty(to_jsonb(i) || jsonb_build_object('job', j.name, 'history',
-             (SELECT jsonb_agg(to_jsonb(a) - 'job_id' - 'item_id' ORDER BY a.at) FROM takt.attempts a WHERE a.item_id = i.id)))
-      FROM takt.all_items i JOIN takt.jobs j ON j.id = i.job_id WHERE i.id = $1
+    WITH held AS (
+      SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
+        FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
+       WHERE r.item_min <= $1 AND r.item_max >= $1 AND $1 = ANY (r.item_ids) AND h.id = $1),
+    item AS (
+      SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at, enqueued_at,
+             NULL::timestamptz AS finished_at, key, payload FROM takt.items WHERE id = $1
+      UNION ALL
+      SELECT id, job_id, takt.state_name(state), priority, attempts, replay, run_id, run_at, enqueued_at, finished_at, key, payload
+        FROM takt.ended_items WHERE id = $1
+      UNION ALL
+      SELECT id, job_id, CASE status WHEN 'running' THEN 'running' ELSE 'done' END, priority, attempt, replay, run_id, run_at, enqueued_at,
+             finished_at, key, payload FROM held),
+    history AS (
+      SELECT replay, attempt, at, run_id, class, reason, error, duration_ms, next_run_at FROM takt.failed_attempts WHERE item_id = $1
+      UNION ALL
+      SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM held WHERE status <> 'running')
+    SELECT jsonb_pretty(to_jsonb(i) || jsonb_build_object('job', j.name, 'history', (SELECT jsonb_agg(to_jsonb(h) ORDER BY h.at) FROM history h)))
+      FROM item i JOIN takt.jobs j ON j.id = i.job_id
   )sql"),
                                                     Params::of(id));
   if (rows.empty()) throw CommandFailed("no item " + std::to_string(id) + "; it may be older than retention.history");
@@ -52,7 +87,7 @@ constexpr Statement kCancel{"items_cancel", R"sql(
   WITH gone AS (
     DELETE FROM takt.items WHERE id = ANY ($1::bigint[]) AND state IN (0, 5) RETURNING *),
   history AS (
-    INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload)
+    INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload)
     SELECT id, now(), job_id, 4, 'cancelled', priority, attempt, replay, run_at, enqueued_at, key, payload FROM gone),
   keys AS (
     DELETE FROM takt.item_keys k USING gone g WHERE g.key IS NOT NULL AND k.job_id = g.job_id AND k.key = g.key AND k.item_id = g.id),

@@ -23,6 +23,7 @@ void list_jobs(Context& context, bool json) {
   const auto rows = context.current_database().exec(std::string(R"sql(
     SELECT j.name, j.queue, CASE WHEN j.paused THEN 'paused' ELSE 'active' END,
            CASE WHEN j.definition->'handler' ? 'http' THEN 'http ' || (j.definition->'handler'->'http'->>'method') || ' ' || (j.definition->'handler'->'http'->>'url')
+                WHEN j.definition->'handler' ? 'native' THEN 'native ' || (j.definition->'handler'->'native'->>'name')
                 ELSE 'sql ' || (j.definition->'handler'->'sql'->>'database') END,
            j.batch_size, j.max_attempts, j.concurrency,
            (SELECT count(*) FROM takt.schedules s WHERE s.job_id = j.id),
@@ -67,7 +68,8 @@ void list_runs(Context& context, const RunFilter& filter) {
   const auto rows =
       context.current_database().exec(std::string(R"sql(
     SELECT r.id, j.name, r.trigger, r.status, r.scanned, r.done, r.noop, r.skipped, r.blocked, r.error, r.dead, r.remaining,
-           r.duration_ms, (extract(epoch FROM r.started_at) * 1000000)::bigint, r.tick_id, r.errors->0->>'error'
+           CASE r.status WHEN 'running' THEN extract(epoch FROM now() - r.started_at) * 1000 ELSE r.duration_ms END,
+           (extract(epoch FROM r.started_at) * 1000000)::bigint, r.tick_id, r.errors->0->>'error'
       FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id
      WHERE ($1::text IS NULL OR j.name = $1) AND ($2::text IS NULL OR r.status = $2) AND ($3::timestamptz IS NULL OR r.started_at >= $3)
      ORDER BY r.started_at DESC, r.id DESC LIMIT $4
@@ -89,10 +91,12 @@ void list_runs(Context& context, const RunFilter& filter) {
 }
 
 void show_run(Context& context, std::int64_t id) {
-  const auto rows = context.current_database().exec(std::string("SELECT jsonb_pretty(to_jsonb(r) || jsonb_build_object('job', j.name)) "
-                                                                "FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id WHERE r.id = $1"),
-                                                    Params::of(id));
-  if (rows.empty()) throw CommandFailed("no run " + std::to_string(id) + "; it may be under way, or older than retention.history");
+  const auto rows = context.current_database().exec(
+      std::string("SELECT jsonb_pretty(to_jsonb(r) - '{payloads,keys,attempts,replays,priorities,run_ats,enqueued_ats}'::text[] ||"
+                  "  jsonb_build_object('job', j.name)) "
+                  "FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id WHERE r.id = $1"),
+      Params::of(id));
+  if (rows.empty()) throw CommandFailed("no run " + std::to_string(id) + "; it may be older than retention.history");
   std::cout << rows.text(0, 0) << "\n";
 }
 
@@ -155,7 +159,8 @@ void add_look(CLI::App& app, Context& context) {
   auto* runs = app.add_subcommand("runs", "list runs, newest first; show one");
   auto filter = std::make_shared<RunFilter>();
   runs->add_option("--job", filter->job, "only this job's");
-  runs->add_option("--status", filter->status, "completed, locked or failed")->check(CLI::IsMember({"completed", "locked", "failed"}));
+  runs->add_option("--status", filter->status, "running, completed, locked or failed")
+      ->check(CLI::IsMember({"running", "completed", "locked", "failed"}));
   runs->add_option("--since", filter->since, "started since a time or an age (2h)");
   runs->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
   runs->add_flag("--json", filter->json, "as JSON");

@@ -4,6 +4,7 @@
 #include "cli/table.h"
 #include "core/random.h"
 #include "worker/handlers/http_handler.h"
+#include "worker/handlers/native_handler.h"
 #include "worker/handlers/sql_handler.h"
 #include "worker/run_executor.h"
 
@@ -55,8 +56,9 @@ void run_once(Context& context, const OnceOptions& options) {
   HttpClient client({context.config_or_defaults().worker.host_connections, 100});
   HttpHandler http(client, context.keys(), clock, metrics, context.config_or_defaults().worker.payload_in_errors);
   SqlHandler sql(context.config_or_defaults().databases, metrics);
+  NativeHandler native({}, metrics);
   Heartbeat heartbeat(database);
-  RunExecutor executor(database, {http, sql}, heartbeat, random, metrics, "once-" + random_id().substr(0, 8));
+  RunExecutor executor(database, {http, sql, native}, heartbeat, clock, random, metrics, "once-" + random_id().substr(0, 8));
   std::atomic<bool> finished{false};
   std::thread beats([&] {
     while (!finished) {
@@ -79,8 +81,10 @@ void run_once(Context& context, const OnceOptions& options) {
       tick.set_job(name);
       tick.set_batch_size(static_cast<std::uint32_t>(options.batch_size));
       set_timestamp(*tick.mutable_due_at(), clock.now());
-      const auto outcome = executor.execute(
-          *job, tick, [] { return true; }, [] { return false; });
+      const auto now = [] { return true; };
+      auto held = executor.begin(job, tick, now);
+      if (!held) throw CommandFailed("the tick " + tick.id() + " was seen before");
+      const auto outcome = executor.finish(std::move(*held), {now, [] { return false; }}, [] { return nullptr; });
       std::map<std::string, int> counts;
       for (std::size_t i = 0; i < outcome.run.items.size(); ++i) {
         counts[outcome.run.settlements[i].state == ItemState::dead ? "dead" : std::string(to_string(outcome.run.results[i].item_class))] +=

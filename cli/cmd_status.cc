@@ -30,7 +30,7 @@ void print_status(Database& database, bool json) {
       FROM takt.jobs j
       LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
                                 coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at)) AS last
-                           FROM takt.runs WHERE job_id = j.id AND started_at > now() - interval '24 hours') r ON true
+                           FROM takt.runs WHERE job_id = j.id AND started_at > now() - interval '24 hours' AND status <> 'running') r ON true
      WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));
   if (json) {

@@ -15,6 +15,7 @@ void add_tick(CLI::App& app, Context& context);    // enqueue, tick
 void add_dlq(CLI::App& app, Context& context);
 void add_keys(CLI::App& app, Context& context);
 void add_cron(CLI::App& app, Context& context);
+void add_bench(CLI::App& app, Context& context);
 void add_reference(CLI::App& app, Context& context);
 
 /// One batch of one job, or of each job that has due items: `takt worker --once`.

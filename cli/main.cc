@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   takt::add_dlq(app, context);
   takt::add_keys(app, context);
   takt::add_cron(app, context);
+  takt::add_bench(app, context);
   takt::add_reference(app, context);
   try {
     app.parse(argc, argv);

@@ -94,6 +94,11 @@ void Metrics::batch_duration(std::string_view job, double seconds) {
 void Metrics::handler_latency(std::string_view job, double seconds) {
   families_->handler.Add({{"job", std::string(job)}}, kLatency).Observe(seconds);
 }
+void Metrics::handler_latencies(std::string_view job, const std::vector<double>& seconds) {
+  if (seconds.empty()) return;
+  auto& histogram = families_->handler.Add({{"job", std::string(job)}}, kLatency);
+  for (const double each : seconds) histogram.Observe(each);
+}
 void Metrics::tick_wait(double seconds) { families_->wait.Add({}, kLatency).Observe(seconds); }
 void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
 void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }

@@ -2,6 +2,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace takt {
 
@@ -32,6 +33,7 @@ class Metrics {
   void items(std::string_view job, std::string_view item_class, double count);
   void batch_duration(std::string_view job, double seconds);
   void handler_latency(std::string_view job, double seconds);
+  void handler_latencies(std::string_view job, const std::vector<double>& seconds);
   void tick_wait(double seconds);
   void runs_active(double count);
   // dead letters

@@ -4,69 +4,57 @@ namespace takt {
 
 namespace {
 
-// Served by ticks_leased; items through claims.item_ids and their primary key. A run that is settling at this moment
-// holds its tick's row: SKIP LOCKED leaves it alone. The fencing token in every condition makes the two exclusive.
+// Served by ticks_leased; a lost run's items are in its row. A run that is settling at this moment holds its tick's row:
+// SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
 constexpr Statement kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
-  lost AS (
-    SELECT t.id, t.run_id, t.job_id, t.source, t.worker, t.begun_at
+  lost AS MATERIALIZED (
+    SELECT t.id, t.run_id, t.source, t.begun_at
       FROM takt.ticks t, in_term
      WHERE t.lease_until < now()
      ORDER BY t.lease_until
      LIMIT $3
        FOR UPDATE OF t SKIP LOCKED),
-  held AS (
-    SELECT l.run_id, l.begun_at, u.item_id
-      FROM lost l JOIN takt.claims c ON c.run_id = l.run_id CROSS JOIN LATERAL unnest(c.item_ids) AS u(item_id)),
-  gone AS (
-    DELETE FROM takt.items i USING held h, takt.jobs j
-     WHERE i.id = h.item_id AND i.run_id = h.run_id AND i.state = 1 AND j.id = i.job_id AND i.attempt >= j.max_attempts
-    RETURNING i.*, h.begun_at, j.name AS job, j.dedupe_window),
+  held AS MATERIALIZED (
+    SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window, h.attempt >= j.max_attempts AS dies
+      FROM lost l JOIN takt.runs r ON r.id = l.run_id AND r.started_at = l.begun_at
+      JOIN takt.jobs j ON j.id = r.job_id CROSS JOIN LATERAL takt.items_of(r) h),
   back AS (
-    UPDATE takt.items i SET state = 0, run_at = now(), run_id = NULL
-      FROM held h, takt.jobs j
-     WHERE i.id = h.item_id AND i.run_id = h.run_id AND i.state = 1 AND j.id = i.job_id AND i.attempt < j.max_attempts
-    RETURNING i.id, i.job_id, i.replay, i.attempt, i.run_at, h.run_id, h.begun_at),
-  history AS (
-    INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_id, run_at,
-                                     enqueued_at, key, payload)
-    SELECT id, now(), job_id, 3, 'lost', priority, attempt, replay, run_id, run_at, enqueued_at, key, payload FROM gone),
+    INSERT INTO takt.items (id, job_id, priority, replay, attempt, enqueued_at, key, payload)
+    SELECT id, job_id, priority, replay, attempt, enqueued_at, key, payload FROM held WHERE NOT dies),
+  ended AS (
+    INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_id, run_at,
+                                  enqueued_at, key, payload)
+    SELECT id, now(), job_id, 3, 'lost', priority, attempt, replay, run_id, run_at, enqueued_at, key, payload FROM held WHERE dies),
   failed AS (
     INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error, next_run_at)
-    SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished while it held the item', run_at FROM back
-    UNION ALL
-    SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished while it held the item', NULL FROM gone),
+    SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished while it held the item',
+           CASE WHEN NOT dies THEN now() END FROM held),
   keys AS (
-    UPDATE takt.item_keys k SET expires_at = now() + g.dedupe_window
-      FROM gone g WHERE g.key IS NOT NULL AND k.job_id = g.job_id AND k.key = g.key AND k.item_id = g.id),
+    UPDATE takt.item_keys k SET expires_at = now() + h.dedupe_window
+      FROM held h WHERE h.dies AND k.job_id = h.job_id AND k.key = h.key AND k.item_id = h.id),
   dead AS (
     INSERT INTO takt.dead_letter_outbox (id, body)
     SELECT takt.dead_letter_id(id, replay),
            takt.dead_letter(id, replay, job, 'max_attempts', 'the worker vanished while it held the item', key, payload, attempt, priority)
-      FROM gone ON CONFLICT (id) DO NOTHING),
-  counts AS (
-    SELECT l.run_id, (SELECT count(*) FROM back b WHERE b.run_id = l.run_id) AS returned,
-           (SELECT count(*) FROM gone g WHERE g.run_id = l.run_id) AS dead
-      FROM lost l),
+      FROM held WHERE dies ON CONFLICT (id) DO NOTHING),
   runs AS (
-    INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, scanned, error, dead, duration_ms, errors)
-    SELECT l.run_id, l.begun_at, l.job_id, l.id,
-           CASE l.source WHEN 'schedule' THEN 'schedule' WHEN 'external' THEN 'external'
-                         WHEN 'due' THEN 'due' WHEN 'more' THEN 'due' ELSE 'manual' END,
-           coalesce(l.worker, ''), 'failed', c.returned + c.dead, c.returned, c.dead,
-           extract(epoch FROM now() - l.begun_at) * 1000,
-           '[{"reason": "worker_lost", "error": "the worker vanished; its lease ran out"}]'
-      FROM lost l JOIN counts c USING (run_id)),
+    UPDATE takt.runs r
+       SET status = 'failed', finished_at = now(), duration_ms = extract(epoch FROM now() - r.started_at) * 1000,
+           scanned = cardinality(r.item_ids), dead = (SELECT count(*) FROM held h WHERE h.run_id = r.id AND h.dies),
+           error = (SELECT count(*) FROM held h WHERE h.run_id = r.id AND NOT h.dies), item_ids = '{}', attempts = '{}', replays = '{}',
+           priorities = '{}', run_ats = '{}', enqueued_ats = '{}', keys = NULL, payloads = '{}',
+           errors = '[{"reason": "worker_lost", "error": "the worker vanished; its lease ran out"}]'
+      FROM lost l WHERE r.id = l.run_id AND r.started_at = l.begun_at),
   unlocked AS (DELETE FROM takt.job_locks k USING lost l WHERE k.run_id = l.run_id),
-  unclaimed AS (DELETE FROM takt.claims c USING lost l WHERE c.run_id = l.run_id),
   ticks AS (
     UPDATE takt.ticks t
        SET lease_until = NULL, run_id = NULL, begun_at = NULL, items = NULL,
            finished_at = CASE WHEN l.source IN ('due', 'more', 'once') THEN now() END,
            published_at = CASE WHEN l.source IN ('due', 'more', 'once') THEN t.published_at END
       FROM lost l WHERE t.id = l.id)
-  SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM back), (SELECT count(*) FROM gone)
+  SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM held WHERE NOT dies), (SELECT count(*) FROM held WHERE dies)
 )sql"};
 
 // Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows.

@@ -48,7 +48,7 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
   revived AS (
     SELECT c.* FROM chosen c WHERE c.key IS NULL OR c.item_id IN (SELECT item_id FROM held)),
   history AS (
-    DELETE FROM takt.finished_items f USING revived r WHERE f.id = r.item_id AND f.state = 3),
+    DELETE FROM takt.ended_items f USING revived r WHERE f.id = r.item_id AND f.state = 3),
   live AS (
     INSERT INTO takt.items (id, job_id, priority, replay, key, payload)
     SELECT item_id, job_id, priority, replay + 1, key, payload FROM revived),

@@ -32,6 +32,8 @@ struct ClaimRequest {
   std::int64_t run_id;  ///< the fencing token
   std::string worker;
   int batch_size;  ///< 0 claims nothing
+  bool dry_run = false;
+  bool goes_on = false;  ///< begin where the run before ended, instead of at the oldest item
 };
 
 /// Stores a tick's inline items together with its ledger entry, once however often the tick arrives: one statement.
@@ -42,6 +44,12 @@ void accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
 /// lease with the fencing token. One statement, committed when this returns. If PostgreSQL was lost in between, call
 /// it again with the same run_id: what was committed is found, not claimed twice. Items of a paused job stay.
 Claim claim_batch(Database& database, const ClaimRequest& request);
+/// The claim that was committed under this run_id, if it was and is still the run's.
+Claim recover_claim(Database& database, const std::string& tick_id, std::int64_t run_id);
+
+/// The parameters of takt.begin_run(), and a reader of its rows from `first_column` on.
+Params claim_params(const ClaimRequest& request);
+Claim read_claim(const Rows& rows, std::size_t first_column);
 
 /// Ids for runs, fetched a hundred at a time. Not thread-safe.
 class RunIds {

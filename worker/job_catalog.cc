@@ -39,18 +39,22 @@ void JobCatalog::refresh() {
   }
 }
 
+std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
+  const std::scoped_lock lock(mutex_);
+  const auto found = jobs_.find(name);
+  return found == jobs_.end() ? nullptr : found->second;
+}
+
 std::shared_ptr<const CatalogJob> JobCatalog::find(const std::string& name) {
+  if (auto job = known(name)) return job;
   {
     const std::scoped_lock lock(mutex_);
-    if (const auto found = jobs_.find(name); found != jobs_.end()) return found->second;
     const auto now = std::chrono::steady_clock::now();
     if (now - last_miss_ < kMissInterval) return nullptr;
     last_miss_ = now;
   }
   refresh();
-  const std::scoped_lock lock(mutex_);
-  const auto found = jobs_.find(name);
-  return found == jobs_.end() ? nullptr : found->second;
+  return known(name);
 }
 
 }  // namespace takt

@@ -25,6 +25,8 @@ class JobCatalog {
   /// nullptr if the job is unknown or removed. A name that is not known is looked up once more in PostgreSQL, at most
   /// once a second over all names, so that forged or mistaken names cost nothing.
   std::shared_ptr<const CatalogJob> find(const std::string& name);
+  /// The job as of the last refresh(); nullptr if it is unknown or removed. Asks PostgreSQL nothing.
+  std::shared_ptr<const CatalogJob> known(const std::string& name);
 
  private:
   Database& database_;

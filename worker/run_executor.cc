@@ -1,5 +1,6 @@
 #include "worker/run_executor.h"
 
+#include <algorithm>
 #include <thread>
 
 #include "core/log.h"
@@ -9,6 +10,8 @@ namespace takt {
 namespace {
 
 constexpr Duration kDatabasePause = std::chrono::milliseconds(300);
+/// How long a chain of runs goes on from where the last one ended before it looks for the oldest item again.
+constexpr Duration kSearchInterval = std::chrono::seconds(1);
 
 /// Repeats `body` while PostgreSQL is away, with a pause, until it answers or `give_up`.
 template <typename Body>
@@ -26,9 +29,10 @@ auto while_unavailable(const char* doing, const std::function<bool()>& give_up, 
 
 }  // namespace
 
-RunExecutor::RunExecutor(Database& database, Handlers handlers, Heartbeat& heartbeat, Random& random, Metrics& metrics,
+RunExecutor::RunExecutor(Database& database, Handlers handlers, Heartbeat& heartbeat, const Clock& clock, Random& random, Metrics& metrics,
                          std::string worker_id)
     : database_(database),
+      clock_(clock),
       handlers_(handlers),
       heartbeat_(heartbeat),
       random_(random),
@@ -41,37 +45,82 @@ std::int64_t RunExecutor::next_run_id() {
   return ids_.next();
 }
 
-Claim RunExecutor::begin(const CatalogJob& job, const v1::JobTick& tick, const std::string& source, std::int64_t run_id,
-                         const std::function<bool()>& give_up) {
-  const auto& definition = job.definition;
-  const int wanted = static_cast<int>(std::min<std::uint32_t>(tick.batch_size(), static_cast<std::uint32_t>(definition.batch_size)));
-  const int batch = tick.dry_run() ? 0 : wanted == 0 ? definition.batch_size : wanted;
-  return while_unavailable("claiming", give_up, [&] {
-    accept_inline_items(database_, job, tick, source);
-    return claim_batch(database_, {job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, batch});
+RunExecutor::Held RunExecutor::held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim) {
+  Held held;
+  auto& run = held.run;
+  run.run_id = run_id;
+  run.job = job.get();
+  run.tick_id = tick_id;
+  run.source = std::move(claim.source);
+  run.worker = worker_id_;
+  run.status = claim.outcome == ClaimOutcome::locked ? RunStatus::locked : RunStatus::completed;
+  run.items = std::move(claim.items);
+  run.scanned = static_cast<int>(run.items.size());
+  for (const auto& item : run.items) run.oldest_age_s = std::max(run.oldest_age_s, static_cast<double>(item.overdue.count()) / 1000);
+  run.drains = job->definition.drain && run.status == RunStatus::completed && run.source != "once";
+  held.job = std::move(job);
+  held.began = held.searched = std::chrono::steady_clock::now();
+  return held;
+}
+
+std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick,
+                                                    const std::function<bool()>& give_up) {
+  const auto began = std::chrono::steady_clock::now();
+  const std::string source = tick_source(tick.id());
+  const auto run_id = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
+  const auto own = static_cast<std::uint32_t>(job->definition.batch_size);
+  const int batch = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
+  auto claim = while_unavailable("claiming", give_up, [&] {
+    accept_inline_items(database_, *job, tick, source);
+    return claim_batch(
+        database_, {*job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, tick.dry_run() ? 0 : batch, tick.dry_run()});
   });
+  if (claim.outcome == ClaimOutcome::duplicate) {
+    metrics_.tick_duplicate();
+    log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
+    return std::nullopt;
+  }
+  auto begun = held(std::move(job), tick.id(), run_id, std::move(claim));
+  begun.began = began;
+  if (tick.dry_run()) {
+    begun.run.dry_run = true;
+    begun.run.drains = false;
+    begun.run.scanned = static_cast<int>(peek_due_items(database_, begun.job->id, batch).size());
+  }
+  return begun;
+}
+
+Handler& RunExecutor::handler_of(const JobDefinition& job) const {
+  if (std::holds_alternative<HttpHandlerConfig>(job.handler)) return handlers_.http;
+  if (std::holds_alternative<SqlHandlerConfig>(job.handler)) return handlers_.sql;
+  return handlers_.native;
 }
 
 void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control) {
   const auto began = std::chrono::steady_clock::now();
   run.results.assign(run.items.size(), HandlerResult{});
-  std::vector<ClaimedItem> tried;
-  std::vector<std::size_t> places;
-  for (std::size_t i = 0; i < run.items.size(); ++i) {
-    if (job.definition.max_age && run.items[i].age > *job.definition.max_age) {
-      run.results[i].item_class = ItemClass::expired;
-      run.results[i].reason = "max_age";
-      run.results[i].error = "older than max_age (" + format_duration(*job.definition.max_age) + ") before it could be tried";
-    } else {
-      tried.push_back(run.items[i]);
-      places.push_back(i);
-    }
-  }
-  std::vector<HandlerResult> results(tried.size());
+  std::vector<std::size_t> places;  // of the items that are tried, if not all are
+  const auto expired = [&](const ClaimedItem& item) { return job.definition.max_age && item.age > *job.definition.max_age; };
+  const bool any_expired = std::any_of(run.items.begin(), run.items.end(), expired);
   const RunContext context{job.definition, run.run_id, random_id(), began + job.definition.time_budget, *control};
-  Handler& handler = std::holds_alternative<HttpHandlerConfig>(job.definition.handler) ? handlers_.http : handlers_.sql;
-  handler.run(context, tried, results);
-  for (std::size_t i = 0; i < places.size(); ++i) run.results[places[i]] = std::move(results[i]);
+  if (!any_expired) {
+    handler_of(job.definition).run(context, run.items, run.results);
+  } else {
+    std::vector<ClaimedItem> tried;
+    for (std::size_t i = 0; i < run.items.size(); ++i) {
+      if (expired(run.items[i])) {
+        run.results[i].item_class = ItemClass::expired;
+        run.results[i].reason = "max_age";
+        run.results[i].error = "older than max_age (" + format_duration(*job.definition.max_age) + ") before it could be tried";
+      } else {
+        tried.push_back(run.items[i]);
+        places.push_back(i);
+      }
+    }
+    std::vector<HandlerResult> results(tried.size());
+    handler_of(job.definition).run(context, tried, results);
+    for (std::size_t i = 0; i < places.size(); ++i) run.results[places[i]] = std::move(results[i]);
+  }
 
   const auto took = std::chrono::duration_cast<Duration>(std::chrono::steady_clock::now() - began);
   for (std::size_t i = 0; i < run.items.size(); ++i) {
@@ -79,8 +128,28 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
   }
 }
 
-Settled RunExecutor::settle(RunRecord& run, const std::function<bool()>& give_up) {
-  return while_unavailable("settling", give_up, [&] { return settle_run(database_, run); });
+Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
+                            const std::function<bool()>& give_up, std::optional<Held>& next) {
+  if (!next_job || !run.drains) {
+    return while_unavailable("settling", give_up, [&] { return settle_run(database_, run); });
+  }
+  const auto next_run = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
+  const ClaimRequest request{*next_job,
+                             continuation_id(run.run_id),
+                             clock_.now(),
+                             "more",
+                             next_run,
+                             worker_id_,
+                             next_job->definition.batch_size,
+                             false,
+                             std::chrono::steady_clock::now() - searched < kSearchInterval};
+  Claim claim;
+  const auto settled = while_unavailable("settling", give_up, [&] { return settle_and_claim(database_, run, request, claim); });
+  if (claim.outcome != ClaimOutcome::duplicate) {
+    next = held(next_job, request.tick_id, next_run, std::move(claim));
+    if (request.goes_on) next->searched = searched;
+  }
+  return settled;
 }
 
 void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost) {
@@ -120,49 +189,21 @@ void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost
        {"ms", run.duration_ms}});
 }
 
-RunExecutor::Outcome RunExecutor::execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up,
-                                          const std::function<bool()>& stopping) {
+RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
+                                         const std::function<std::shared_ptr<const CatalogJob>()>& continue_here) {
   Outcome outcome;
-  const std::string source = tick_source(tick.id());
-  const auto began = std::chrono::steady_clock::now();
-  auto& run = outcome.run;
-  run.run_id = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
-  auto claim = begin(job, tick, source, run.run_id, give_up);
-  if (claim.outcome == ClaimOutcome::duplicate) {
-    metrics_.tick_duplicate();
-    log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
-    outcome.duplicate = true;
-    return outcome;
-  }
-  run.job = &job;
-  run.tick_id = tick.id();
-  run.source = claim.source;
-  run.worker = worker_id_;
-  run.status = claim.outcome == ClaimOutcome::locked ? RunStatus::locked : RunStatus::completed;
-  run.dry_run = tick.dry_run();
-  run.items = std::move(claim.items);
-  run.scanned = static_cast<int>(run.items.size());
-  if (run.dry_run) {
-    const int most =
-        tick.batch_size() == 0
-            ? job.definition.batch_size
-            : static_cast<int>(std::min<std::uint32_t>(tick.batch_size(), static_cast<std::uint32_t>(job.definition.batch_size)));
-    run.scanned = static_cast<int>(peek_due_items(database_, job.id, most).size());
-  }
-  for (const auto& item : run.items) run.oldest_age_s = std::max(run.oldest_age_s, static_cast<double>(item.overdue.count()) / 1000);
-
+  auto& run = outcome.run = std::move(held.run);
   const auto control = std::make_shared<RunControl>();
-  heartbeat_.add(run.run_id, run.tick_id, job.definition.lease, control);
-  if (stopping()) control->stop();
-  handle(job, run, control);
+  heartbeat_.add(run.run_id, run.tick_id, held.job->definition.lease, control);
+  if (waits.stopping()) control->stop();
+  handle(*held.job, run, control);
   heartbeat_.remove(run.run_id);
 
-  run.duration_ms = seconds_between(began, std::chrono::steady_clock::now()) * 1000;
-  const bool continues =
-      job.definition.drain && run.status == RunStatus::completed && !run.dry_run && source != "once" && !control->stopped();
-  if (continues) run.next_tick_id = "more:" + random_id();
-  outcome.settled = settle(run, [&] { return (control->cancelled() || !stopping()) && give_up(); });
-  if (outcome.settled.continues) outcome.next_tick_id = run.next_tick_id;
+  run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
+  run.drains = run.drains && !control->stopped();
+  outcome.settled = settle(
+      run, held.searched, continue_here(), [&] { return (control->cancelled() || !waits.stopping()) && waits.give_up(); }, outcome.next);
+  if (outcome.settled.continues && !outcome.next) outcome.next_tick_id = continuation_id(run.run_id);
   report(run, outcome.settled, control->lost());
   return outcome;
 }

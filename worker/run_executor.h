@@ -15,38 +15,55 @@
 
 namespace takt {
 
-/// One tick from ledger to settling: accept → claim → handle → settle. Thread-safe; one call a tick.
+/// One tick from ledger to settling: begin (accept, claim), then finish (handle, settle). Thread-safe; one run is one
+/// thread's at a time.
 class RunExecutor {
  public:
   struct Handlers {
     Handler& http;
     Handler& sql;
+    Handler& native;
+  };
+  /// A run that is begun: its items are this process's until its lease ends.
+  struct Held {
+    std::shared_ptr<const CatalogJob> job;
+    RunRecord run;
+    SteadyTime began;
+    SteadyTime searched;  ///< when this chain of runs last looked for the oldest item of all
   };
   struct Outcome {
-    bool duplicate = false;  ///< nothing was done
     RunRecord run;
     Settled settled;
-    std::string next_tick_id;  ///< set if a continuation tick is to be published
+    std::string next_tick_id;  ///< set if a continuation tick is stored and to be published
+    std::optional<Held> next;  ///< set if the continuation is begun, and to be finished by the caller
+  };
+  struct Waits {
+    std::function<bool()> give_up;   ///< true: do not wait any longer for PostgreSQL to come back
+    std::function<bool()> stopping;  ///< asked once the items are held; if true, none is begun and all are handed back
   };
 
-  RunExecutor(Database& database, Handlers handlers, Heartbeat& heartbeat, Random& random, Metrics& metrics, std::string worker_id);
+  RunExecutor(Database& database, Handlers handlers, Heartbeat& heartbeat, const Clock& clock, Random& random, Metrics& metrics,
+              std::string worker_id);
 
-  /// `job` must outlive the call. Throws DatabaseUnavailable if PostgreSQL went away before the claim was known to be
-  /// committed; the tick can then be given to execute() again. Once items are held, it waits for PostgreSQL to come
-  /// back, so that what was done is also written down, until `give_up` says otherwise.
-  /// `stopping`: asked once the items are held; if true, none is begun and all are handed back.
-  Outcome execute(const CatalogJob& job, const v1::JobTick& tick, const std::function<bool()>& give_up,
-                  const std::function<bool()>& stopping);
+  /// nullopt: the tick was seen before, and nothing is to be done. Throws DatabaseUnavailable if PostgreSQL went away
+  /// before the claim was known to be committed; the tick can then be given to begin() again.
+  std::optional<Held> begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick, const std::function<bool()>& give_up);
+  /// Waits for PostgreSQL to come back, so that what was done is also written down, until `give_up` says otherwise.
+  /// `continue_here` is asked before settling: the job's present definition if this thread would take the next batch
+  /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
+  Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
 
  private:
-  Claim begin(const CatalogJob& job, const v1::JobTick& tick, const std::string& source, std::int64_t run_id,
-              const std::function<bool()>& give_up);
+  Handler& handler_of(const JobDefinition& job) const;
+  Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
-  Settled settle(RunRecord& run, const std::function<bool()>& give_up);
+  Settled settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
+                 const std::function<bool()>& give_up, std::optional<Held>& next);
   void report(const RunRecord& run, const Settled& settled, bool lost);
   std::int64_t next_run_id();
 
   Database& database_;
+  const Clock& clock_;
   Handlers handlers_;
   Heartbeat& heartbeat_;
   Random& random_;

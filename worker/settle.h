@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/db/database.h"
+#include "worker/claim.h"
 #include "worker/item.h"
 #include "worker/job_catalog.h"
 #include "worker/settle_policy.h"
@@ -27,19 +28,26 @@ struct RunRecord {
   std::vector<ClaimedItem> items;
   std::vector<HandlerResult> results;   ///< one an item
   std::vector<Settlement> settlements;  ///< one an item
-  std::string next_tick_id;             ///< id of the continuation tick, if one is to follow
+  bool drains = false;                  ///< a continuation follows if more is due
 };
 
 struct Settled {
   bool recorded = false;   ///< the tick was this run's to finish
   int items = 0;           ///< items that were this run's to settle
   int remaining = 0;       ///< due afterwards, counted up to 100
-  bool continues = false;  ///< the continuation tick is stored and is to be published
+  bool continues = false;  ///< more is due, and a continuation follows
 };
 
-/// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick and
-/// run. Items whose fencing token is no longer this run's are left alone. Committed when this returns; repeating it
-/// after a lost connection changes nothing that was written.
+/// The id of the tick that continues a run: the same whoever asks.
+std::string continuation_id(std::int64_t run_id);
+
+/// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick, run,
+/// and the row of the continuation tick. A run that is no longer this worker's is left alone. Committed when this
+/// returns; repeating it after a lost connection changes nothing that was written.
 Settled settle_run(Database& database, const RunRecord& run);
+
+/// The same, and where a continuation follows, begins its run (`next`, whose tick is continuation_id()) in the same
+/// statement and commit. `claim` is what that run holds; `duplicate` if none was begun.
+Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim);
 
 }  // namespace takt

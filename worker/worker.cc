@@ -26,7 +26,8 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
       http_client_({settings_.host_connections, 4 * settings_.host_connections}),
       http_(http_client_, keys, clock, metrics, settings_.payload_in_errors),
       sql_(settings_.databases, metrics),
-      executor_(database, {http_, sql_}, heartbeat_, random, metrics, random_id().substr(0, 12)),
+      native_(settings_.native, metrics),
+      executor_(database, {http_, sql_, native_}, heartbeat_, clock, random, metrics, random_id().substr(0, 12)),
       intake_(keys, catalog_, publisher, clock, metrics, settings_.max_tick_age) {
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
@@ -110,11 +111,29 @@ void Worker::process(const amqp::Delivery& delivery) {
   const auto& accepted = std::get<AcceptedTick>(verdict);
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
   const auto stopping = [this] { return stopping_.load(); };
-  const auto outcome = executor_.execute(*accepted.job, accepted.tick, stopping, stopping);
   // Settled and committed before acknowledged: a crash in between redelivers the tick, and the ledger turns the repeat
   // into a duplicate. The other order would lose the run.
-  if (!outcome.next_tick_id.empty()) publish_continuation(*accepted.job, outcome.next_tick_id);
+  auto next = executor_.begin(accepted.job, accepted.tick, stopping);
+  if (next) next = finish(std::move(*next));
   consumer_->ack(delivery);
+  try {
+    while (next) next = finish(std::move(*next));
+  } catch (const std::exception& error) {
+    log_error("run failed", {{"job", accepted.job->definition.name}, {"error", error.what()}});  // its lease brings its items back
+  }
+}
+
+std::optional<RunExecutor::Held> Worker::finish(RunExecutor::Held&& held) {
+  const auto stopping = [this] { return stopping_.load(); };
+  const auto job = held.job;
+  auto outcome = executor_.finish(std::move(held), {stopping, stopping}, [&]() -> std::shared_ptr<const CatalogJob> {
+    // Another tick waits: this job's backlog goes on behind it, through the queue.
+    const std::scoped_lock lock(mutex_);
+    if (stopping_ || !deliveries_.empty()) return nullptr;
+    return catalog_.known(job->definition.name);
+  });
+  if (!outcome.next_tick_id.empty()) publish_continuation(*job, outcome.next_tick_id);
+  return std::move(outcome.next);
 }
 
 void Worker::publish_continuation(const CatalogJob& job, const std::string& tick_id) {

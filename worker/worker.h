@@ -3,6 +3,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "core/http/client.h"
 #include "core/http/status_server.h"
 #include "worker/handlers/http_handler.h"
+#include "worker/handlers/native_handler.h"
 #include "worker/handlers/sql_handler.h"
 #include "worker/intake.h"
 #include "worker/run_executor.h"
@@ -34,6 +36,7 @@ class Worker {
     int host_connections = 50;
     bool payload_in_errors = false;
     std::map<std::string, NamedDatabase> databases;
+    NativeFunctions native;  ///< by name; `noop` is always there
   };
 
   Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock,
@@ -53,6 +56,8 @@ class Worker {
   void duty_loop();
   bool take(amqp::Delivery& delivery);
   void process(const amqp::Delivery& delivery);
+  /// One run to its end; the run that continues it here, if one does.
+  std::optional<RunExecutor::Held> finish(RunExecutor::Held&& held);
   void publish_continuation(const CatalogJob& job, const std::string& tick_id);
   [[nodiscard]] bool stopping() const { return stopping_.load(); }
 
@@ -67,6 +72,7 @@ class Worker {
   HttpClient http_client_;
   HttpHandler http_;
   SqlHandler sql_;
+  NativeHandler native_;
   RunExecutor executor_;
   Intake intake_;
 

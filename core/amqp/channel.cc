@@ -211,6 +211,11 @@ void Channel::purge_queue(const std::string& name) {
   check(amqp_get_rpc_reply(connection_), "purging queue " + name);
 }
 
+void Channel::delete_queue(const std::string& name) {
+  amqp_queue_delete(connection_, kChannel, bytes_of(name), 0, 0);
+  check(amqp_get_rpc_reply(connection_), "deleting queue " + name);
+}
+
 void Channel::select_confirms() {
   amqp_confirm_select(connection_, kChannel);
   check(amqp_get_rpc_reply(connection_), "selecting publisher confirms");

@@ -79,6 +79,7 @@ class Channel {
   std::optional<QueueInfo> inspect_queue(const std::string& name);
   void bind_queue(const std::string& queue, const std::string& exchange, const std::string& key);
   void purge_queue(const std::string& name);
+  void delete_queue(const std::string& name);
 
   void select_confirms();
   void publish(const Message& message);

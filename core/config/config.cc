@@ -147,10 +147,13 @@ JobDefinition read_job(const std::string& name, SectionReader section, const Con
 
   if (!section.has("handler")) return job;
   SectionReader handler("jobs.<name>.handler", section.node("handler"), section.path("handler"), section.mark("handler"), faults);
-  if (handler.has("http") == handler.has("sql")) {
-    section.fault("handler", "exactly one of http, sql is needed");
+  if (handler.has("http") + handler.has("sql") + handler.has("native") != 1) {
+    section.fault("handler", "exactly one of http, sql, native is needed");
   } else if (handler.has("http")) {
     job.handler = read_http({"jobs.<name>.handler.http", handler.node("http"), handler.path("http"), handler.mark("http"), faults});
+  } else if (handler.has("native")) {
+    SectionReader native("jobs.<name>.handler.native", handler.node("native"), handler.path("native"), handler.mark("native"), faults);
+    job.handler = NativeHandlerConfig{native.text("name")};
   } else {
     job.handler =
         read_sql({"jobs.<name>.handler.sql", handler.node("sql"), handler.path("sql"), handler.mark("sql"), faults}, config.databases);

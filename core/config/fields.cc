@@ -78,7 +78,7 @@ constexpr std::array kNamedDatabase{
     Field{"statement_timeout", duration, 100, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
 };
 constexpr std::array kJob{
-    Field{"handler", section, 0, 0, nullptr, nullptr, "what processes an item: exactly one of `http`, `sql`"},
+    Field{"handler", section, 0, 0, nullptr, nullptr, "what processes an item: exactly one of `http`, `sql`, `native`"},
     Field{"queue", name, 1, 100, "default", nullptr, "queue its ticks travel through"},
     Field{"batch_size", integer, 1, 10000, "100", nullptr, "items a run takes at most"},
     Field{"time_budget", duration, kSecond, 24 * kHour, "60s", nullptr, "a run starts no further item after this long"},
@@ -96,6 +96,10 @@ constexpr std::array kJob{
 constexpr std::array kHandler{
     Field{"http", section, 0, 0, "", nullptr, "one signed HTTP request an item"},
     Field{"sql", section, 0, 0, "", nullptr, "one statement an item"},
+    Field{"native", section, 0, 0, "", nullptr, "a C++ function of the worker's binary"},
+};
+constexpr std::array kNative{
+    Field{"name", name, 1, 100, nullptr, nullptr, "name it is registered under; `noop` is always there and does nothing"},
 };
 constexpr std::array kHttp{
     Field{"url", url, 1, 4096, nullptr, nullptr, "http or https, without user information"},
@@ -149,6 +153,7 @@ constexpr std::array kSections{
     SectionDoc{"jobs.<name>.handler", "", kHandler},
     SectionDoc{"jobs.<name>.handler.http", "", kHttp},
     SectionDoc{"jobs.<name>.handler.sql", "", kSql},
+    SectionDoc{"jobs.<name>.handler.native", "", kNative},
     SectionDoc{"jobs.<name>.backoff", "", kBackoff},
     SectionDoc{"jobs.<name>.schedules[]", "", kSchedule},
 };

@@ -42,6 +42,7 @@ json handler_to_json(const HandlerConfig& handler) {
               {"max_response", http->max_response},
               {"ca_file", http->ca_file}}}};
   }
+  if (const auto* native = std::get_if<NativeHandlerConfig>(&handler)) return {{"native", {{"name", native->name}}}};
   const auto& sql = std::get<SqlHandlerConfig>(handler);
   return {{"sql", {{"database", sql.database}, {"statement", sql.statement}}}};
 }
@@ -60,6 +61,7 @@ HandlerConfig handler_from_json(const json& value) {
     http.ca_file = found->at("ca_file");
     return http;
   }
+  if (const auto found = value.find("native"); found != value.end()) return NativeHandlerConfig{found->at("name")};
   const auto& sql = value.at("sql");
   return SqlHandlerConfig{sql.at("database"), sql.at("statement")};
 }

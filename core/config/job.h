@@ -36,7 +36,12 @@ struct SqlHandlerConfig {
   std::string statement;  ///< $1 payload, $2 key, $3 item id, $4 attempt
 };
 
-using HandlerConfig = std::variant<HttpHandlerConfig, SqlHandlerConfig>;
+/// A C++ function registered in the worker's binary.
+struct NativeHandlerConfig {
+  std::string name;
+};
+
+using HandlerConfig = std::variant<HttpHandlerConfig, SqlHandlerConfig, NativeHandlerConfig>;
 
 enum class MisfirePolicy { skip, once, all };
 

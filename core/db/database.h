@@ -73,8 +73,14 @@ class Params {
   }
   /// Arrays, as PostgreSQL's array literal.
   Params& add(const std::vector<std::int64_t>& values);
+  Params& add(const std::vector<double>& values);
   Params& add(const std::vector<std::string>& values);
   Params& add(const std::vector<std::optional<std::string>>& values);
+
+  Params& append(Params&& more) {
+    for (auto& value : more.values_) values_.push_back(std::move(value));
+    return *this;
+  }
 
   [[nodiscard]] const std::vector<std::optional<std::string>>& values() const { return values_; }
 

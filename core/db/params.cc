@@ -1,3 +1,4 @@
+#include <charconv>
 #include <cstdio>
 
 #include "core/db/database.h"
@@ -37,6 +38,14 @@ Params& Params::add(Timestamp time) { return add(format_rfc3339(time)); }
 
 Params& Params::add(const std::vector<std::int64_t>& values) {
   return add(array_literal(values, [](std::string& literal, std::int64_t value) { literal += std::to_string(value); }));
+}
+
+Params& Params::add(const std::vector<double>& values) {
+  return add(array_literal(values, [](std::string& literal, double value) {
+    char buffer[32];
+    const auto end = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::general, 6).ptr;
+    literal.append(buffer, end);
+  }));
 }
 
 Params& Params::add(const std::vector<std::string>& values) { return add(array_literal(values, append_quoted)); }

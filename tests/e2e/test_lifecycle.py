@@ -186,13 +186,13 @@ class Lifecycle(TaktTest):
         began = time.monotonic()
         self.stop(worker, within=10)
         self.assertLess(time.monotonic() - began, 5)
-        self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 1"), 0, "nothing is left to a lease")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.running_items"), 0, "nothing is left to a lease")
         done = self.one("SELECT count(*) FROM takt.finished_items")
         self.assertEqual(done + self.one("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 0"), 10)
         self.start("worker")
         eventually(lambda: self.one("SELECT count(*) FROM takt.finished_items") == 10, what="the rest")
         self.assertEqual(len(self.ledger.of("/slow")), 10, "none was delivered twice")
-        eventually(lambda: self.one("SELECT count(*) FROM takt.claims") == 0)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0)
         self.check_invariants()
 
     def test_a_request_longer_than_the_grace_is_cut_and_counts_as_an_attempt(self):

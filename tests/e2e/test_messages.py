@@ -98,7 +98,7 @@ class Messages(TaktTest):
         for size in (0, 3, 4294967295):
             tick = self.tick("batch", batchSize=size)
             self.publish(self.broker, tick)
-            eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s", tick["id"]))
+            eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s AND status <> 'running'", tick["id"]))
             sizes.append(self.one("SELECT scanned FROM takt.runs WHERE tick_id = %s", tick["id"]))
         self.assertEqual(sizes, [10, 3, 10])
 
@@ -108,7 +108,7 @@ class Messages(TaktTest):
             self.enqueue("demo")
         tick = self.tick(dryRun=True)
         self.publish(self.broker, tick)
-        eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s", tick["id"]))
+        eventually(lambda: self.rows("SELECT 1 FROM takt.runs WHERE tick_id = %s AND status <> 'running'", tick["id"]))
         self.assertEqual(self.rows("SELECT scanned, done, dry_run FROM takt.runs WHERE tick_id = %s", tick["id"]), [(3, 0, True)])
         self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 0"), 3)
         self.assertEqual(self.ledger.deliveries, [])

@@ -31,7 +31,7 @@ class Publishers(TaktTest):
         tick = done.stdout.strip()
         eventually(lambda: len(self.ledger.of("/demo")) == 1, what="the item's delivery")
         self.assertEqual(json.loads(self.ledger.of("/demo")[0]["body"]), {"hello": "world"})
-        self.assertEqual(self.rows("SELECT trigger, status, done FROM takt.runs WHERE tick_id = %s", tick), [("external", "completed", 1)])
+        eventually(lambda: self.rows("SELECT trigger, status, done FROM takt.runs WHERE tick_id = %s", tick) == [("external", "completed", 1)], what="its run")
 
     def test_the_python_publishers_tick_runs(self):
         script = os.path.join(self.folder, "publish.py")

@@ -193,7 +193,7 @@ TEST_F(DispatcherTest, ReturnsItemsOfALostWorkerAndCountsTheAttempt) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts WHERE class = 'lost'"), 2);
   EXPECT_EQ(database.text("SELECT body->>'attempts' FROM takt.dead_letter_outbox"), "2");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.claims"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.running_items"), 0);
 }
 
 TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {

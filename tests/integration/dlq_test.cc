@@ -20,7 +20,7 @@ struct DlqTest : testing::Test {
   void dead(std::int64_t id, const std::string& key = "", const std::string& reason = "max_attempts") {
     const std::string quoted_key = key.empty() ? "NULL" : "'" + key + "'";
     database->exec(
-        "INSERT INTO takt.finished_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, "
+        "INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, "
         "payload) "
         "VALUES (" +
         std::to_string(id) + ", now(), 1, 3, 'error', 0, 3, 0, now(), now(), " + quoted_key + ", '{\"customer\": \"Ada\"}')");

@@ -1,6 +1,7 @@
 // Claim, settle, heartbeat: the life of an item between ticks.
 #include <gtest/gtest.h>
 
+#include "dispatcher/lease_rescue.h"
 #include "tests/support/fixture.h"
 #include "worker/claim.h"
 #include "worker/heartbeat.h"
@@ -24,7 +25,7 @@ struct ItemsTest : testing::Test {
   }
   /// Ends a run with one class for all its items.
   Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class,
-                 const std::string& next = "") {
+                 bool drains = false) {
     RunRecord run;
     run.run_id = run_id;
     run.job = &job;
@@ -32,7 +33,7 @@ struct ItemsTest : testing::Test {
     run.worker = "test-worker";
     run.items = claim.items;
     run.scanned = static_cast<int>(claim.items.size());
-    run.next_tick_id = next;
+    run.drains = drains;
     for (const auto& item : claim.items) {
       HandlerResult result;
       result.item_class = item_class;
@@ -58,21 +59,21 @@ TEST_F(ItemsTest, AreClaimedOldestFirstWithinPriorityAndAtMostABatch) {
   EXPECT_EQ(claim(job, "due:2", 100, 2).items.size(), 2U) << "not those that are running, not those to come";
 }
 
-TEST_F(ItemsTest, LeaveTheLiveTableWhenDoneAndKeepOneRowOfHistory) {
+TEST_F(ItemsTest, LeaveTheLiveTableWhenClaimedAndStayInTheirRunWhenDone) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
   enqueue(5, "demo", ", key => 'k' || n");
   const auto claimed = claim(job, "due:1", 3, 1);
-  const auto settled = settle(job, "due:1", 1, claimed, ItemClass::done, "more:1");
+  const auto settled = settle(job, "due:1", 1, claimed, ItemClass::done, true);
   EXPECT_TRUE(settled.recorded);
   EXPECT_EQ(settled.items, 3);
   EXPECT_EQ(settled.remaining, 2);
   EXPECT_TRUE(settled.continues);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 2);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 2 AND attempts = 1"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 2 AND attempts = 1 AND key = 'k' || id"), 3);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.attempts WHERE class = 'done'"), 3);
   EXPECT_EQ(database.number("SELECT done FROM takt.runs WHERE tick_id = 'due:1' AND status = 'completed'"), 3);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.claims"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.running_items"), 0);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NULL"), 2);
   EXPECT_EQ(database.text("SELECT source FROM takt.ticks WHERE id = 'more:1'"), "more");
 }
@@ -95,10 +96,12 @@ TEST_F(ItemsTest, CannotBeSettledByAWorkerThatLostThem) {
   const auto job = database.job("demo");
   enqueue(1, "demo");
   const auto lost = claim(job, "due:1", 10, 1);
-  database->exec(std::string("UPDATE takt.items SET state = 0, run_id = NULL"));  // the rescue gave it back
+  database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s'"));
+  database->exec(std::string("UPDATE takt.leader SET holder = 'd', term = 1, until = now() + interval '1 min'"));
+  ASSERT_EQ(rescue_expired_leases(*database, {"d", 1}, 10).returned, 1);
   const auto successor = claim(job, "due:2", 10, 2);
   ASSERT_EQ(successor.items.size(), 1U);
-  EXPECT_EQ(settle(job, "due:1", 1, lost, ItemClass::done).items, 0) << "its token is stale";
+  EXPECT_FALSE(settle(job, "due:1", 1, lost, ItemClass::done).recorded) << "its token is stale";
   EXPECT_EQ(settle(job, "due:2", 2, successor, ItemClass::done).items, 1);
   EXPECT_EQ(database.number("SELECT run_id FROM takt.finished_items"), 2);
 }

@@ -1,0 +1,56 @@
+#include "worker/handlers/native_handler.h"
+
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::size_t kMaxErrorBytes = 1024;
+
+HandlerResult guarded(const NativeFunction& function, const NativeItem& item) {
+  try {
+    return function(item);
+  } catch (const std::exception& error) {
+    HandlerResult result;
+    result.item_class = ItemClass::error;
+    result.reason = "native_exception";
+    result.error = printable(error.what(), kMaxErrorBytes);
+    return result;
+  }
+}
+
+}  // namespace
+
+NativeHandler::NativeHandler(NativeFunctions functions, Metrics& metrics) : functions_(std::move(functions)), metrics_(metrics) {
+  functions_.emplace("noop", [](const NativeItem&) {
+    HandlerResult result;
+    result.item_class = ItemClass::done;
+    return result;
+  });
+}
+
+void NativeHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
+  const auto& name = std::get<NativeHandlerConfig>(context.job.handler).name;
+  const auto found = functions_.find(name);
+  std::vector<double> seconds;
+  seconds.reserve(items.size());
+  auto began = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    if (found == functions_.end()) {
+      results[i].item_class = ItemClass::blocked;
+      results[i].reason = "native_unknown";
+      results[i].error = "this worker has no native handler named \"" + printable(name, 100) + "\"";
+      continue;
+    }
+    if (context.control.stopped() || began > context.deadline) break;
+    results[i] = guarded(found->second, {context.job.name, items[i].id, context.run_id, items[i].attempt, items[i].key, items[i].payload});
+    const auto ended = std::chrono::steady_clock::now();
+    results[i].seconds = seconds_between(began, ended);
+    seconds.push_back(results[i].seconds);
+    began = ended;
+  }
+  metrics_.handler_latencies(context.job.name, seconds);
+}
+
+}  // namespace takt
