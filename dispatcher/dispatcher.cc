@@ -2,7 +2,6 @@
 
 #include "core/log.h"
 #include "core/random.h"
-#include "dispatcher/due_scan.h"
 #include "dispatcher/gauges.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"
@@ -17,6 +16,7 @@ constexpr Duration kDutiesInterval = std::chrono::seconds(1);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kStandby = std::chrono::milliseconds(500);
+constexpr Duration kLookAgain = std::chrono::milliseconds(10);
 constexpr int kRescueBatch = 100;
 constexpr int kPruneBatch = 5000;
 
@@ -47,7 +47,10 @@ void Dispatcher::start() {
   };
   spawn("lease", &Dispatcher::lease_round);
   spawn("scan", &Dispatcher::scan_round);
-  spawn("outbox", &Dispatcher::outbox_round);
+  // Two, so that one batch is marked in PostgreSQL while the next is on its way to the broker.
+  spawn("publish", &Dispatcher::publish_round);
+  spawn("publish", &Dispatcher::publish_round);
+  spawn("outbox", &Dispatcher::sweep_round);
   spawn("duties", &Dispatcher::duties_round);
   if (!database_.transaction_pooler()) spawn("listen", &Dispatcher::listen_round);
 }
@@ -113,28 +116,42 @@ Duration Dispatcher::lease_round() {
 Duration Dispatcher::scan_round() {
   if (!leadership_.leading()) return kStandby;
   const Term term = leadership_.term();
+  const auto now = clock_.steady();
+  if (woken_.exchange(false)) {
+    // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
+    // (takt.enqueue), so a second look follows shortly.
+    publish_due(scan_due_items(database_, term, settings_.parallel_ticks));
+    if (now < next_slots_) return kLookAgain;
+  }
   auto slots = scan_->schedules.run_once(term, settings_.scan_interval);
   if (!slots.ticks.empty()) outbox_.offer(std::move(slots.ticks));
   const auto due = scan_due_items(database_, term, settings_.parallel_ticks);
-  for (const auto& tick : due.ticks) {
-    log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
-    outbox_.publish_unwatched(tick);
-  }
+  publish_due(due);
   if (slots.more) return Duration(0);
   Duration wait = settings_.scan_interval;
   if (slots.next_in) wait = std::min(wait, *slots.next_in);
+  next_slots_ = now + wait;
   if (due.next_in) wait = std::min(wait, *due.next_in);
   return std::max(wait, Duration(1));
 }
 
-Duration Dispatcher::outbox_round() {
+void Dispatcher::publish_due(const DueScanResult& due) {
+  for (const auto& tick : due.ticks) {
+    log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
+    outbox_.publish_unwatched(tick);
+  }
+}
+
+Duration Dispatcher::publish_round() {
   if (!leadership_.leading()) return kStandby;
-  const Term term = leadership_.term();
-  outbox_.publish_offered(term, std::chrono::milliseconds(100));
-  if (clock_.steady() < next_sweep_) return Duration(0);
-  const auto swept = outbox_.sweep(term);
-  next_sweep_ = clock_.steady() + (swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000 ? Duration(0) : kSweepInterval);
+  outbox_.publish_offered(leadership_.term(), kSweepInterval / 2);
   return Duration(0);
+}
+
+Duration Dispatcher::sweep_round() {
+  if (!leadership_.leading()) return kStandby;
+  const auto swept = outbox_.sweep(leadership_.term());
+  return swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000 ? Duration(0) : kSweepInterval;
 }
 
 Duration Dispatcher::duties_round() {
@@ -168,7 +185,10 @@ Duration Dispatcher::listen_round() {
   }
   try {
     if (!listener_) listener_ = database_.dedicated();
-    if (listener_->wait_notification(std::chrono::milliseconds(500))) wake_scan();
+    if (listener_->wait_notification(std::chrono::milliseconds(500))) {
+      woken_ = true;
+      wake_scan();
+    }
   } catch (...) {
     listener_.reset();
     throw;

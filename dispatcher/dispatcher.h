@@ -10,6 +10,7 @@
 #include "core/http/status_server.h"
 #include "core/metrics.h"
 #include "core/signing.h"
+#include "dispatcher/due_scan.h"
 #include "dispatcher/leadership.h"
 #include "dispatcher/outbox.h"
 #include "dispatcher/retention.h"
@@ -17,7 +18,7 @@
 namespace takt {
 
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
-/// Owns four threads: lease, scan (schedules and due items), outbox, duties (rescue, retention, gauges); a fifth waits
+/// Owns threads: lease, scan (schedules and due items), outbox, duties (rescue, retention, gauges); a fifth waits
 /// for NOTIFY where PostgreSQL is reached directly. A failure of PostgreSQL or RabbitMQ ends no thread: it is logged
 /// once and tried again after a pause.
 class Dispatcher {
@@ -45,10 +46,12 @@ class Dispatcher {
   void repeat(const char* what, const std::function<Duration()>& round);
   Duration lease_round();
   Duration scan_round();
-  Duration outbox_round();
+  Duration publish_round();
+  Duration sweep_round();
   Duration duties_round();
   Duration listen_round();
   void wake_scan();
+  void publish_due(const DueScanResult& due);
 
   Database& database_;
   amqp::Publisher& publisher_;
@@ -59,14 +62,15 @@ class Dispatcher {
   Outbox outbox_;
   class ScanState;
   std::unique_ptr<ScanState> scan_;               // scan thread only
+  SteadyTime next_slots_{};                       // scan thread only
   std::unique_ptr<DatabaseConnection> listener_;  // listen thread only
-  SteadyTime next_sweep_{};                       // outbox thread only
   SteadyTime next_retention_{}, next_gauges_{};   // duties thread only
   bool was_leading_ = false;                      // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool stopping_ = false;     // guarded by mutex_
-  bool scan_wanted_ = false;  // guarded by mutex_
+  std::atomic<bool> woken_{false};  // a notification came
+  bool stopping_ = false;           // guarded by mutex_
+  bool scan_wanted_ = false;        // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 

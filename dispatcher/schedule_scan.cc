@@ -10,7 +10,7 @@ namespace takt {
 
 namespace {
 
-constexpr int kMaxSchedules = 1000;
+constexpr int kMaxSchedules = 250;
 constexpr int kMaxTicksARound = 5000;
 constexpr std::size_t kMaxCached = 10'000;
 

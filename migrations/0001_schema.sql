@@ -400,44 +400,45 @@ BEGIN
   RETURN found_id;
 END $$;
 
--- Tells the dispatcher that items are due; delivered at commit. PostgreSQL lets one transaction that notifies commit at a
--- time, so while one that will notify is open, others leave it to that one: the dispatcher looks again a few
--- milliseconds after each wake-up, and scans every dispatcher.scan_interval whatever happens.
-CREATE FUNCTION takt.wake() RETURNS void LANGUAGE plpgsql AS $$
+-- Says what is wrong with an item that enqueue() will not take.
+CREATE FUNCTION takt.refuse_item(payload jsonb, key text, priority integer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  IF pg_try_advisory_xact_lock(1952541556) THEN
-    PERFORM pg_notify('takt_due', '');
+  IF pg_column_size(payload) > 524288 THEN
+    RAISE EXCEPTION 'takt: payload has % bytes, more than 524288', pg_column_size(payload)
+      USING ERRCODE = 'program_limit_exceeded', HINT = 'Store large data elsewhere and enqueue a reference to it.';
+  ELSIF length(key) > 512 THEN
+    RAISE EXCEPTION 'takt: key has % characters, more than 512', length(key) USING ERRCODE = 'invalid_parameter_value';
   END IF;
+  RAISE EXCEPTION 'takt: priority % is outside -100 to 100', priority USING ERRCODE = 'invalid_parameter_value';
 END $$;
 
 -- For applications, inside their own transaction. Returns the item's id; with a key that is live, the first item's.
--- The wake-up is a NOTIFY that is delivered at commit; see docs/schema.md for what it costs.
+-- The wake-up is a NOTIFY that is delivered at commit. PostgreSQL lets one transaction that notifies commit at a time, so
+-- while one that will notify is open, others leave it to that one: the dispatcher looks again a few milliseconds after
+-- each wake-up, and scans every dispatcher.scan_interval whatever happens. 1952541556 is "takt" in ASCII.
 CREATE FUNCTION takt.enqueue(job text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
                              run_at timestamptz DEFAULT now(), priority integer DEFAULT 0)
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = takt, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-  the_job integer := takt.job_id_of(job); stored bigint;
+  stored bigint;
 BEGIN
-  IF pg_column_size(payload) > 524288 THEN
-    RAISE EXCEPTION 'takt: payload has % bytes, more than 524288', pg_column_size(payload)
-      USING ERRCODE = 'program_limit_exceeded', HINT = 'Store large data elsewhere and enqueue a reference to it.';
-  END IF;
-  IF priority NOT BETWEEN -100 AND 100 THEN
-    RAISE EXCEPTION 'takt: priority % is outside -100 to 100', priority USING ERRCODE = 'invalid_parameter_value';
+  IF pg_column_size(payload) > 524288 OR priority NOT BETWEEN -100 AND 100 OR length(key) > 512 THEN
+    PERFORM takt.refuse_item(payload, key, priority);
   END IF;
   IF key IS NULL OR key = '' THEN
     INSERT INTO takt.items (job_id, priority, run_at, payload)
-    VALUES (the_job, priority, coalesce(run_at, now()), coalesce(payload, '{}')) RETURNING id INTO stored;
+    SELECT j.id, priority, coalesce(run_at, now()), coalesce(payload, '{}') FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL
+    RETURNING id INTO stored;
   ELSE
-    IF length(key) > 512 THEN
-      RAISE EXCEPTION 'takt: key has % characters, more than 512', length(key) USING ERRCODE = 'invalid_parameter_value';
-    END IF;
     SELECT s.item_id INTO stored
-      FROM takt.store_items(the_job, ARRAY[payload], ARRAY[key], ARRAY[run_at], ARRAY[priority]) s;
+      FROM takt.store_items(takt.job_id_of(job), ARRAY[payload], ARRAY[key], ARRAY[run_at], ARRAY[priority]) s;
   END IF;
-  IF run_at IS NULL OR run_at <= now() THEN
-    PERFORM takt.wake();
+  IF stored IS NULL THEN
+    PERFORM takt.job_id_of(job);
+  END IF;
+  IF coalesce(run_at, now()) <= now() AND pg_try_advisory_xact_lock(1952541556) THEN
+    PERFORM pg_notify('takt_due', '');
   END IF;
   RETURN stored;
 END $$;
@@ -460,7 +461,9 @@ BEGIN
   IF EXISTS (SELECT 1 FROM unnest(keys) k WHERE length(k) > 512) THEN
     RAISE EXCEPTION 'takt: a key has more than 512 characters' USING ERRCODE = 'invalid_parameter_value';
   END IF;
-  PERFORM takt.wake();
+  IF pg_try_advisory_xact_lock(1952541556) THEN
+    PERFORM pg_notify('takt_due', '');
+  END IF;
   RETURN QUERY SELECT s.ordinal, s.item_id, s.created
     FROM takt.store_items(the_job, payloads,
       CASE WHEN keys IS NULL THEN NULL ELSE (SELECT array_agg(nullif(k, '') ORDER BY n) FROM unnest(keys) WITH ORDINALITY u(k, n)) END,

@@ -17,6 +17,8 @@ volatile std::sig_atomic_t interrupted = 0;
 
 extern "C" void on_interrupt(int /*signal*/) { interrupted = 1; }
 
+/// Between two looks at a drain: a look costs PostgreSQL as much as a batch.
+constexpr Duration kAsk = std::chrono::milliseconds(250);
 constexpr const char* kOwnJobs = "(SELECT id FROM takt.jobs WHERE name LIKE 'takt-bench.%')";
 
 }  // namespace
@@ -169,9 +171,17 @@ void Stand::wait(const std::string& what, const std::function<bool()>& done, con
   if (shows) std::cerr << "\r\x1b[K" << std::flush;
 }
 
+bool Stand::may_ask() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - asked_ < kAsk) return false;
+  asked_ = now;
+  return true;
+}
+
 bool Stand::drained(std::int64_t job) {
+  if (!may_ask()) return false;
   return database_
-      .exec(std::string("SELECT NOT EXISTS (SELECT 1 FROM takt.items WHERE job_id = $1)"
+      .exec(std::string("SELECT NOT EXISTS (SELECT 1 FROM takt.items WHERE job_id = $1 AND state = 0)"
                         " AND NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND lease_until IS NOT NULL)"),
             Params::of(job))
       .boolean(0, 0);

@@ -63,7 +63,9 @@ class Stand {
   void stop_worker();
   /// Waits until `done`; CommandFailed after options().seconds, or when interrupted.
   void wait(const std::string& what, const std::function<bool()>& done, const std::function<std::string()>& progress = {});
-  /// Items of the job that are finished according to PostgreSQL, and none is left.
+  /// True four times a second: what is watched must not be slowed down by the watching.
+  bool may_ask();
+  /// No item of the job is left, and no run holds any; false whenever it may not ask.
   bool drained(std::int64_t job);
 
  private:
@@ -80,6 +82,7 @@ class Stand {
   std::unique_ptr<amqp::Publisher> publisher_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Worker> worker_;
+  SteadyTime asked_{};
 };
 
 inline const std::string kQueue = "takt-bench";

@@ -1,5 +1,6 @@
 #pragma once
 #include <functional>
+#include <set>
 #include <vector>
 
 #include "core/amqp/connection.h"
@@ -39,14 +40,16 @@ class Consumer final : public Connection {
   void on_wake(Channel& channel) override;
   void on_lost(const std::string& why) override;
   void command(Verb verb, const Delivery& delivery);
+  void send_acks(Channel& channel, std::vector<std::uint64_t>& tags);
 
   const Settings settings_;
   const std::function<void(Delivery&&)> on_delivery_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_; at most one a delivery held
   std::atomic<bool> consuming_{true};
-  bool cancelled_ = false;   // connection thread only
-  std::uint64_t epoch_ = 0;  // connection thread only
+  bool cancelled_ = false;        // connection thread only
+  std::uint64_t epoch_ = 0;       // connection thread only
+  std::set<std::uint64_t> open_;  // tags delivered and not yet answered; connection thread only; at most prefetch × queues
 };
 
 }  // namespace takt::amqp

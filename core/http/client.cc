@@ -4,10 +4,11 @@
 #include <uv.h>
 
 #include <atomic>
-#include <map>
+#include <deque>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <unordered_map>
 #include <variant>
 
 #include "core/text.h"
@@ -25,11 +26,13 @@ struct Transfer {
   HttpRequest request;
   HttpClient::Done done;
   HttpResponse response;
+  std::string host;  ///< scheme://host:port, as Loop::hosts_ counts them
   CURL* easy = nullptr;
   curl_slist* headers = nullptr;
   std::size_t header_bytes = 0;
   bool too_large = false;
-  SteadyTime started;
+  bool admitted = false;  ///< counted among its host's active ones
+  SteadyTime asked, started;
   char error[CURL_ERROR_SIZE] = {};
 };
 
@@ -98,7 +101,7 @@ std::string_view to_string(HttpFault fault) {
 /// Everything below the queue runs on thread_ alone.
 class HttpClient::Loop {
  public:
-  explicit Loop(Settings settings) {
+  explicit Loop(Settings settings) : settings_(settings) {
     static const bool initialised = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
     multi_ = initialised ? curl_multi_init() : nullptr;
     if (multi_ == nullptr || uv_loop_init(&loop_) != 0) throw std::runtime_error("libcurl or libuv cannot be started");
@@ -106,7 +109,6 @@ class HttpClient::Loop {
     curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
     curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, on_timer_wanted);
     curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
-    curl_multi_setopt(multi_, CURLMOPT_MAX_HOST_CONNECTIONS, static_cast<long>(settings.host_connections));
     curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(settings.idle_connections));
     curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
     uv_timer_init(&loop_, &timer_);
@@ -132,24 +134,33 @@ class HttpClient::Loop {
     transfer->id = id;
     transfer->request = std::move(request);
     transfer->done = std::move(done);
-    {
-      const std::scoped_lock lock(mutex_);
-      commands_.emplace_back(std::move(transfer));
-    }
-    uv_async_send(&wake_);
+    transfer->asked = std::chrono::steady_clock::now();
+    command(std::move(transfer));
     return id;
   }
 
-  void cancel(std::uint64_t id) {
-    {
-      const std::scoped_lock lock(mutex_);
-      commands_.emplace_back(id);
-    }
-    uv_async_send(&wake_);
-  }
+  void cancel(std::uint64_t id) { command(id); }
 
  private:
   using Command = std::variant<std::unique_ptr<Transfer>, std::uint64_t>;
+
+  /// What goes to one host: libcurl could hold back what is over the limit, but then looks at all of it again whenever
+  /// one request ends.
+  struct Host {
+    int active = 0;
+    std::deque<std::uint64_t> waiting;  ///< ids; those cancelled meanwhile are skipped
+  };
+
+  void command(Command&& what) {
+    const bool own_thread = std::this_thread::get_id() == thread_.get_id();
+    bool first = false;
+    {
+      const std::scoped_lock lock(mutex_);
+      first = commands_.empty();
+      commands_.push_back(std::move(what));
+    }
+    if (first && !own_thread) uv_async_send(&wake_);  // the thread itself looks after each callback
+  }
 
   struct Watch {
     uv_poll_t poll;
@@ -163,12 +174,17 @@ class HttpClient::Loop {
       const std::scoped_lock lock(mutex_);
       commands.swap(commands_);
     }
-    for (auto& command : commands) {
-      if (auto* transfer = std::get_if<std::unique_ptr<Transfer>>(&command)) {
-        begin(std::move(*transfer));
-      } else if (const auto found = transfers_.find(std::get<std::uint64_t>(command)); found != transfers_.end()) {
-        finish(found->second.get(), HttpFault::cancelled, "cancelled");
+    while (!commands.empty()) {
+      for (auto& command : commands) {
+        if (auto* transfer = std::get_if<std::unique_ptr<Transfer>>(&command)) {
+          admit(std::move(*transfer));
+        } else if (const auto found = transfers_.find(std::get<std::uint64_t>(command)); found != transfers_.end()) {
+          finish(found->second.get(), HttpFault::cancelled, "cancelled");
+        }
       }
+      commands.clear();
+      const std::scoped_lock lock(mutex_);
+      commands.swap(commands_);  // what the callbacks of these asked for
     }
     if (!stopping_) return;
     while (!transfers_.empty()) finish(transfers_.begin()->second.get(), HttpFault::cancelled, "shutting down");
@@ -187,10 +203,44 @@ class HttpClient::Loop {
     return easy;
   }
 
-  void begin(std::unique_ptr<Transfer> owned) {
+  static std::string host_of(const std::string& url) {
+    const auto scheme = url.find("://");
+    const auto end = url.find_first_of("/?#", scheme == std::string::npos ? 0 : scheme + 3);
+    return to_lower(std::string_view(url).substr(0, end));
+  }
+
+  void admit(std::unique_ptr<Transfer> owned) {
     auto* transfer = owned.get();
+    transfer->host = host_of(transfer->request.url);
     transfers_[transfer->id] = std::move(owned);
+    auto& host = hosts_[transfer->host];
+    if (host.active < settings_.host_connections) {
+      ++host.active;
+      begin(transfer);
+    } else {
+      host.waiting.push_back(transfer->id);
+    }
+  }
+
+  /// One request to this host has ended; the next one that still wants to go takes its place.
+  void release(const std::string& name) {
+    auto& host = hosts_[name];
+    while (!host.waiting.empty()) {
+      const auto found = transfers_.find(host.waiting.front());
+      host.waiting.pop_front();
+      if (found != transfers_.end()) return begin(found->second.get());
+    }
+    if (--host.active == 0) hosts_.erase(name);
+  }
+
+  void begin(Transfer* transfer) {
     transfer->started = std::chrono::steady_clock::now();
+    const auto waited = std::chrono::duration_cast<Duration>(transfer->started - transfer->asked);
+    transfer->request.timeout -= waited;
+    transfer->admitted = true;
+    if (transfer->request.timeout <= Duration(0)) {
+      return finish(transfer, HttpFault::timeout, "no connection to the host was free in time");
+    }
     transfer->easy = take_handle();
     if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
     configure(*transfer);
@@ -252,7 +302,8 @@ class HttpClient::Loop {
     curl_slist_free_all(owned->headers);
     owned->response.fault = fault;
     owned->response.error = std::move(error);
-    owned->response.seconds = seconds_between(owned->started, std::chrono::steady_clock::now());
+    owned->response.seconds = owned->admitted ? seconds_between(owned->started, std::chrono::steady_clock::now()) : 0;
+    if (owned->admitted) release(owned->host);
     owned->done(std::move(owned->response));
   }
 
@@ -277,6 +328,7 @@ class HttpClient::Loop {
       }
       finish(transfer, fault, std::move(words));
     }
+    on_wake();
   }
 
   static int on_socket(CURL* /*easy*/, curl_socket_t socket, int what, void* user, void* socket_user) {
@@ -335,7 +387,9 @@ class HttpClient::Loop {
   uv_timer_t timer_{};
   uv_async_t wake_{};
   CURLM* multi_ = nullptr;
-  std::map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
+  const Settings settings_;
+  std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
+  std::unordered_map<std::string, Host> hosts_;  // those with requests
   std::vector<CURL*> idle_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_

@@ -46,7 +46,7 @@ struct HttpResponse {
 class HttpClient {
  public:
   struct Settings {
-    int host_connections = 50;   ///< to one host at most; further requests wait, within their timeout
+    int host_connections = 50;   ///< to one host at most; further requests wait, and the wait is part of their timeout
     int idle_connections = 200;  ///< kept open for reuse
   };
   using Done = std::function<void(HttpResponse&&)>;

@@ -2,6 +2,7 @@
 
 #include <condition_variable>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <mutex>
 
@@ -13,6 +14,14 @@ namespace takt {
 namespace {
 
 constexpr Duration kLookAtControl = std::chrono::milliseconds(50);
+
+/// What run() and the callbacks of its requests share.
+struct Progress {
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::map<std::size_t, std::uint64_t> in_flight;  // item index → request; guarded by mutex
+  std::size_t next = 0;                            // guarded by mutex
+};
 
 }  // namespace
 
@@ -59,31 +68,30 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
     return;
   }
 
-  std::mutex mutex;
-  std::condition_variable finished;
-  std::map<std::size_t, std::uint64_t> in_flight;  // item index → request; guarded by mutex
-  std::size_t next = 0;
+  Progress progress;
+  std::unique_lock lock(progress.mutex);
+  // Each request that ends begins the next, on the client's thread: no thread is woken for it.
+  const std::function<void()> begin_next = [&] {
+    if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
+    const std::size_t index = progress.next++;
+    progress.in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index](HttpResponse&& response) {
+      auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
+      metrics_.handler_latency(context.job.name, response.seconds);
+      const std::scoped_lock done_lock(progress.mutex);  // held while notifying: run() must not return before this ends
+      results[index] = std::move(result);
+      progress.in_flight.erase(index);
+      begin_next();
+      if (progress.in_flight.empty()) progress.finished.notify_one();
+    });
+  };
+  for (int i = 0; i < config.parallel; ++i) begin_next();
   bool cancelled = false;
-  std::unique_lock lock(mutex);
-  while (true) {
-    const bool may_begin = !context.control.stopped() && std::chrono::steady_clock::now() < context.deadline;
-    while (may_begin && next < items.size() && in_flight.size() < static_cast<std::size_t>(config.parallel)) {
-      const std::size_t index = next++;
-      in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index](HttpResponse&& response) {
-        auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
-        metrics_.handler_latency(context.job.name, response.seconds);
-        const std::scoped_lock done_lock(mutex);  // held while notifying: run() must not return before this ends
-        results[index] = std::move(result);
-        in_flight.erase(index);
-        finished.notify_one();
-      });
-    }
-    if (in_flight.empty()) return;
+  while (!progress.in_flight.empty()) {
     if (context.control.cancelled() && !cancelled) {
       cancelled = true;
-      for (const auto& [index, id] : in_flight) client_.cancel(id);
+      for (const auto& [index, id] : progress.in_flight) client_.cancel(id);
     }
-    finished.wait_for(lock, kLookAtControl);
+    progress.finished.wait_for(lock, kLookAtControl);
   }
 }
 
