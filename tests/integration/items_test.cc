@@ -1,6 +1,8 @@
 // Claim, settle, heartbeat: the life of an item between ticks.
 #include <gtest/gtest.h>
 
+#include <array>
+
 #include "dispatcher/lease_rescue.h"
 #include "tests/support/fixture.h"
 #include "worker/claim.h"
@@ -22,6 +24,22 @@ struct ItemsTest : testing::Test {
   }
   Claim claim(const CatalogJob& job, const std::string& tick, int batch, std::int64_t run_id) {
     return claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run_id, "test-worker", batch});
+  }
+  /// A run whose items all ended done.
+  static RunRecord ended(const std::string& tick, std::int64_t run_id, const CatalogJob& job, const Claim& claim) {
+    RunRecord run;
+    run.run_id = run_id;
+    run.job = &job;
+    run.tick_id = tick;
+    run.worker = "test-worker";
+    run.items = claim.items;
+    run.scanned = static_cast<int>(claim.items.size());
+    run.drains = true;
+    HandlerResult done;
+    done.item_class = ItemClass::done;
+    run.results.assign(claim.items.size(), done);
+    run.settlements.assign(claim.items.size(), {ItemState::done, Duration(0), true, ""});
+    return run;
   }
   /// Ends a run with one class for all its items.
   Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class,
@@ -197,14 +215,89 @@ TEST_F(ItemsTest, AreFoundThroughTheirIndexInALargeBacklog) {
   EXPECT_EQ(plan.find("Sort"), std::string::npos) << plan;
 }
 
-// Deterministic, unlike a time: what a batch costs in round trips, whatever its size.
-TEST_F(ItemsTest, CostTwoRoundTripsABatch) {
+TEST_F(ItemsTest, OfALongBacklogAreTakenOnInTheStatementThatEndsTheRunBefore) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
-  enqueue(100, "demo");
-  const auto before = database->round_trips();
-  settle(job, "due:1", 1, claim(job, "due:1", 100, 1), ItemClass::done);
-  EXPECT_EQ(database->round_trips() - before, 2U);
+  enqueue(5, "demo", ", run_at => now() - (10 - n) * interval '1 minute'");
+  const auto first = claim(job, "due:1", 2, 1);
+  Claim next;
+  const auto goes_on = [&](std::int64_t run, bool from_there) {
+    return ClaimRequest{job, continuation_id(run - 1), SystemClock().now(), "more", run, "test-worker", 2, false, from_there};
+  };
+  enqueue(1, "demo", ", run_at => now() - interval '1 hour'");  // older than what was taken
+  EXPECT_TRUE(settle_and_claim(*database, ended("due:1", 1, job, first), goes_on(2, true), next).continues);
+  ASSERT_EQ(next.items.size(), 2U);
+  EXPECT_EQ(next.items[0].id, 3) << "it goes on where the first run ended";
+  EXPECT_EQ(next.items[1].id, 4);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'running'"), 1);
+  EXPECT_EQ(database.text("SELECT tick_id FROM takt.runs WHERE status = 'running'"), "more:1");
+
+  Claim third;
+  settle_and_claim(*database, ended("more:1", 2, job, next), goes_on(3, false), third);
+  ASSERT_EQ(third.items.size(), 2U);
+  EXPECT_EQ(third.items[0].id, 6) << "and now and then begins at the oldest again";
+  Claim repeated;
+  const auto again = settle_and_claim(*database, ended("more:1", 2, job, next), goes_on(3, false), repeated);
+  EXPECT_TRUE(again.recorded) << "as after a connection lost between commit and answer";
+  EXPECT_EQ(repeated.items.size(), 2U) << "what was committed is found, not claimed twice";
+
+  Claim none;
+  const auto last = settle_and_claim(*database, ended("more:2", 3, job, third), goes_on(4, true), none);
+  EXPECT_FALSE(last.continues);
+  EXPECT_EQ(none.outcome, ClaimOutcome::duplicate) << "nothing is left to begin";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 6);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0);
+}
+
+// Deterministic, unlike a time: what a batch costs, whatever its size. docs/performance.md states these figures.
+TEST_F(ItemsTest, CostTwoRoundTripsABatchAndOneIfTheyContinue) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(300, "demo");
+  auto before = database->round_trips();
+  const auto first = claim(job, "due:1", 100, 1);
+  EXPECT_EQ(database->round_trips() - before, 1U) << "the claim";
+  Claim next;
+  before = database->round_trips();
+  settle_and_claim(*database, ended("due:1", 1, job, first),
+                   {job, continuation_id(1), SystemClock().now(), "more", 2, "test-worker", 100, false, true}, next);
+  EXPECT_EQ(database->round_trips() - before, 1U) << "the end of one run and the claim of the next";
+  before = database->round_trips();
+  settle(job, "more:1", 2, next, ItemClass::error);
+  EXPECT_EQ(database->round_trips() - before, 1U) << "an end with failures in it";
+}
+
+// Rows as PostgreSQL itself counts them.
+TEST_F(ItemsTest, CostNoMoreThanTheseRowsWrittenABatch) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(200, "demo");
+  using Written = std::array<std::int64_t, 3>;  // inserted, updated, deleted
+  Written claimed{}, settled{};
+  database->transaction([&](Session& on) {
+    const auto total = [&]() -> Written {
+      const auto rows = on.exec(std::string("SELECT sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del) FROM pg_stat_xact_user_tables "
+                                            "WHERE schemaname = 'takt'"),
+                                {});
+      return {rows.integer(0, 0), rows.integer(0, 1), rows.integer(0, 2)};
+    };
+    const auto since = [&](const Written& before) -> Written {
+      const auto now = total();
+      return {now[0] - before[0], now[1] - before[1], now[2] - before[2]};
+    };
+    auto before = total();
+    on.exec(std::string("SELECT count(*) FROM takt.begin_run('due:1', $1, now(), 'due', 1, 'w', 30000, false, 100, false)"),
+            Params::of(job.id));
+    claimed = since(before);
+    before = total();
+    on.exec(std::string("SELECT takt.end_run('due:1', 1, $1, 'demo', 0, false, 'completed', '{100,100,0,0,0,0,0,0}', 0, 1, NULL, NULL,"
+                        " array_fill(1::real, ARRAY[100]), NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, true, NULL)"),
+            Params::of(job.id));
+    settled = since(before);
+  });
+  EXPECT_EQ(claimed, (Written{2, 0, 100})) << "the tick and the run; the items leave";
+  EXPECT_EQ(settled, (Written{0, 2, 0})) << "the tick and the run are ended; done items are not touched again";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 100);
 }
 
 }  // namespace

@@ -97,7 +97,7 @@ jobs:
       "takt.yaml:13: jobs.demo.schedules[2].name: missing",
       "takt.yaml:13: jobs.demo.schedules[2].cron: give either cron or run_at",
       "jobs.Bad Name: not a name",
-      "jobs.Bad Name.handler: exactly one of http, sql is needed",
+      "jobs.Bad Name.handler: exactly one of http, sql, native is needed",
       "takt.yaml:16: jobs.twice.handler.sql.database: \"nowhere\" is not declared",
       "jobs.empty.handler: missing"};
   for (const auto& line : expected) EXPECT_THAT(found, Contains(HasSubstr(line)));
