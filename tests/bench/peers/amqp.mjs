@@ -1,0 +1,38 @@
+// amqplib on a quorum queue, prefetch 200, each message acknowledged, no database. Usage: node amqp.mjs consume|latency
+import amqp from "amqplib";
+import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+
+const connection = await amqp.connect(process.env.TAKT_AMQP_URL);
+const channel = await connection.createConfirmChannel();
+const queue = "takt-peers";
+await channel.deleteQueue(queue);
+await channel.assertQueue(queue, { durable: true, arguments: { "x-queue-type": "quorum" } });
+await channel.prefetch(200);
+
+const mode = process.argv[2];
+if (mode === "consume") {
+  for (let n = 0; n < COUNT; n++) {
+    channel.sendToQueue(queue, Buffer.from(JSON.stringify(payload(n))), { persistent: true });
+    if (n % 1000 === 999) await channel.waitForConfirms();
+  }
+  await channel.waitForConfirms();
+  let got = 0, finish;
+  const all = new Promise((resolve) => (finish = resolve));
+  const began = process.hrtime.bigint();
+  await channel.consume(queue, (message) => { channel.ack(message); if (++got === COUNT) finish(); });
+  await all;
+  print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
+} else {
+  const sent = new Map(), ms = [];
+  await channel.consume(queue, (message) => { ms.push(performance.now() - sent.get(JSON.parse(message.content.toString()).n)); channel.ack(message); });
+  for (let n = 0; n < LATENCY_COUNT; n++) {
+    const next = performance.now() + 10;
+    sent.set(n, performance.now());
+    channel.sendToQueue(queue, Buffer.from(JSON.stringify(payload(n))), { persistent: true });
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
+  }
+  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  print(percentile(ms, 0.5), percentile(ms, 0.99));
+}
+await channel.deleteQueue(queue);
+await connection.close();

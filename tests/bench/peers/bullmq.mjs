@@ -1,0 +1,68 @@
+// BullMQ on Redis. Usage: node bullmq.mjs drain|enqueue-one|http|latency
+import http from "node:http";
+import { createHmac } from "node:crypto";
+import { Queue, Worker } from "bullmq";
+import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+
+const connection = { host: "127.0.0.1", port: Number(process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null };
+const queue = new Queue("work", { connection });
+await queue.obliterate({ force: true });
+const kept = { removeOnComplete: true };
+
+async function fill(count) {
+  for (let first = 0; first < count; first += 1000) {
+    await queue.addBulk(Array.from({ length: Math.min(1000, count - first) }, (_, i) => ({ name: "work", data: payload(first + i), opts: kept })));
+  }
+}
+
+async function drained(count, concurrency, task) {
+  let done = 0, finish;
+  const all = new Promise((resolve) => (finish = resolve));
+  const began = process.hrtime.bigint();
+  const worker = new Worker("work", async (job) => { await task(job.data); }, { connection, concurrency });
+  worker.on("completed", () => { if (++done === count) finish(); });
+  await all;
+  const rate = count / (Number(process.hrtime.bigint() - began) / 1e9);
+  await worker.close();
+  return rate;
+}
+
+const mode = process.argv[2];
+if (mode === "drain") {
+  await fill(COUNT);
+  print(await drained(COUNT, 200, async () => {}));
+} else if (mode === "http") {
+  const count = Math.round(COUNT / 4), key = Buffer.alloc(32, 7);
+  await fill(count);
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
+  print(await drained(count, 50, (p) => new Promise((resolve, reject) => {
+    const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
+    const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
+    const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers: { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature } }, (answer) => { answer.resume(); answer.on("end", resolve); });
+    request.on("error", reject);
+    request.end(body);
+  })));
+} else if (mode === "enqueue-one") {
+  let next = 0;
+  const count = Math.round(COUNT / 4);
+  const began = process.hrtime.bigint();
+  await Promise.all(Array.from({ length: 50 }, async () => { while (next < count) await queue.add("work", payload(next++), kept); }));
+  print(count / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "latency") {
+  const added = new Map(), ms = [];
+  const worker = new Worker("work", async (job) => { const now = performance.now(); ms.push(now - (added.get(job.data.n) ?? now)); }, { connection, concurrency: 8 });
+  await worker.waitUntilReady();
+  for (let n = 0; n < LATENCY_COUNT; n++) {
+    const next = performance.now() + 10;
+    await queue.add("work", payload(n), kept);
+    added.set(n, performance.now());
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
+  }
+  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  await worker.close();
+  print(percentile(ms, 0.5), percentile(ms, 0.99));
+} else {
+  throw new Error(`unknown mode ${mode}`);
+}
+await queue.close();
+process.exit(0);

@@ -1,0 +1,90 @@
+// graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency
+import http from "node:http";
+import pg from "pg";
+import { run, makeWorkerUtils } from "graphile-worker";
+import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+
+const connectionString = process.env.TAKT_DATABASE_URL;
+const pool = new pg.Pool({ connectionString, max: 20 });
+const utils = await makeWorkerUtils({ pgPool: pool });
+await utils.migrate();
+await pool.query("TRUNCATE graphile_worker._private_jobs");
+
+const preset = {
+  worker: {
+    connectionString,
+    maxPoolSize: 10,
+    concurrentJobs: 24,
+    localQueue: { size: 500, refetchDelay: { durationMs: 10 } },
+    completeJobBatchDelay: 0,
+    failJobBatchDelay: 0,
+  },
+};
+// One latency-minded queue fetch at a time: the local queue would add its refetch delay.
+const prompt = { worker: { connectionString, maxPoolSize: 10, concurrentJobs: 8, pollInterval: 2000 } };
+const quiet = { logger: undefined };
+
+async function fill(count) {
+  for (let first = 0; first < count; first += 1000) {
+    await utils.addJobs(Array.from({ length: Math.min(1000, count - first) }, (_, i) => ({ identifier: "work", payload: payload(first + i) })));
+  }
+}
+
+async function drained(chosen, count, task) {
+  let done = 0, finish;
+  const all = new Promise((resolve) => (finish = resolve));
+  const began = process.hrtime.bigint();
+  const runner = await run({ preset: chosen, pgPool: undefined, taskList: { work: async (p) => { await task(p); if (++done === count) finish(); } }, noHandleSignals: true, ...quiet });
+  await all;
+  await runner.stop(); // completions are batched: they count
+  return count / (Number(process.hrtime.bigint() - began) / 1e9);
+}
+
+const mode = process.argv[2];
+if (mode === "drain") {
+  await fill(COUNT);
+  print(await drained(preset, COUNT, async () => {}));
+} else if (mode === "http") {
+  const count = Math.round(COUNT / 4);
+  await fill(count);
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
+  const { createHmac } = await import("node:crypto");
+  const key = Buffer.alloc(32, 7);
+  const fifty = { worker: { ...preset.worker, concurrentJobs: 50 } };
+  print(await drained(fifty, count, (p) => new Promise((resolve, reject) => {
+    const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
+    const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
+    const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers: { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature } }, (answer) => { answer.resume(); answer.on("end", resolve); });
+    request.on("error", reject);
+    request.end(body);
+  })));
+} else if (mode === "enqueue") {
+  const began = process.hrtime.bigint();
+  await fill(COUNT);
+  print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "enqueue-one") {
+  const count = Math.round(COUNT / 10);
+  let next = 0;
+  const began = process.hrtime.bigint();
+  await Promise.all(Array.from({ length: 50 }, async () => { while (next < count) await utils.addJob("work", payload(next++)); }));
+  print(count / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "latency") {
+  const committed = new Map(), ms = [];
+  const runner = await run({ preset: prompt, taskList: { work: async (p) => { const now = performance.now(); ms.push(now - (committed.get(p.n) ?? now)); } }, noHandleSignals: true });
+  for (let n = 0; n < LATENCY_COUNT; n++) {
+    const next = performance.now() + 10;
+    const added = utils.addJob("work", payload(n));
+    committed.set(n, performance.now());
+    await added;
+    committed.set(n, performance.now());
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
+  }
+  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  await runner.stop();
+  print(percentile(ms, 0.5), percentile(ms, 0.99));
+} else {
+  throw new Error(`unknown mode ${mode}`);
+}
+await utils.release();
+await pool.end();
+process.exit(0);
