@@ -1,0 +1,140 @@
+"""TLS to the broker and to destinations: verified against the authority that is named, refused in words otherwise."""
+import os
+import re
+import select
+import socket
+import ssl
+import subprocess
+import threading
+import unittest
+
+from harness import Ledger, TaktTest, eventually
+
+CONFIG = """
+metrics: {listen: "127.0.0.1:0"}
+broker: {ca_file: "{ca}"}
+jobs:
+  trusted:
+    handler: {http: {url: "{https}/trusted", method: POST, ca_file: "{ca}"}}
+  untrusted:
+    handler: {http: {url: "{https}/untrusted", method: POST}}
+    max_attempts: 1
+  misnamed:
+    handler: {http: {url: "{misnamed}/misnamed", method: POST, ca_file: "{ca}"}}
+    max_attempts: 1
+"""
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class TlsProxy:
+    """Ends TLS in front of a plain port."""
+
+    def __init__(self, context, host, port):
+        self.context, self.target = context, (host, port)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.carry, args=(client,), daemon=True).start()
+
+    def carry(self, client):
+        try:
+            client = self.context.wrap_socket(client, server_side=True)
+            server = socket.create_connection(self.target)
+        except OSError:
+            client.close()
+            return
+        with client, server:
+            while True:
+                ready = [client] if client.pending() else select.select([client, server], [], [])[0]
+                for source, sink in ((client, server), (server, client)):
+                    if source in ready:
+                        try:
+                            data = source.recv(65536)
+                            if not data:
+                                return
+                            sink.sendall(data)
+                        except OSError:
+                            return
+
+    def close(self):
+        self.listener.close()
+
+
+class Tls(TaktTest):
+    def setUp(self):
+        super().setUp()
+        self.ca = os.path.join(self.folder, "ca.pem")
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=Test authority", "-keyout", self.path("ca.key"), "-out", self.ca)
+        found = re.match(r"amqp://([^@]*)@([^:/]*):(\d+)/(.*)", self.amqp_url)
+        self.credentials, host, port, self.amqp_vhost = found[1], found[2], int(found[3]), found[4]
+        self.good = self.certificate("good", "DNS:localhost,IP:127.0.0.1")
+        self.wrong = self.certificate("wrong", "DNS:elsewhere.example")
+        self.proxies = [TlsProxy(self.good, host, port), TlsProxy(self.wrong, host, port)]
+        self.ledger.close()
+        self.ledger = Ledger()
+        self.https = []
+        destination = self.ledger.server.server_address
+        self.proxies += [TlsProxy(self.good, *destination), TlsProxy(self.wrong, *destination)]
+        self.https = [f"https://127.0.0.1:{proxy.port}" for proxy in self.proxies[2:]]
+
+    def tearDown(self):
+        for proxy in self.proxies:
+            proxy.close()
+        super().tearDown()
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def certificate(self, name, alternative):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", self.path(name + ".key"), "-out", self.path(name + ".csr"))
+        with open(self.path(name + ".ext"), "w", encoding="utf-8") as file:
+            file.write(f"subjectAltName={alternative}\n")
+        openssl("x509", "-req", "-in", self.path(name + ".csr"), "-CA", self.ca, "-CAkey", self.path("ca.key"), "-CAcreateserial", "-days", "2",
+                "-extfile", self.path(name + ".ext"), "-out", self.path(name + ".pem"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path(name + ".pem"), self.path(name + ".key"))
+        return context
+
+    def amqps(self, proxy):
+        return f"amqps://{self.credentials}@localhost:{proxy.port}/{self.amqp_vhost}"
+
+    def test_work_goes_through_verified_tls_and_stops_at_what_is_not(self):
+        self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[0])
+        self.install(CONFIG.replace("{ca}", self.ca).replace("{https}", self.https[0]).replace("{misnamed}", self.https[1]))
+        self.start("up")
+        items = {job: self.enqueue(job) for job in ("trusted", "untrusted", "misnamed")}
+        eventually(lambda: self.state(items["trusted"]) == "done", what="the delivery over TLS")
+        for job in ("untrusted", "misnamed"):
+            eventually(lambda job=job: self.state(items[job]) == "dead", what=f"the refusal of {job}")
+            reason, error = self.rows("SELECT reason, error FROM takt.failed_attempts WHERE item_id = %s", items[job])[0]
+            self.assertEqual(reason, "tls")
+            self.assertRegex(error, "(?i)certificate|subject name|issuer")
+        self.assertEqual([d["path"] for d in self.ledger.deliveries], ["/trusted"], "nothing was sent to whom it was not meant for")
+
+    def test_a_broker_that_is_not_the_one_named_is_refused(self):
+        self.install(CONFIG.replace("{ca}", self.ca).replace("{https}", self.https[0]).replace("{misnamed}", self.https[1]))
+        self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[1])
+        shown = self.takt("worker", expect=1)
+        self.assertRegex(shown, "(?i)hostname|certificate|TLS|SSL")
+        self.assertNotIn(self.credentials.split(":")[1], shown)
+
+        with open(self.config, encoding="utf-8") as file:
+            system_only = re.sub(r"broker: .*\n", "", file.read())
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(system_only)
+        self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[0])
+        self.assertRegex(self.takt("worker", expect=1), "(?i)certificate|TLS|SSL")
+
+
+if __name__ == "__main__":
+    unittest.main()
