@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "core/amqp/topology.h"
-#include "dispatcher/dispatcher.h"
 #include "dlq/archive.h"
 #include "worker/worker.h"
 
@@ -35,6 +34,16 @@ void require_broker(Context& context, const std::string& name) {
 
 }  // namespace
 
+Dispatcher::Settings dispatcher_settings(const Config& config) {
+  Dispatcher::Settings settings;
+  settings.scan_interval = config.dispatcher.scan_interval;
+  settings.leader_lease = config.dispatcher.leader_lease;
+  settings.republish_after = config.dispatcher.republish_after;
+  settings.parallel_ticks = config.dispatcher.parallel_ticks;
+  settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters};
+  return settings;
+}
+
 Services::Services(Context& context, Which which, const std::string& name) : context_(context), which_(which) {
   // Every thread inherits the blocked signals, so that run() alone receives them.
   const auto signals = end_signals();
@@ -54,13 +63,7 @@ Services::Services(Context& context, Which which, const std::string& name) : con
   }
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {
-    Dispatcher::Settings settings;
-    settings.scan_interval = config.dispatcher.scan_interval;
-    settings.leader_lease = config.dispatcher.leader_lease;
-    settings.republish_after = config.dispatcher.republish_after;
-    settings.parallel_ticks = config.dispatcher.parallel_ticks;
-    settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters};
-    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, keys, clock_, metrics_, settings);
+    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, keys, clock_, metrics_, dispatcher_settings(config));
   }
   status_ = std::make_unique<StatusServer>(
       config.metrics.listen, [this] { return metrics_.text(); }, [this] { return health(); });

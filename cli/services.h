@@ -9,12 +9,15 @@
 #include "core/http/status_server.h"
 #include "core/metrics.h"
 #include "core/random.h"
+#include "dispatcher/dispatcher.h"
 
 namespace takt {
 
-class Dispatcher;
 class Worker;
 class Archive;
+
+/// A dispatcher as the configuration wants it.
+Dispatcher::Settings dispatcher_settings(const Config& config);
 
 /// The services of one process, built from the configuration, run until SIGTERM or SIGINT.
 /// Building fails with CommandFailed when a key, the database or the broker is missing or unusable; once running,

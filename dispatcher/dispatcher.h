@@ -19,8 +19,8 @@ namespace takt {
 
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
 /// Owns threads: lease, scan (schedules and due items), two that publish, outbox sweep, duties (rescue, retention,
-/// gauges); one more waits for NOTIFY where PostgreSQL is reached directly. A failure of PostgreSQL or RabbitMQ ends no thread: it is logged
-/// once and tried again after a pause.
+/// gauges); one more waits for NOTIFY where PostgreSQL is reached directly. A failure of PostgreSQL or RabbitMQ ends no thread: it is
+/// logged once and tried again after a pause.
 class Dispatcher {
  public:
   struct Settings {

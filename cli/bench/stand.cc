@@ -7,6 +7,7 @@
 #include <iostream>
 #include <thread>
 
+#include "cli/services.h"
 #include "core/amqp/topology.h"
 
 namespace takt::bench {
@@ -123,14 +124,8 @@ void Stand::fill(const std::string& job, int count) {
 
 void Stand::start_dispatcher() {
   if (dispatcher_) return;
-  const auto& config = context_.config_or_defaults();
-  Dispatcher::Settings settings;
-  settings.scan_interval = config.dispatcher.scan_interval;
-  settings.leader_lease = config.dispatcher.leader_lease;
-  settings.republish_after = config.dispatcher.republish_after;
-  settings.parallel_ticks = config.dispatcher.parallel_ticks;
-  settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters};
-  dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, context_.keys(), clock_, metrics_, settings);
+  dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, context_.keys(), clock_, metrics_,
+                                             dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();
   wait("a dispatcher to lead",
        [&] { return database_.exec(std::string("SELECT until > now() FROM takt.leader WHERE name = 'dispatcher'")).boolean(0, 0); });

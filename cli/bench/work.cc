@@ -69,10 +69,12 @@ Figures drain(Stand& stand, const JobDefinition& job, int count, const std::stri
 double single_enqueues(Stand& stand, const std::string& job, int count) {
   const auto& url = required_environment("TAKT_DATABASE_URL", "postgresql://user:password@host:5432/database");
   std::vector<std::unique_ptr<DatabaseConnection>> connections;
+  connections.reserve(static_cast<std::size_t>(stand.options().connections));
   for (int i = 0; i < stand.options().connections; ++i) connections.push_back(connect_database(url, {}));
   std::atomic<int> next = 0;
   std::atomic<bool> failed = false;
   std::vector<std::thread> threads;
+  threads.reserve(connections.size());
   const auto began = std::chrono::steady_clock::now();
   for (auto& connection : connections) {
     threads.emplace_back([&, on = connection.get()] {
@@ -95,6 +97,7 @@ double set_enqueues(Stand& stand, const std::string& job, int count) {
   std::atomic<bool> failed = false;
   const auto began = std::chrono::steady_clock::now();
   std::vector<std::thread> threads;
+  threads.reserve(2);
   for (int t = 0; t < 2; ++t) {
     threads.emplace_back([&] {
       constexpr Statement kEnqueue{"bench_enqueue_many", "SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[])"};

@@ -204,7 +204,8 @@ std::string configuration_reference() {
          "come from the environment:\n\n"
          "| variable | meaning |\n| --- | --- |\n"
          "| `TAKT_DATABASE_URL` | PostgreSQL: `postgresql://user:password@host:port/database` |\n"
-         "| `TAKT_AMQP_URL` | RabbitMQ: `amqp://user:password@host:port/vhost`, or `amqps://` with a DNS name that its certificate holds |\n"
+         "| `TAKT_AMQP_URL` | RabbitMQ: `amqp://user:password@host:port/vhost`, or `amqps://` with a DNS name that its certificate holds "
+         "|\n"
          "| `TAKT_SIGNING_KEYS` | signing keys: `current whsec_…, next whsec_…, retired whsec_… until <time>` |\n"
          "| `TAKT_SIGNING_KEYS_FILE` | instead: a file with the same, one a line, mode 0600 |\n";
   for (const auto& section : kSections) {

@@ -44,20 +44,12 @@ struct ItemsTest : testing::Test {
   /// Ends a run with one class for all its items.
   Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class,
                  bool drains = false) {
-    RunRecord run;
-    run.run_id = run_id;
-    run.job = &job;
-    run.tick_id = tick;
-    run.worker = "test-worker";
-    run.items = claim.items;
-    run.scanned = static_cast<int>(claim.items.size());
+    auto run = ended(tick, run_id, job, claim);
     run.drains = drains;
-    for (const auto& item : claim.items) {
-      HandlerResult result;
-      result.item_class = item_class;
-      if (item_class == ItemClass::error) result.reason = "http_500";
-      run.settlements.push_back(settle_item(item, result, job.definition, 0ms, 0.5));
-      run.results.push_back(std::move(result));
+    for (std::size_t i = 0; i < claim.items.size(); ++i) {
+      run.results[i].item_class = item_class;
+      if (item_class == ItemClass::error) run.results[i].reason = "http_500";
+      run.settlements[i] = settle_item(claim.items[i], run.results[i], job.definition, 0ms, 0.5);
     }
     return settle_run(*database, run);
   }

@@ -1,8 +1,6 @@
 // BullMQ on Redis. Usage: node bullmq.mjs drain|enqueue-one|http|latency
-import http from "node:http";
-import { createHmac } from "node:crypto";
 import { Queue, Worker } from "bullmq";
-import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+import { COUNT, LATENCY_COUNT, payload, percentile, poster, print } from "./common.mjs";
 
 const connection = { host: "127.0.0.1", port: Number(process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null };
 const queue = new Queue("work", { connection });
@@ -32,16 +30,9 @@ if (mode === "drain") {
   await fill(COUNT);
   print(await drained(COUNT, 200, async () => {}));
 } else if (mode === "http") {
-  const count = Math.round(COUNT / 4), key = Buffer.alloc(32, 7);
+  const count = Math.round(COUNT / 4);
   await fill(count);
-  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
-  print(await drained(count, 50, (p) => new Promise((resolve, reject) => {
-    const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
-    const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
-    const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers: { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature } }, (answer) => { answer.resume(); answer.on("end", resolve); });
-    request.on("error", reject);
-    request.end(body);
-  })));
+  print(await drained(count, 50, poster()));
 } else if (mode === "enqueue-one") {
   let next = 0;
   const count = Math.round(COUNT / 4);

@@ -1,4 +1,7 @@
 // What every peer's program shares: the same counts and payloads as Takt's, and one line of output.
+import { createHmac } from "node:crypto";
+import http from "node:http";
+
 export const COUNT = Number(process.env.BENCH_COUNT ?? 100000);
 export const LATENCY_COUNT = Number(process.env.BENCH_LATENCY_COUNT ?? 500);
 const pad = "p".repeat(170);
@@ -12,3 +15,21 @@ export function percentile(values, share) {
 }
 
 export const print = (...values) => console.log("RESULT " + values.map((v) => v.toFixed(3)).join(" "));
+
+/** Signs and posts a payload as a job would; resolves when the answer is read. */
+export function poster() {
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
+  const key = Buffer.alloc(32, 7);
+  return (p) =>
+    new Promise((resolve, reject) => {
+      const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
+      const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
+      const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature };
+      const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers }, (answer) => {
+        answer.resume();
+        answer.on("end", resolve);
+      });
+      request.on("error", reject);
+      request.end(body);
+    });
+}

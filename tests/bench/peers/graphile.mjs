@@ -1,8 +1,7 @@
 // graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency
-import http from "node:http";
 import pg from "pg";
 import { run, makeWorkerUtils } from "graphile-worker";
-import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+import { COUNT, LATENCY_COUNT, payload, percentile, poster, print } from "./common.mjs";
 
 const connectionString = process.env.TAKT_DATABASE_URL;
 const pool = new pg.Pool({ connectionString, max: 20 });
@@ -47,17 +46,8 @@ if (mode === "drain") {
 } else if (mode === "http") {
   const count = Math.round(COUNT / 4);
   await fill(count);
-  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
-  const { createHmac } = await import("node:crypto");
-  const key = Buffer.alloc(32, 7);
   const fifty = { worker: { ...preset.worker, concurrentJobs: 50 } };
-  print(await drained(fifty, count, (p) => new Promise((resolve, reject) => {
-    const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
-    const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
-    const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers: { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature } }, (answer) => { answer.resume(); answer.on("end", resolve); });
-    request.on("error", reject);
-    request.end(body);
-  })));
+  print(await drained(fifty, count, poster()));
 } else if (mode === "enqueue") {
   const began = process.hrtime.bigint();
   await fill(COUNT);
