@@ -50,10 +50,8 @@ class Stage:
         atexit.register(subprocess.run, [private, "stop", services], check=False)
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
         self.env = dict(os.environ)
-        for line in open(os.path.join(services, "env"), encoding="utf-8"):
-            found = re.match(r"(?:export )?([A-Z_]+)='?(.*?)'?$", line.strip())
-            if found:
-                self.env[found[1]] = found[2]
+        with open(os.path.join(services, "env"), encoding="utf-8") as file:
+            self.env.update(re.findall(r"(\w+)='?([^' \n]*)'?", file.read().replace("export ", "")))
         run(["psql", "-qc", "DROP DATABASE IF EXISTS bench WITH (FORCE)", "-c", "CREATE DATABASE bench"], self.env)
         self.env["TAKT_DATABASE_URL"] = self.env["TAKT_DATABASE_URL"].rsplit("/", 1)[0] + "/bench"
         self.env["PGDATABASE"] = "bench"

@@ -19,12 +19,12 @@ if (mode === "consume") {
   let got = 0, finish;
   const all = new Promise((resolve) => (finish = resolve));
   const began = process.hrtime.bigint();
-  await channel.consume(queue, (message) => { channel.ack(message); if (++got === COUNT) finish(); });
+  await channel.consume(queue, (message) => { if (message === null) return; channel.ack(message); if (++got === COUNT) finish(); });
   await all;
   print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
 } else {
   const sent = new Map(), ms = [];
-  await channel.consume(queue, (message) => { ms.push(performance.now() - sent.get(JSON.parse(message.content.toString()).n)); channel.ack(message); });
+  await channel.consume(queue, (message) => { if (message === null) return; ms.push(performance.now() - sent.get(JSON.parse(message.content.toString()).n)); channel.ack(message); });
   for (let n = 0; n < LATENCY_COUNT; n++) {
     const next = performance.now() + 10;
     sent.set(n, performance.now());

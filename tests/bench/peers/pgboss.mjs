@@ -1,15 +1,15 @@
 // pg-boss, fetched and completed in batches of 500. Usage: node pgboss.mjs drain|enqueue
-import { PgBoss } from "pg-boss";
+import PgBoss from "pg-boss";
 import { COUNT, payload, print } from "./common.mjs";
 
 const boss = new PgBoss({ connectionString: process.env.TAKT_DATABASE_URL, supervise: false, schedule: false });
 await boss.start();
 await boss.createQueue("work");
-await boss.deleteAllJobs("work");
+await boss.purgeQueue("work");
 
 async function fill() {
   for (let first = 0; first < COUNT; first += 1000) {
-    await boss.insert("work", Array.from({ length: Math.min(1000, COUNT - first) }, (_, i) => ({ data: payload(first + i) })));
+    await boss.insert(Array.from({ length: Math.min(1000, COUNT - first) }, (_, i) => ({ name: "work", data: payload(first + i) })));
   }
 }
 
