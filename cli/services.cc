@@ -8,7 +8,6 @@
 
 #include "core/amqp/topology.h"
 #include "dlq/archive.h"
-#include "worker/worker.h"
 
 namespace takt {
 
@@ -44,6 +43,19 @@ Dispatcher::Settings dispatcher_settings(const Config& config) {
   return settings;
 }
 
+Worker::Settings worker_settings(const Config& config) {
+  Worker::Settings settings;
+  settings.runs = config.worker.runs;
+  settings.grace = config.worker.grace;
+  settings.max_tick_age = config.worker.max_tick_age;
+  settings.queues = config.worker.queues.empty() ? config.queues() : config.worker.queues;
+  settings.all_queues = config.queues();
+  settings.host_connections = config.worker.host_connections;
+  settings.payload_in_errors = config.worker.payload_in_errors;
+  settings.databases = config.databases;
+  return settings;
+}
+
 Services::Services(Context& context, Which which, const std::string& name) : context_(context), which_(which) {
   // Every thread inherits the blocked signals, so that run() alone receives them.
   const auto signals = end_signals();
@@ -72,18 +84,8 @@ Services::Services(Context& context, Which which, const std::string& name) : con
 Services::~Services() = default;
 
 void Services::build_worker(Context& context, const std::string& name) {
-  const auto& config = context.config_or_defaults();
-  Worker::Settings settings;
-  settings.runs = config.worker.runs;
-  settings.grace = config.worker.grace;
-  settings.max_tick_age = config.worker.max_tick_age;
-  settings.queues = config.worker.queues.empty() ? config.queues() : config.worker.queues;
-  settings.all_queues = config.queues();
-  settings.host_connections = config.worker.host_connections;
-  settings.payload_in_errors = config.worker.payload_in_errors;
-  settings.databases = config.databases;
   worker_ = std::make_unique<Worker>(context.database(), context.broker("takt " + name + " consumer"), *publisher_, context.keys(), clock_,
-                                     random_, metrics_, std::move(settings));
+                                     random_, metrics_, worker_settings(context.config_or_defaults()));
 }
 
 std::vector<HealthPart> Services::health() const {

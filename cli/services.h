@@ -10,14 +10,15 @@
 #include "core/metrics.h"
 #include "core/random.h"
 #include "dispatcher/dispatcher.h"
+#include "worker/worker.h"
 
 namespace takt {
 
-class Worker;
 class Archive;
 
-/// A dispatcher as the configuration wants it.
+/// A dispatcher and a worker as the configuration wants them.
 Dispatcher::Settings dispatcher_settings(const Config& config);
+Worker::Settings worker_settings(const Config& config);
 
 /// The services of one process, built from the configuration, run until SIGTERM or SIGINT.
 /// Building fails with CommandFailed when a key, the database or the broker is missing or unusable; once running,

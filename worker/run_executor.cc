@@ -99,7 +99,6 @@ Handler& RunExecutor::handler_of(const JobDefinition& job) const {
 void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control) {
   const auto began = std::chrono::steady_clock::now();
   run.results.assign(run.items.size(), HandlerResult{});
-  std::vector<std::size_t> places;  // of the items that are tried, if not all are
   const auto expired = [&](const ClaimedItem& item) { return job.definition.max_age && item.age > *job.definition.max_age; };
   const bool any_expired = std::any_of(run.items.begin(), run.items.end(), expired);
   const RunContext context{job.definition, run.run_id, random_id(), began + job.definition.time_budget, *control};
@@ -107,6 +106,7 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
     handler_of(job.definition).run(context, run.items, run.results);
   } else {
     std::vector<ClaimedItem> tried;
+    std::vector<std::size_t> places;  // of the items that are tried
     for (std::size_t i = 0; i < run.items.size(); ++i) {
       if (expired(run.items[i])) {
         run.results[i].item_class = ItemClass::expired;

@@ -133,10 +133,8 @@ void Stand::start_dispatcher() {
 
 void Stand::start_worker(const NativeFunctions& native) {
   const auto& config = context_.config_or_defaults();
-  Worker::Settings settings;
-  settings.runs = options_.runs > 0 ? options_.runs : config.worker.runs;
-  settings.grace = config.worker.grace;
-  settings.max_tick_age = config.worker.max_tick_age;
+  auto settings = worker_settings(config);
+  if (options_.runs > 0) settings.runs = options_.runs;
   settings.queues = {kQueue};
   settings.all_queues = queues_;
   settings.host_connections = std::max(config.worker.host_connections, options_.connections);

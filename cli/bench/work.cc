@@ -1,7 +1,6 @@
 #include <sys/resource.h>
 
 #include <atomic>
-#include <fstream>
 #include <thread>
 
 #include "cli/bench/stand.h"
@@ -20,6 +19,12 @@ double cpu_us() {
   return us(usage.ru_utime) + us(usage.ru_stime);
 }
 
+/// Ends the worker before what its functions refer to is gone, also when a wait fails.
+struct WorkerEnd {
+  Stand& stand;
+  ~WorkerEnd() { stand.stop_worker(); }
+};
+
 HandlerResult done() {
   HandlerResult result;
   result.item_class = ItemClass::done;
@@ -33,6 +38,7 @@ Figures drain(Stand& stand, const JobDefinition& job, int count, const std::stri
   stand.fill(job.name, count);
   stand.start_dispatcher();
   std::atomic<int> handled = 0;
+  const WorkerEnd end{stand};
   stand.start_worker({{"count", [&handled](const NativeItem&) {
                          ++handled;
                          return done();
@@ -148,6 +154,7 @@ Figures measure_latency(Stand& stand) {
   constexpr Duration kApart = std::chrono::milliseconds(10);  // 100 a second
   std::vector<SteadyTime> committed(static_cast<std::size_t>(count)), started(static_cast<std::size_t>(count));
   std::atomic<int> handled = 0;
+  const WorkerEnd end{stand};
   stand.start_dispatcher();
   stand.start_worker({{"stamp", [&](const NativeItem& item) {
                          const auto now = std::chrono::steady_clock::now();

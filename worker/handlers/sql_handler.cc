@@ -109,8 +109,9 @@ Database& SqlHandler::open(const std::string& name) {
   return *(opened_[name] = std::move(database));
 }
 
-HandlerResult SqlHandler::run_one(Database& database, const SqlHandlerConfig& config, const ClaimedItem& item) {
-  const auto bound = bind_statement(config.statement);
+namespace {
+
+HandlerResult run_one(Database& database, const BoundStatement& bound, const ClaimedItem& item) {
   Params params;
   for (const int number : bound.parameters) {
     switch (number) {
@@ -129,8 +130,11 @@ HandlerResult SqlHandler::run_one(Database& database, const SqlHandlerConfig& co
   }
 }
 
+}  // namespace
+
 void SqlHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& config = std::get<SqlHandlerConfig>(context.job.handler);
+  const auto bound = bind_statement(config.statement);
   Database* database = nullptr;
   std::string fault;
   try {
@@ -141,7 +145,7 @@ void SqlHandler::run(const RunContext& context, const std::vector<ClaimedItem>& 
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline) return;
     const auto began = std::chrono::steady_clock::now();
-    results[i] = database == nullptr ? failure(ItemClass::error, "database_unavailable", fault) : run_one(*database, config, items[i]);
+    results[i] = database == nullptr ? failure(ItemClass::error, "database_unavailable", fault) : run_one(*database, bound, items[i]);
     results[i].seconds = seconds_between(began, std::chrono::steady_clock::now());
     metrics_.handler_latency(context.job.name, results[i].seconds);
   }

@@ -20,7 +20,6 @@ class SqlHandler final : public Handler {
 
  private:
   Database& open(const std::string& name);
-  HandlerResult run_one(Database& database, const SqlHandlerConfig& config, const ClaimedItem& item);
 
   const std::map<std::string, NamedDatabase> configured_;
   Metrics& metrics_;

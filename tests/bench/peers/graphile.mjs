@@ -21,7 +21,6 @@ const preset = {
 };
 // One latency-minded queue fetch at a time: the local queue would add its refetch delay.
 const prompt = { worker: { connectionString, maxPoolSize: 10, concurrentJobs: 8, pollInterval: 2000 } };
-const quiet = { logger: undefined };
 
 async function fill(count) {
   for (let first = 0; first < count; first += 1000) {
@@ -33,7 +32,7 @@ async function drained(chosen, count, task) {
   let done = 0, finish;
   const all = new Promise((resolve) => (finish = resolve));
   const began = process.hrtime.bigint();
-  const runner = await run({ preset: chosen, pgPool: undefined, taskList: { work: async (p) => { await task(p); if (++done === count) finish(); } }, noHandleSignals: true, ...quiet });
+  const runner = await run({ preset: chosen, taskList: { work: async (p) => { await task(p); if (++done === count) finish(); } }, noHandleSignals: true });
   await all;
   await runner.stop(); // completions are batched: they count
   return count / (Number(process.hrtime.bigint() - began) / 1e9);
