@@ -1,6 +1,8 @@
 #include "core/http/client.h"
 
 #include <curl/curl.h>
+#include <sys/socket.h>
+#include <unistd.h>
 #include <uv.h>
 
 #include <atomic>
@@ -113,8 +115,11 @@ class HttpClient::Loop {
     curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
     uv_timer_init(&loop_, &timer_);
     timer_.data = this;
-    uv_async_init(&loop_, &wake_, [](uv_async_t* handle) { static_cast<Loop*>(handle->data)->on_wake(); });
+    uv_async_init(&loop_, &wake_, [](uv_async_t*) {});
     wake_.data = this;
+    uv_prepare_init(&loop_, &before_poll_);
+    before_poll_.data = this;
+    uv_prepare_start(&before_poll_, [](uv_prepare_t* handle) { static_cast<Loop*>(handle->data)->collect(); });
     thread_ = std::thread([this] { uv_run(&loop_, UV_RUN_DEFAULT); });
   }
 
@@ -163,9 +168,11 @@ class HttpClient::Loop {
   }
 
   struct Watch {
-    uv_poll_t poll;
-    curl_socket_t socket;
-    Loop* loop;
+    uv_poll_t poll{};
+    curl_socket_t socket = CURL_SOCKET_BAD;
+    Loop* loop = nullptr;
+    bool opened_here = false;  ///< by on_open: a connection, and not a socket of libcurl's own
+    int wanted = 0, watched = 0;  ///< UV_READABLE, UV_WRITABLE: what libcurl asks for, what libuv looks for
   };
 
   void on_wake() {
@@ -192,6 +199,7 @@ class HttpClient::Loop {
     if (uv_is_closing(reinterpret_cast<uv_handle_t*>(&wake_)) == 0) {
       uv_close(reinterpret_cast<uv_handle_t*>(&wake_), nullptr);
       uv_close(reinterpret_cast<uv_handle_t*>(&timer_), nullptr);
+      uv_close(reinterpret_cast<uv_handle_t*>(&before_poll_), nullptr);
     }
     uv_stop(&loop_);
   }
@@ -248,12 +256,16 @@ class HttpClient::Loop {
     if (code != CURLM_OK) finish(transfer, HttpFault::protocol, curl_multi_strerror(code));
   }
 
-  static void configure(Transfer& transfer) {
+  void configure(Transfer& transfer) {
     CURL* easy = transfer.easy;
     const auto& request = transfer.request;
     curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, this);
+    curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
+    curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, this);
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
@@ -331,38 +343,75 @@ class HttpClient::Loop {
     on_wake();
   }
 
-  static int on_socket(CURL* /*easy*/, curl_socket_t socket, int what, void* user, void* socket_user) {
+  /// libcurl's sockets are opened and closed here, so that a kept connection's watch is kept with it: to end and begin it
+  /// with every request would cost several system calls.
+  static curl_socket_t on_open(void* user, curlsocktype /*purpose*/, curl_sockaddr* address) {
     auto* self = static_cast<Loop*>(user);
-    auto* watch = static_cast<Watch*>(socket_user);
+    const int socket = ::socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+    if (socket < 0) return CURL_SOCKET_BAD;
+    Watch* watch = self->watch(socket);
+    if (watch == nullptr) {
+      ::close(socket);
+      return CURL_SOCKET_BAD;
+    }
+    watch->opened_here = true;
+    return socket;
+  }
+
+  /// Null when libuv cannot look at this socket.
+  Watch* watch(curl_socket_t socket) {
+    auto watch = std::make_unique<Watch>();
+    watch->socket = socket;
+    watch->loop = this;
+    watch->poll.data = watch.get();
+    if (uv_poll_init_socket(&loop_, &watch->poll, socket) != 0) return nullptr;
+    return (watches_[socket] = std::move(watch)).get();
+  }
+
+  static int on_close(void* user, curl_socket_t socket) {
+    static_cast<Loop*>(user)->forget(socket);
+    return ::close(socket);
+  }
+
+  void forget(curl_socket_t socket) {
+    const auto found = watches_.find(socket);
+    if (found == watches_.end()) return;
+    uv_close(reinterpret_cast<uv_handle_t*>(&found->second->poll), [](uv_handle_t* handle) { delete static_cast<Watch*>(handle->data); });
+    found->second.release();  // its close callback deletes it
+    watches_.erase(found);
+  }
+
+  static int on_socket(CURL* /*easy*/, curl_socket_t socket, int what, void* user, void* /*socket_user*/) {
+    auto* self = static_cast<Loop*>(user);
+    const auto found = self->watches_.find(socket);
+    Watch* watch = found == self->watches_.end() ? nullptr : found->second.get();
     if (what == CURL_POLL_REMOVE) {
-      if (watch != nullptr) {
-        curl_multi_assign(self->multi_, socket, nullptr);
-        uv_poll_stop(&watch->poll);
-        uv_close(reinterpret_cast<uv_handle_t*>(&watch->poll), [](uv_handle_t* handle) { delete static_cast<Watch*>(handle->data); });
-      }
+      if (watch != nullptr && watch->opened_here)
+        watch->wanted = 0;
+      else
+        self->forget(socket);
       return 0;
     }
-    if (watch == nullptr) {
-      watch = new Watch{{}, socket, self};
-      if (uv_poll_init_socket(&self->loop_, &watch->poll, socket) != 0) {
-        delete watch;
-        return -1;
-      }
-      watch->poll.data = watch;
-      curl_multi_assign(self->multi_, socket, watch);
-    }
-    const int events = ((what & CURL_POLL_IN) != 0 ? UV_READABLE : 0) | ((what & CURL_POLL_OUT) != 0 ? UV_WRITABLE : 0);
-    uv_poll_start(&watch->poll, events, [](uv_poll_t* handle, int status, int ready) {
-      const auto* at = static_cast<Watch*>(handle->data);
-      int flags = status < 0 ? CURL_CSELECT_ERR : 0;
-      if ((ready & UV_READABLE) != 0) flags |= CURL_CSELECT_IN;
-      if ((ready & UV_WRITABLE) != 0) flags |= CURL_CSELECT_OUT;
-      Loop* loop = at->loop;
-      int running = 0;
-      curl_multi_socket_action(loop->multi_, at->socket, flags, &running);
-      loop->collect();
-    });
+    if (watch == nullptr) watch = self->watch(socket);
+    if (watch == nullptr) return -1;
+    watch->wanted = ((what & CURL_POLL_IN) != 0 ? UV_READABLE : 0) | ((what & CURL_POLL_OUT) != 0 ? UV_WRITABLE : 0);
+    if (watch->watched != watch->wanted) uv_poll_start(&watch->poll, watch->watched = watch->wanted, on_ready);
     return 0;
+  }
+
+  static void on_ready(uv_poll_t* handle, int status, int ready) {
+    auto& watch = *static_cast<Watch*>(handle->data);
+    if (status < 0) watch.watched = 0;  // libuv has stopped looking
+    if (watch.wanted == 0) {            // an idle connection, closed by its server: libcurl sees that when it would use it
+      watch.watched = 0;
+      uv_poll_stop(handle);
+      return;
+    }
+    int flags = status < 0 ? CURL_CSELECT_ERR : 0;
+    if ((ready & UV_READABLE) != 0) flags |= CURL_CSELECT_IN;
+    if ((ready & UV_WRITABLE) != 0) flags |= CURL_CSELECT_OUT;
+    int running = 0;
+    curl_multi_socket_action(watch.loop->multi_, watch.socket, flags, &running);
   }
 
   static int on_timer_wanted(CURLM* /*multi*/, long timeout_ms, void* user) {
@@ -377,7 +426,6 @@ class HttpClient::Loop {
           auto* loop = static_cast<Loop*>(handle->data);
           int running = 0;
           curl_multi_socket_action(loop->multi_, CURL_SOCKET_TIMEOUT, 0, &running);
-          loop->collect();
         },
         static_cast<std::uint64_t>(timeout_ms), 0);
     return 0;
@@ -386,9 +434,11 @@ class HttpClient::Loop {
   uv_loop_t loop_{};
   uv_timer_t timer_{};
   uv_async_t wake_{};
+  uv_prepare_t before_poll_{};
   CURLM* multi_ = nullptr;
   const Settings settings_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
+  std::unordered_map<curl_socket_t, std::unique_ptr<Watch>> watches_;
   std::unordered_map<std::string, Host> hosts_;  // those with requests
   std::vector<CURL*> idle_;
   std::mutex mutex_;
