@@ -389,7 +389,7 @@ BEGIN
   END IF;
 END $$;
 
-CREATE FUNCTION takt.job_id_of(job text) RETURNS integer LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION takt.job_id_of(job text) RETURNS integer LANGUAGE plpgsql STABLE SET search_path = takt, pg_temp AS $$
 DECLARE found_id integer;
 BEGIN
   SELECT j.id INTO found_id FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL;
@@ -401,7 +401,8 @@ BEGIN
 END $$;
 
 -- Says what is wrong with an item that enqueue() will not take.
-CREATE FUNCTION takt.refuse_item(payload jsonb, key text, priority integer) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION takt.refuse_item(payload jsonb, key text, priority integer) RETURNS void
+LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
 BEGIN
   IF pg_column_size(payload) > 524288 THEN
     RAISE EXCEPTION 'takt: payload has % bytes, more than 524288', pg_column_size(payload)
@@ -412,33 +413,43 @@ BEGIN
   RAISE EXCEPTION 'takt: priority % is outside -100 to 100', priority USING ERRCODE = 'invalid_parameter_value';
 END $$;
 
+-- An item with a key: the first live holder's id if there is one.
+CREATE FUNCTION takt.enqueue_keyed(job text, payload jsonb, key text, run_at timestamptz, priority integer) RETURNS bigint
+LANGUAGE sql SET search_path = takt, pg_temp AS $$
+  SELECT s.item_id FROM takt.store_items(takt.job_id_of(job), ARRAY[payload], ARRAY[key], ARRAY[run_at], ARRAY[priority]) s $$;
+
 -- For applications, inside their own transaction. Returns the item's id; with a key that is live, the first item's.
 -- The wake-up is a NOTIFY that is delivered at commit. PostgreSQL lets one transaction that notifies commit at a time, so
 -- while one that will notify is open, others leave it to that one: the dispatcher looks again a few milliseconds after
 -- each wake-up, and scans every dispatcher.scan_interval whatever happens. 1952541556 is "takt" in ASCII.
+-- To set search_path costs a seventh of the whole call, so it is not set here: instead every function and operator below
+-- names its schema, and nothing a caller's search_path holds can stand in for it. What else is called sets its own.
 CREATE FUNCTION takt.enqueue(job text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
                              run_at timestamptz DEFAULT now(), priority integer DEFAULT 0)
-RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = takt, pg_temp AS $$
+RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
 #variable_conflict use_variable
 DECLARE
   stored bigint;
 BEGIN
-  IF pg_column_size(payload) > 524288 OR priority NOT BETWEEN -100 AND 100 OR length(key) > 512 THEN
+  IF pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.>) 524288 OR pg_catalog.length(key) OPERATOR(pg_catalog.>) 512
+     OR priority OPERATOR(pg_catalog.>) 100 OR priority OPERATOR(pg_catalog.<) -100 THEN
     PERFORM takt.refuse_item(payload, key, priority);
   END IF;
-  IF key IS NULL OR key = '' THEN
+  IF key IS NULL OR key OPERATOR(pg_catalog.=) ''::pg_catalog.text THEN
     INSERT INTO takt.items (job_id, priority, run_at, payload)
-    SELECT j.id, priority, coalesce(run_at, now()), coalesce(payload, '{}') FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL
+    SELECT j.id, priority, coalesce(run_at, pg_catalog.now()), coalesce(payload, '{}'::pg_catalog.jsonb)
+      FROM takt.jobs j WHERE j.name OPERATOR(pg_catalog.=) job AND j.removed_at IS NULL
     RETURNING id INTO stored;
+    IF stored IS NULL THEN
+      PERFORM takt.job_id_of(job);
+    END IF;
   ELSE
-    SELECT s.item_id INTO stored
-      FROM takt.store_items(takt.job_id_of(job), ARRAY[payload], ARRAY[key], ARRAY[run_at], ARRAY[priority]) s;
+    stored := takt.enqueue_keyed(job, payload, key, run_at, priority);
   END IF;
-  IF stored IS NULL THEN
-    PERFORM takt.job_id_of(job);
-  END IF;
-  IF coalesce(run_at, now()) <= now() AND pg_try_advisory_xact_lock(1952541556) THEN
-    PERFORM pg_notify('takt_due', '');
+  IF coalesce(run_at, pg_catalog.now()) OPERATOR(pg_catalog.<=) pg_catalog.now() THEN
+    IF pg_catalog.pg_try_advisory_xact_lock(1952541556::pg_catalog.int8) THEN
+      NOTIFY takt_due;
+    END IF;
   END IF;
   RETURN stored;
 END $$;

@@ -55,6 +55,43 @@ struct ItemsTest : testing::Test {
   }
 };
 
+// takt.enqueue runs with its owner's rights and does not set search_path: nothing of the caller's may run inside.
+TEST_F(ItemsTest, NothingOfTheCallersSearchPathRunsInsideEnqueue) {
+  database.apply(plain_job("demo"));
+  database->transaction([](Session& session) {
+    session.script(R"(
+    CREATE SCHEMA trap;
+    CREATE TABLE trap.caught (what text);
+    CREATE FUNCTION trap.caught(what text) RETURNS void LANGUAGE sql AS 'INSERT INTO trap.caught VALUES (what)';
+    CREATE FUNCTION trap.now() RETURNS timestamptz LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('now'); RETURN pg_catalog.now(); END$$;
+    CREATE FUNCTION trap.length(text) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('length'); RETURN 1; END$$;
+    CREATE FUNCTION trap.pg_column_size(jsonb) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('size'); RETURN 1; END$$;
+    CREATE FUNCTION trap.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('lock'); RETURN true; END$$;
+    CREATE FUNCTION trap.text_eq(a text, b text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('='); RETURN a::bytea OPERATOR(pg_catalog.=) b::bytea; END$$;
+    CREATE FUNCTION trap.int_gt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('>'); RETURN a OPERATOR(pg_catalog.>) b; END$$;
+    CREATE FUNCTION trap.int_lt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<'); RETURN a OPERATOR(pg_catalog.<) b; END$$;
+    CREATE FUNCTION trap.time_le(a timestamptz, b timestamptz) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<='); RETURN a OPERATOR(pg_catalog.<=) b; END$$;
+    CREATE OPERATOR trap.= (LEFTARG = text, RIGHTARG = text, FUNCTION = trap.text_eq);
+    CREATE OPERATOR trap.> (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_gt);
+    CREATE OPERATOR trap.< (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_lt);
+    CREATE OPERATOR trap.<= (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = trap.time_le);
+    CREATE FUNCTION trap.unqualified() RETURNS timestamptz LANGUAGE sql AS 'SELECT now()';)");
+  });
+  database->transaction([](Session& session) {
+    session.script("SET LOCAL search_path = trap, pg_catalog");
+    session.script("SELECT takt.enqueue('demo', '{}')");
+    session.script("SELECT takt.enqueue('demo', '{}', key => 'a', run_at => pg_catalog.now(), priority => 1)");
+    session.script("SELECT * FROM takt.enqueue_many('demo', ARRAY['{}', '{}']::jsonb[], ARRAY['b', NULL])");
+  });
+  EXPECT_EQ(database.text("SELECT coalesce(string_agg(what, ' '), '') FROM trap.caught"), "");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 4);
+  database->transaction([](Session& session) {
+    session.script("SET LOCAL search_path = trap, pg_catalog");
+    session.script("SELECT trap.unqualified()");
+  });
+  EXPECT_EQ(database.text("SELECT string_agg(what, ' ') FROM trap.caught"), "now") << "the trap itself works";
+}
+
 TEST_F(ItemsTest, AreClaimedOldestFirstWithinPriorityAndAtMostABatch) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
