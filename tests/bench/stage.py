@@ -58,7 +58,8 @@ class Stage:
         self.env["TAKT_SIGNING_KEYS"] = re.search(r"whsec_\S+", self.takt("keys", "generate"))[0]
         self.takt("migrate")
         self.start_nginx()
-        self.start_redis()
+        self.env["BENCH_REDIS_PORT"] = self.start_redis("everysec")
+        self.env["BENCH_REDIS_ALWAYS_PORT"] = self.start_redis("always")
 
     def takt(self, *arguments, timeout=600):
         return run([os.path.join(BUILD, "takt"), *arguments], self.env, cwd=self.folder, timeout=timeout)
@@ -86,11 +87,13 @@ server {{ listen 127.0.0.1:{port}; location / {{ return 204; }} }} }}
         until_open(port)
         self.env["BENCH_URL"] = f"http://127.0.0.1:{port}/"
 
-    def start_redis(self):
+    def start_redis(self, synced):
         port = free_port()
-        self.spawn(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", self.folder, "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""])
+        folder = os.path.join(self.folder, "redis-" + synced)
+        os.mkdir(folder)
+        self.spawn(["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--appendonly", "yes", "--appendfsync", synced, "--save", ""])
         until_open(port)
-        self.env["BENCH_REDIS_PORT"] = str(port)
+        return str(port)
 
 
 def median(values):

@@ -2,7 +2,7 @@
 import amqp from "amqplib";
 import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
 
-const connection = await amqp.connect(process.env.TAKT_AMQP_URL);
+const connection = await amqp.connect(process.env.TAKT_AMQP_URL, { noDelay: true });
 const channel = await connection.createConfirmChannel();
 const queue = "takt-peers";
 await channel.deleteQueue(queue);

@@ -1,9 +1,9 @@
-// BullMQ on Redis. Usage: node bullmq.mjs drain|enqueue-one|http|latency
+// BullMQ on Redis, synced once a second or always. Usage: node bullmq.mjs drain|enqueue-one|http|latency [always]
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
 import { COUNT, LATENCY_COUNT, payload, percentile, poster, print } from "./common.mjs";
 
-const connection = new Redis({ host: "127.0.0.1", port: Number(process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null });
+const connection = new Redis({ host: "127.0.0.1", port: Number(process.argv[3] === "always" ? process.env.BENCH_REDIS_ALWAYS_PORT : process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null });
 const queue = new Queue("work", { connection });
 await queue.obliterate({ force: true });
 const kept = { removeOnComplete: true };

@@ -1,0 +1,59 @@
+"""Celery on RabbitMQ, prefork with two processes, acknowledged late, no results kept. Usage: celery_peer.py"""
+import mmap, os, struct, subprocess, sys, tempfile, time
+
+from billiard import current_process
+from celery import Celery
+from celery.signals import worker_process_init
+
+COUNT = int(os.environ.get("BENCH_COUNT", "100000")) // 5
+COUNTER = os.environ.setdefault("CELERY_PEER_COUNTER", tempfile.mkstemp(prefix="celery-peer-")[1])
+PROCESSES, SLOT = 2, 8
+
+app = Celery("celery_peer", broker=os.environ["TAKT_AMQP_URL"])
+app.conf.update(task_acks_late=True, task_ignore_result=True, task_default_queue="celery-peer", worker_prefetch_multiplier=100,
+                worker_send_task_events=False, worker_enable_remote_control=False, broker_connection_retry=False, worker_hijack_root_logger=True)
+counted = None
+
+
+@worker_process_init.connect
+def open_counter(**_):
+    """Each process counts in its own slot, so that counting costs no lock."""
+    global counted
+    with open(COUNTER, "r+b") as file:
+        counted = mmap.mmap(file.fileno(), 0)
+
+
+@app.task(name="work")
+def work(_n, _pad):
+    slot = current_process().index * SLOT
+    struct.pack_into("q", counted, slot, struct.unpack_from("q", counted, slot)[0] + 1)
+
+
+def main():
+    with open(COUNTER, "r+b") as file:
+        file.write(bytes(PROCESSES * SLOT))
+    with app.connection_for_write() as connection:
+        connection.default_channel.queue_declare("celery-peer", durable=True, auto_delete=False)
+        connection.default_channel.queue_purge("celery-peer")
+    with app.producer_pool.acquire() as producer:
+        for n in range(COUNT):
+            work.apply_async((n, "p" * 170), producer=producer)
+    with open(COUNTER, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as slots:
+        total = lambda: sum(struct.unpack_from("q", slots, i * SLOT)[0] for i in range(PROCESSES))
+        worker = subprocess.Popen([sys.executable, "-m", "celery", "-A", "celery_peer", "worker", "-P", "prefork", "-c", str(PROCESSES), "-l", "ERROR",
+                                   "--without-gossip", "--without-mingle", "--without-heartbeat"], cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.DEVNULL)
+        while total() == 0:  # its start is not counted
+            if worker.poll() is not None:
+                sys.exit("celery: the worker ended")
+            time.sleep(0.002)
+        first, began = total(), time.monotonic()
+        while total() < COUNT:
+            time.sleep(0.002)
+        print(f"RESULT {(COUNT - first) / (time.monotonic() - began):.3f}")
+    worker.terminate()
+    worker.wait(30)
+    os.unlink(COUNTER)
+
+
+if __name__ == "__main__":
+    main()
