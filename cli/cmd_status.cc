@@ -20,7 +20,7 @@ void print_status(Database& database, bool json) {
            (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '60 s' AND NOT paused AND NOT job_paused)
   )sql"));
   const auto jobs = database.exec(std::string(R"sql(
-    SELECT j.name, CASE WHEN j.paused THEN 'paused' ELSE 'active' END,
+    SELECT j.name, CASE WHEN j.paused THEN 'paused' WHEN j.held_until > now() THEN 'held' ELSE 'active' END,
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
            (SELECT coalesce(extract(epoch FROM now() - min(x.run_at)), 0) FROM (SELECT i.run_at FROM takt.items i
               WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),

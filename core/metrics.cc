@@ -49,6 +49,7 @@ struct Metrics::Families {
   Family<Histogram>& batch = histogram("takt_batch_duration_seconds", "From a run's claim to its settling, by job.");
   Family<Histogram>& handler = histogram("takt_handler_latency_seconds", "One item's handling, by job.");
   Family<Histogram>& wait = histogram("takt_tick_wait_seconds", "From a tick's due time to its run's claim.");
+  Family<Gauge>& circuit = gauge("takt_circuit_open", "1 while the job's destination is left alone or tried again, by this worker.");
   Family<Gauge>& active = gauge("takt_runs_active", "Runs under way in this worker.");
   Family<Counter>& dead = counter("takt_dead_letters_total", "Items and ticks given up, by reason.");
   Family<Counter>& archived = counter("takt_dead_letters_archived_total", "Messages taken into the archive, by kind.");
@@ -100,6 +101,9 @@ void Metrics::handler_latencies(std::string_view job, const std::vector<double>&
   for (const double each : seconds) histogram.Observe(each);
 }
 void Metrics::tick_wait(double seconds) { families_->wait.Add({}, kLatency).Observe(seconds); }
+void Metrics::circuit_open(std::string_view job, bool open) {
+  families_->circuit.Add({{"job", std::string(job)}}).Set(open ? 1 : 0);
+}
 void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
 void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }
 void Metrics::dead_letters_archived(std::string_view kind) { families_->archived.Add({{"kind", std::string(kind)}}).Increment(); }

@@ -36,6 +36,7 @@ class Metrics {
   void handler_latencies(std::string_view job, const std::vector<double>& seconds);
   void tick_wait(double seconds);
   void runs_active(double count);
+  void circuit_open(std::string_view job, bool open);
   // dead letters
   void dead_letter(std::string_view reason);
   void dead_letters_archived(std::string_view kind);

@@ -1,5 +1,6 @@
 #include "dispatcher/dispatcher.h"
 
+#include "core/crash_point.h"
 #include "core/log.h"
 #include "core/random.h"
 #include "dispatcher/gauges.h"
@@ -124,6 +125,7 @@ Duration Dispatcher::scan_round() {
     if (now < next_slots_) return kLookAgain;
   }
   auto slots = scan_->schedules.run_once(term, settings_.scan_interval);
+  if (!slots.ticks.empty()) crash_point("dispatcher.after_tick_stored");
   if (!slots.ticks.empty()) outbox_.offer(std::move(slots.ticks));
   const auto due = scan_due_items(database_, term, settings_.parallel_ticks);
   publish_due(due);

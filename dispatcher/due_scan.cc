@@ -20,7 +20,7 @@ constexpr Statement kScan{"due_scan", R"sql(
   ready AS (
     SELECT f.job_id, f.run_at, j.name, j.queue, CASE WHEN j.concurrency = 1 THEN 1 ELSE $3::integer END AS parallel
       FROM firsts f JOIN takt.jobs j ON j.id = f.job_id
-     WHERE f.run_at <= now() AND NOT j.paused AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean),
+     WHERE f.run_at <= now() AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean),
   under_way AS (
     SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
       FROM ready r LEFT JOIN takt.ticks t

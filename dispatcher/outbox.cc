@@ -1,6 +1,7 @@
 #include "dispatcher/outbox.h"
 
 #include "core/amqp/topology.h"
+#include "core/crash_point.h"
 #include "core/log.h"
 #include "core/tick.h"
 
@@ -82,6 +83,7 @@ bool Outbox::publish_ticks(const Term& term, const std::vector<TickRow>& ticks) 
       metrics_.publish_failed(amqp::to_string(outcomes[i]));
     }
   }
+  crash_point("dispatcher.after_confirm");
   if (!confirmed.empty()) database_.exec_retrying(kPublished, Params::of(term.holder, term.number, confirmed));
   if (confirmed.size() < ticks.size()) {
     log_warn("ticks unconfirmed", {{"count", ticks.size() - confirmed.size()}, {"then", "published again by the next sweep"}});
@@ -97,7 +99,9 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     messages.push_back(dead_letter_message(std::string(rows.text(i, 0)), kJsonType, std::string(rows.text(i, 1)), keys_, clock_.now()));
   }
+  crash_point("dispatcher.before_dead_letter");
   const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
+  crash_point("dispatcher.after_dead_letter");
   std::vector<std::string> confirmed;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (outcomes[i] == amqp::Outcome::confirmed)

@@ -1,6 +1,7 @@
 #include "dlq/archive.h"
 
 #include "core/amqp/topology.h"
+#include "core/crash_point.h"
 #include "core/log.h"
 #include "dlq/store.h"
 
@@ -67,7 +68,9 @@ void Archive::store_loop() {
     }
     while (true) {
       try {
+        crash_point("archive.before_insert");
         store(batch);
+        crash_point("archive.after_insert");
         if (failing) log_info("archive recovered", {});
         failing = false;
         break;

@@ -14,6 +14,7 @@ CREATE TABLE takt.jobs (
   dedupe_window interval NOT NULL,
   source        text NOT NULL CHECK (source IN ('file', 'api')),
   paused        boolean NOT NULL DEFAULT false,
+  held_until    timestamptz,                -- a worker left its destination alone: no tick for due items before then
   removed_at    timestamptz,
   version       bigint NOT NULL DEFAULT nextval('takt.definitions_version'),
   updated_at    timestamptz NOT NULL DEFAULT now()

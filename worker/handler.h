@@ -1,4 +1,5 @@
 #pragma once
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,18 @@ struct RunContext {
   const RunControl& control;
 };
 
+/// How many items of a job its handler can begin now.
+struct Readiness {
+  int items = std::numeric_limits<int>::max();
+  Duration pause{0};  ///< if none: for how long at least
+};
+
 /// Processes items. run() fills one result for each item and returns when all are settled one way or another: those
 /// it did not begin stay `handed_back`. Called from many threads at once, once a run.
 class Handler {
  public:
   virtual ~Handler() = default;
+  [[nodiscard]] virtual Readiness readiness(const JobDefinition& /*job*/) { return {}; }
   virtual void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "core/crash_point.h"
 #include "core/log.h"
 
 namespace takt {
@@ -69,7 +70,9 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
   const std::string source = tick_source(tick.id());
   const auto run_id = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
   const auto own = static_cast<std::uint32_t>(job->definition.batch_size);
-  const int batch = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
+  const int wanted = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
+  const int batch = std::min(wanted, handler_of(job->definition).readiness(job->definition).items);
+  crash_point("worker.before_claim");
   auto claim = while_unavailable("claiming", give_up, [&] {
     accept_inline_items(database_, *job, tick, source);
     return claim_batch(
@@ -80,6 +83,7 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
     log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
     return std::nullopt;
   }
+  crash_point("worker.after_claim");
   auto begun = held(std::move(job), tick.id(), run_id, std::move(claim));
   begun.began = began;
   if (tick.dry_run()) {
@@ -140,7 +144,7 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
                              "more",
                              next_run,
                              worker_id_,
-                             next_job->definition.batch_size,
+                             std::min(next_job->definition.batch_size, handler_of(next_job->definition).readiness(next_job->definition).items),
                              false,
                              std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
@@ -150,6 +154,19 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
     if (request.goes_on) next->searched = searched;
   }
   return settled;
+}
+
+/// Tells the dispatcher that ticks for this job's due items are of no use for a while.
+void RunExecutor::hold(const CatalogJob& job, Duration pause) {
+  constexpr Statement kHold{"hold_job", R"sql(
+    UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms'
+     WHERE id = $1 AND (held_until IS NULL OR held_until < now() + $2::bigint * interval '1 ms' - interval '1 s') RETURNING 1)sql"};
+  try {
+    const bool first = !database_.exec(kHold, Params::of(job.id, pause.count())).empty();
+    if (first) log_warn("destination left alone", {{"job", job.definition.name}, {"ms", pause.count()}});
+  } catch (const std::exception& error) {
+    log_debug("job not held", {{"job", job.definition.name}, {"error", error.what()}});  // ticks then come, and find it so again
+  }
 }
 
 void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost) {
@@ -197,12 +214,16 @@ RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
   heartbeat_.add(run.run_id, run.tick_id, held.job->definition.lease, control);
   if (waits.stopping()) control->stop();
   handle(*held.job, run, control);
+  crash_point("worker.before_settle");
   heartbeat_.remove(run.run_id);
 
   run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
-  run.drains = run.drains && !control->stopped();
+  const auto ready = handler_of(held.job->definition).readiness(held.job->definition);
+  run.drains = run.drains && !control->stopped() && ready.items > 0;
   outcome.settled = settle(
       run, held.searched, continue_here(), [&] { return (control->cancelled() || !waits.stopping()) && waits.give_up(); }, outcome.next);
+  crash_point("worker.after_settle");
+  if (ready.pause > Duration(0)) hold(*held.job, ready.pause);
   if (outcome.settled.continues && !outcome.next) outcome.next_tick_id = continuation_id(run.run_id);
   report(run, outcome.settled, control->lost());
   return outcome;

@@ -59,6 +59,7 @@ class RunExecutor {
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
   Settled settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                  const std::function<bool()>& give_up, std::optional<Held>& next);
+  void hold(const CatalogJob& job, Duration pause);
   void report(const RunRecord& run, const Settled& settled, bool lost);
   std::int64_t next_run_id();
 

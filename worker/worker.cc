@@ -1,6 +1,7 @@
 #include "worker/worker.h"
 
 #include "core/amqp/topology.h"
+#include "core/crash_point.h"
 #include "core/log.h"
 #include "core/tick_message.h"
 
@@ -115,7 +116,9 @@ void Worker::process(const amqp::Delivery& delivery) {
   // into a duplicate. The other order would lose the run.
   auto next = executor_.begin(accepted.job, accepted.tick, stopping);
   if (next) next = finish(std::move(*next));
+  crash_point("worker.before_ack");
   consumer_->ack(delivery);
+  crash_point("worker.after_ack");
   try {
     while (next) next = finish(std::move(*next));
   } catch (const std::exception& error) {
@@ -137,6 +140,7 @@ std::optional<RunExecutor::Held> Worker::finish(RunExecutor::Held&& held) {
 }
 
 void Worker::publish_continuation(const CatalogJob& job, const std::string& tick_id) {
+  crash_point("worker.before_continuation");
   const TickRow next{tick_id, job.definition.name, job.definition.queue, "more", clock_.now(), {}};
   // Its row is stored: if this message is lost, the due-scan replaces it.
   if (publisher_.publish_unwatched(tick_message(next, keys_, clock_.now()))) metrics_.tick_published("more");

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/amqp/topology.h"
+#include "core/crash_point.h"
 #include "core/log.h"
 
 namespace takt::amqp {
@@ -163,6 +164,7 @@ void Publisher::on_wake(Channel& channel) {
     lock.unlock();
     const auto [it, inserted] = unconfirmed_.emplace(++last_tag_, std::move(entry));
     channel.publish(it->second.message);
+    crash_point("publisher.before_confirm");
   }
 }
 

@@ -56,6 +56,8 @@ HttpHandlerConfig read_http(SectionReader section) {
   http.parallel = static_cast<int>(section.integer("parallel"));
   http.max_response = section.integer("max_response");
   http.ca_file = section.text("ca_file");
+  http.circuit = {static_cast<int>(section.integer("circuit_failures")), static_cast<int>(section.integer("circuit_rate")),
+                  section.duration("circuit_pause"), section.duration("circuit_max_pause")};
   return http;
 }
 

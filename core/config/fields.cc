@@ -111,6 +111,12 @@ constexpr std::array kHttp{
     Field{"parallel", integer, 1, 1000, "10", nullptr, "requests of one run in flight at once"},
     Field{"max_response", integer, 0, 1048576, "65536", nullptr, "bytes of a response body that are read; a longer one is an error"},
     Field{"ca_file", text, 0, 4096, "", nullptr, "PEM file with the certificates trusted; empty: the system's"},
+    Field{"circuit_failures", integer, 0, 10000, "20", nullptr,
+          "after this many failed requests in a row (no answer, or 5xx) the destination is left alone; 0: never"},
+    Field{"circuit_rate", integer, 1, 100, "80", nullptr, "also when at least this many of the last 100 requests failed"},
+    Field{"circuit_pause", duration, 100, kDay, "10s", nullptr,
+          "how long it is left alone; then one request tries, and each failed try doubles the pause. No attempt is spent meanwhile"},
+    Field{"circuit_max_pause", duration, 100, kDay, "5m", nullptr, "longest pause"},
 };
 constexpr std::array kSql{
     Field{"database", name, 1, 100, nullptr, nullptr, "one of `databases`"},

@@ -40,7 +40,12 @@ json handler_to_json(const HandlerConfig& handler) {
               {"connect_timeout_ms", ms(http->connect_timeout)},
               {"parallel", http->parallel},
               {"max_response", http->max_response},
-              {"ca_file", http->ca_file}}}};
+              {"ca_file", http->ca_file},
+              {"circuit",
+               {{"failures", http->circuit.failures},
+                {"rate", http->circuit.rate},
+                {"pause_ms", ms(http->circuit.pause)},
+                {"max_pause_ms", ms(http->circuit.max_pause)}}}}}};
   }
   if (const auto* native = std::get_if<NativeHandlerConfig>(&handler)) return {{"native", {{"name", native->name}}}};
   const auto& sql = std::get<SqlHandlerConfig>(handler);
@@ -59,6 +64,9 @@ HandlerConfig handler_from_json(const json& value) {
     http.parallel = found->at("parallel");
     http.max_response = found->at("max_response");
     http.ca_file = found->at("ca_file");
+    if (const auto circuit = found->find("circuit"); circuit != found->end()) {  // stored by versions that have it
+      http.circuit = {circuit->at("failures"), circuit->at("rate"), from_ms(circuit->at("pause_ms")), from_ms(circuit->at("max_pause_ms"))};
+    }
     return http;
   }
   if (const auto found = value.find("native"); found != value.end()) return NativeHandlerConfig{found->at("name")};

@@ -19,6 +19,14 @@ struct Backoff {
   bool full_jitter = true;  ///< uniform in [0, pause]; false: exactly the pause
 };
 
+/// When a destination is left alone (worker/handlers/circuit_breaker.h).
+struct CircuitConfig {
+  int failures = 20;                          ///< in a row; 0: never
+  int rate = 80;                              ///< percent of the last 100 requests
+  Duration pause = std::chrono::seconds(10);  ///< the first one; doubled each time the probe fails
+  Duration max_pause = std::chrono::minutes(5);
+};
+
 struct HttpHandlerConfig {
   std::string url;
   std::string method;
@@ -29,6 +37,7 @@ struct HttpHandlerConfig {
   int parallel = 10;                      ///< requests of one run in flight at once
   std::int64_t max_response = 64 * 1024;  ///< bytes of a response body that are read
   std::string ca_file;                    ///< PEM with the only certificates trusted; empty: the system's
+  CircuitConfig circuit;
 };
 
 struct SqlHandlerConfig {

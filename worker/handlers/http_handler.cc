@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 
+#include "core/crash_point.h"
 #include "worker/handlers/http_reply.h"
 
 namespace takt {
@@ -21,6 +22,13 @@ std::string span_id(const ClaimedItem& item) {
   std::array<char, 17> digits{};
   std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(item.id));
   return digits.data();
+}
+
+/// A refusal is an answer: only silence, an unusable answer and the server's own failures speak against the destination.
+/// A request that was cancelled here says nothing; it counts as neither, which for a closed circuit is a success.
+bool destination_works(const HttpResponse& response) {
+  if (response.fault == HttpFault::cancelled || response.fault == HttpFault::too_large) return true;
+  return response.fault == HttpFault::none && response.status < 500;
 }
 
 /// What run() and the callbacks of its requests share.
@@ -65,6 +73,13 @@ HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandle
   return request;
 }
 
+Readiness HttpHandler::readiness(const JobDefinition& job) {
+  const auto& config = std::get<HttpHandlerConfig>(job.handler);
+  const auto allowance = circuits_.allowance(destination_of(config), config.circuit);
+  metrics_.circuit_open(job.name, allowance.state != CircuitBreaker::State::closed);
+  return {allowance.items, allowance.pause};
+}
+
 void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& config = std::get<HttpHandlerConfig>(context.job.handler);
   if (!config.bearer_env.empty() && std::getenv(config.bearer_env.c_str()) == nullptr) {
@@ -76,16 +91,21 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
     return;
   }
 
+  const std::string destination = destination_of(config);
   Progress progress;
   std::unique_lock lock(progress.mutex);
   // Each request that ends begins the next, on the client's thread: no thread is woken for it.
   const std::function<void()> begin_next = [&] {
     if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
+    const auto pass = circuits_.begin(destination, config.circuit);
+    if (!pass) return;
     const std::size_t index = progress.next++;
-    progress.in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index](HttpResponse&& response) {
+    progress.in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index, pass](HttpResponse&& response) {
       auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
+      circuits_.end(destination, config.circuit, *pass, destination_works(response));
       metrics_.handler_latency(context.job.name, response.seconds);
       const std::scoped_lock done_lock(progress.mutex);  // held while notifying: run() must not return before this ends
+      crash_point("worker.mid_handler");
       results[index] = std::move(result);
       progress.in_flight.erase(index);
       begin_next();

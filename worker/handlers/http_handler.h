@@ -3,14 +3,17 @@
 #include "core/metrics.h"
 #include "core/signing.h"
 #include "worker/handler.h"
+#include "worker/handlers/circuit_breaker.h"
 
 namespace takt {
 
-/// One signed request an item, at most `parallel` of a run in flight; the thread that calls run() waits.
+/// One signed request an item, at most `parallel` of a run in flight; the thread that calls run() waits. While the
+/// destination's circuit is open, items stay handed back.
 class HttpHandler final : public Handler {
  public:
   HttpHandler(HttpClient& client, const KeyRing& keys, const Clock& clock, Metrics& metrics, bool keep_body)
-      : client_(client), keys_(keys), clock_(clock), metrics_(metrics), keep_body_(keep_body) {}
+      : client_(client), keys_(keys), clock_(clock), metrics_(metrics), keep_body_(keep_body), circuits_(clock) {}
+  [[nodiscard]] Readiness readiness(const JobDefinition& job) override;
   void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
 
  private:
@@ -21,6 +24,7 @@ class HttpHandler final : public Handler {
   const Clock& clock_;
   Metrics& metrics_;
   bool keep_body_;
+  CircuitBreaker circuits_;
 };
 
 }  // namespace takt
