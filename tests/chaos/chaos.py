@@ -1,0 +1,182 @@
+"""What every chaos test shares: an installation that can be hurt, a load that notes what was accepted, and the invariants."""
+import collections
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+import psycopg2
+
+sys.path.insert(0, os.path.join(os.environ["TAKT_SOURCE"], "tests", "e2e"))
+import harness  # noqa: E402
+from harness import TaktTest, eventually  # noqa: E402,F401
+from parts import SETTINGS, PostgreSQL, RabbitMQ  # noqa: E402
+from proxy import Proxy  # noqa: E402
+
+CRASHING = os.environ["TAKT_CRASHING"]
+
+CONFIG = """
+metrics: {listen: "127.0.0.1:0"}
+broker: {heartbeat: 2s, connect_timeout: 2s}
+database: {connect_timeout: 2s}
+dispatcher: {leader_lease: 2s}
+worker: {grace: 3s}
+jobs:
+  work:
+    lease: 2s
+    batch_size: 10
+    max_attempts: 20
+    backoff: [200ms]
+    handler: {http: {url: "{url}/work", method: POST, timeout: 5s, circuit_failures: 0}}
+  hopeless:
+    lease: 2s
+    max_attempts: 1
+    handler: {http: {url: "{url}/hopeless", method: POST, circuit_failures: 0}}
+"""
+EVERY_SECOND = """  every:
+    lease: 2s
+    max_attempts: 20
+    backoff: [200ms]
+    handler: {http: {url: "{url}/every", method: POST, circuit_failures: 0}}
+    schedules: [{name: second, cron: "* * * * * *", misfire: all, misfire_limit: 1000}]
+"""
+
+
+class Load(threading.Thread):
+    """Enqueues `rate` items a second, each in its own transaction, until stopped, and notes those whose commit was
+    answered (accepted) and those of which nobody can say (unsure)."""
+
+    def __init__(self, url, rate=100, job="work"):
+        super().__init__(daemon=True)
+        self.url, self.rate, self.job = url, rate, job
+        self.accepted, self.unsure = [], 0
+        self.ended = threading.Event()
+
+    def run(self):
+        connection, n = None, 0
+        while not self.ended.is_set():
+            began = time.monotonic()
+            try:
+                if connection is None:
+                    connection = psycopg2.connect(self.url, connect_timeout=2, options="-c statement_timeout=5000")
+                with connection, connection.cursor() as cursor:
+                    self.unsure += 1
+                    cursor.execute("SELECT takt.enqueue(%s, %s::jsonb)", (self.job, json.dumps({"n": n})))
+                    item = cursor.fetchone()[0]
+                self.accepted.append(item)
+                self.unsure -= 1
+                n += 1
+            except psycopg2.Error:
+                if connection is not None:
+                    connection.close()
+                connection = None
+                self.ended.wait(0.1)
+            self.ended.wait(max(0, began + 1 / self.rate - time.monotonic()))
+        if connection is not None:
+            connection.close()
+
+    def stop(self):
+        self.ended.set()
+        self.join(30)
+        return self.accepted
+
+
+class ChaosTest(TaktTest):
+    config_text = CONFIG
+
+    def setUp(self):
+        super().setUp()
+        self.loads, self.proxies = [], []
+        self.postgresql, self.rabbitmq = PostgreSQL(), RabbitMQ()
+        self.ledger.behave["/hopeless"] = lambda nth: (500, {}, b"")
+
+    def tearDown(self):
+        for load in self.loads:
+            load.stop()
+        for proxy in self.proxies:
+            proxy.close()
+        super().tearDown()
+
+    def through_proxy(self, what):
+        """Puts a proxy before PostgreSQL or RabbitMQ for every process started from now on."""
+        name, key = {"postgresql": ("TAKT_DATABASE_URL", "PGPORT"), "rabbitmq": ("TAKT_AMQP_URL", None)}[what]
+        port = int(SETTINGS[key]) if key else self.rabbitmq.port
+        proxy = Proxy(("127.0.0.1", port))
+        self.proxies.append(proxy)
+        self.environment[name] = self.environment[name].replace(f"127.0.0.1:{port}", f"127.0.0.1:{proxy.port}")
+        return proxy
+
+    def start_crashing(self, point, *arguments):
+        """The service in a binary that kills itself at `point`."""
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".log", delete=False) as log:
+            process = harness.subprocess.Popen([CRASHING, *arguments, "--config", self.config, "--log-level", "debug"],
+                                               env=dict(self.environment, TAKT_CRASH_AT=point), stdout=log, stderr=log)
+            process.log = log
+        self.processes.append(process)
+        return process
+
+    def killed(self, process, seconds=30):
+        eventually(lambda: process.poll() is not None, seconds, f"the crash of {' '.join(process.args[1:3])}")
+        self.assertEqual(process.returncode, -signal.SIGKILL, self.log_of(process)[-2000:])
+
+    def load(self, rate=100, job="work"):
+        load = Load(self.database_url, rate, job)
+        self.loads.append(load)
+        load.start()
+        return load
+
+    def metric(self, process, name):
+        """The value of one metric line of a service, or None."""
+        import re
+        import urllib.request
+        port = re.search(r"metrics_port=(\d+)", self.log_of(process))[1]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            found = re.search("^" + re.escape(name) + r" (\S+)$", answer.read().decode(), re.MULTILINE)
+        return float(found[1]) if found else None
+
+    def cpu_seconds(self, process):
+        with open(f"/proc/{process.pid}/stat", encoding="utf-8") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def descriptors(self, process):
+        return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+    def drained(self, seconds=60):
+        eventually(lambda: self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0, seconds, "the drain")
+
+    # --- the invariants, from outside
+
+    def check_accepted(self, accepted, repeats=0):
+        """Every accepted item is done, once; no (item, attempt) reached the destination twice, but for `repeats` of them."""
+        self.drained()
+        self.check_invariants()
+        done = {row[0] for row in self.rows("SELECT id FROM takt.finished_items WHERE state = 2")}
+        missing = [item for item in accepted if item not in done]
+        self.assertEqual(missing, [], "accepted items that are not done")
+        calls = collections.Counter((d["item"], d["attempt"]) for d in self.ledger.deliveries)
+        doubled = [call for call, count in calls.items() if count > 1]
+        self.assertLessEqual(len(doubled), repeats, f"attempts that were delivered twice: {doubled[:5]}")
+        settled = self.rows("SELECT item_id FROM takt.attempts WHERE class = 'done' GROUP BY item_id HAVING count(*) > 1")
+        self.assertEqual(settled, [], "items that were settled done twice")
+        delivered = {d["item"] for d in self.ledger.of("/work")}
+        self.assertEqual([item for item in accepted if f"item-{item}" not in delivered], [], "done without a delivery")
+
+    def check_slots(self, begin, end, job="every"):
+        """Every second from begin until before end has exactly one tick, each with exactly one finished run."""
+        # Ticks that every worker has forgotten are published again by the sweep.
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule' AND finished_at IS NULL AND due_at < to_timestamp(%s)", end) == 0,
+                   60, "the last slot's run")
+        slots = self.one("""SELECT count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+            WHERE j.name = %s AND t.source = 'schedule' AND t.due_at >= to_timestamp(%s) AND t.due_at < to_timestamp(%s)""", job, begin, end)
+        self.assertEqual(slots, end - begin, "one tick a slot")
+        self.assertEqual(self.one("SELECT count(*) - count(DISTINCT (job_id, due_at)) FROM takt.ticks WHERE source = 'schedule'"), 0, "a slot twice")
+        wrong = self.rows("""SELECT t.id, count(r.id) FROM takt.ticks t LEFT JOIN takt.runs r ON r.tick_id = t.id AND r.status = 'completed'
+            WHERE t.source = 'schedule' AND t.due_at < to_timestamp(%s) GROUP BY 1 HAVING count(r.id) <> 1""", end)
+        self.assertEqual(wrong, [], "each tick has exactly one finished run")
+
+    def now(self):
+        return self.one("SELECT extract(epoch FROM date_trunc('second', now()))::bigint")

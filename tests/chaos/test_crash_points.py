@@ -1,0 +1,124 @@
+"""SIGKILL between any two effects whose order matters, under load; what is left is looked at from outside."""
+import time
+
+from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
+
+
+class WorkerCrashes(ChaosTest):
+    def crash_worker(self, point, repeats=0):
+        self.install(CONFIG)
+        self.start("dispatcher")
+        load = self.load(50)
+        victim = self.start_crashing(point, "worker")
+        self.killed(victim)
+        self.start("worker")
+        time.sleep(1)
+        self.check_accepted(load.stop(), repeats)
+        self.assertEqual(load.unsure, 0)
+        return victim
+
+    def test_W1_worker_killed_before_claim(self):
+        self.crash_worker("worker.before_claim:3")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0, "no attempt was spent")
+
+    def test_W2_worker_killed_after_claim_commit(self):
+        self.crash_worker("worker.after_claim:3")
+        self.assertGreater(self.one("SELECT count(*) FROM takt.failed_attempts WHERE class = 'lost'"), 0, "the lost attempt counts")
+
+    def test_W3_worker_killed_in_the_middle_of_its_handler(self):
+        self.crash_worker("worker.mid_handler:25")
+        by_item = {}
+        for delivery in self.ledger.of("/work"):
+            by_item.setdefault(delivery["item"], []).append(delivery["attempt"])
+        self.assertTrue(any(len(attempts) > 1 for attempts in by_item.values()), "nothing was called again: the crash hit nothing")
+        self.assertTrue(all(len(attempts) <= 2 for attempts in by_item.values()), "more than one further call")
+
+    def test_W3b_worker_killed_after_its_handler_before_it_settled(self):
+        self.crash_worker("worker.before_settle:3")
+
+    def test_W4_worker_killed_after_it_settled_before_its_acknowledgement(self):
+        self.crash_worker("worker.before_ack:2")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0, "what was settled was not run again")
+
+    def test_W4b_worker_killed_between_settling_and_what_follows(self):
+        self.crash_worker("worker.after_settle:2")
+
+    def test_W4c_worker_killed_after_its_acknowledgement(self):
+        self.crash_worker("worker.after_ack:2")
+
+    def test_W4d_worker_killed_with_a_continuation_stored_and_not_published(self):
+        self.install(CONFIG)
+        self.start("dispatcher")
+        # Several jobs' ticks wait at once, so that a backlog goes on through the queue.
+        self.one("SELECT count(*) FROM takt.enqueue_many('work', array_fill('{}'::jsonb, ARRAY[400]))")
+        accepted = [row[0] for row in self.rows("SELECT id FROM takt.items")]
+        channel = self.channel()
+        for n in range(30):
+            self.publish(channel, {"id": f"external-{self.name}-{n}", "job": "work"})
+        victim = self.start_crashing("worker.before_continuation", "worker")
+        self.killed(victim)
+        self.start("worker")
+        self.check_accepted(accepted)
+
+
+class DispatcherCrashes(ChaosTest):
+    def crash_leader(self, point):
+        self.install(CONFIG + EVERY_SECOND)
+        leader = self.start_crashing(point, "dispatcher")
+        eventually(lambda: " leading " in self.log_of(leader), what="the lead")
+        begin = self.now() + 1
+        self.start("dispatcher")
+        self.start("worker")
+        load = self.load(20)
+        self.killed(leader)
+        died = time.monotonic()
+        standby = self.processes[1]
+        eventually(lambda: " leading " in self.log_of(standby), 5, "the standby's lead")
+        self.assertLess(time.monotonic() - died, 5)
+        time.sleep(2)
+        accepted = load.stop()
+        end = self.now()
+        self.check_slots(begin, end)
+        self.stop(standby)
+        self.start("dispatcher")
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+
+    def test_D1_leader_killed_after_a_tick_is_stored_before_it_is_published(self):
+        self.crash_leader("dispatcher.after_tick_stored:3")
+
+    def test_D1b_leader_killed_after_publish_before_confirm(self):
+        self.crash_leader("publisher.before_confirm:4")
+
+    def test_D1c_leader_killed_after_confirm_before_it_is_marked(self):
+        self.crash_leader("dispatcher.after_confirm:3")
+
+    def kill_between_letters(self, point, *victim):
+        """Ten items die; each is in the archive once, whoever was killed on the way."""
+        self.install(CONFIG)
+        for service in (("dispatcher",), ("worker",), ("dlq", "archive")):
+            if service != victim:
+                self.start(*service)
+        crashing = self.start_crashing(point, *victim)
+        for _ in range(10):
+            self.enqueue("hopeless")
+        self.killed(crashing)
+        self.start(*victim)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.dead_letters") == 10, what="ten letters")
+        time.sleep(1)
+        self.check_invariants()
+        self.assertEqual(self.one("SELECT count(*) FROM takt.dead_letters"), 10)
+        self.assertEqual(self.one("SELECT count(DISTINCT item_id) FROM takt.dead_letters"), 10)
+        self.assertEqual(self.queue_depth(self.channel(), "takt.dead"), 0)
+
+    def test_D1d_leader_killed_before_it_publishes_a_dead_letter(self):
+        self.kill_between_letters("dispatcher.before_dead_letter", "dispatcher")
+
+    def test_D1e_leader_killed_after_a_dead_letter_is_confirmed_before_it_leaves_the_outbox(self):
+        self.kill_between_letters("dispatcher.after_dead_letter", "dispatcher")
+
+    def test_A1_archive_killed_before_its_insert(self):
+        self.kill_between_letters("archive.before_insert", "dlq", "archive")
+
+    def test_A1b_archive_killed_after_its_commit_before_its_acknowledgement(self):
+        self.kill_between_letters("archive.after_insert", "dlq", "archive")

@@ -1,0 +1,133 @@
+"""PostgreSQL killed, cut off between commit and answer, read-only, full: nothing accepted is lost, nothing done twice."""
+import os
+import subprocess
+import time
+
+import psycopg2
+
+from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
+from parts import SETTINGS, listens
+
+
+class DatabaseFaults(ChaosTest):
+    def tearDown(self):
+        if not listens(self.postgresql.port):
+            self.postgresql.start()
+            self.reconnect()
+        super().tearDown()
+
+    def reconnect(self):
+        self.admin.close()
+        self.admin = psycopg2.connect(SETTINGS["TAKT_DATABASE_URL"])
+        self.admin.autocommit = True
+        self.db = psycopg2.connect(self.database_url)
+        self.db.autocommit = True
+
+    def running(self, config=CONFIG):
+        self.install(config)
+        self.dispatcher, self.worker, self.archive = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+
+    def test_P1_database_killed_at_load_and_restarted(self):
+        self.running(CONFIG + EVERY_SECOND)
+        load = self.load(100)
+        eventually(lambda: len(self.ledger.of("/work")) > 50)
+        begin = self.now() + 1
+        self.postgresql.stop("immediate")
+        before = [self.cpu_seconds(p) for p in self.processes]
+        time.sleep(3)
+        used = [self.cpu_seconds(p) - b for p, b in zip(self.processes, before)]
+        self.assertLess(max(used) / 3, 0.2, f"CPU seconds while the database was away for 3 s: {used}")
+        self.postgresql.start()
+        self.reconnect()
+        count = len(self.ledger.of("/work"))
+        eventually(lambda: len(self.ledger.of("/work")) > count + 20, 30, "work after the restart")
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+        self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+
+    def answer_lost(self, marker):
+        proxy = self.through_proxy("postgresql")
+        self.running()
+        items = []
+        for _ in range(3):
+            proxy.cut_after(marker)
+            items += [self.enqueue("work") for _ in range(5)]
+            self.assertTrue(proxy.marked.wait(20), "the statement never came by")
+            eventually(lambda: all(self.state(item) == "done" for item in items), 30, "the items' end")
+        self.check_accepted(items)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0, "no attempt was spent on a lost answer")
+
+    def test_P2_answer_lost_after_the_claim_committed(self):
+        self.answer_lost(b"begin_run")
+
+    def test_P2b_answer_lost_after_the_settling_committed(self):
+        self.answer_lost(b"end_run")
+
+    def test_P3_database_becomes_read_only(self):
+        self.running()
+        items = [self.enqueue("work") for _ in range(5)]
+        eventually(lambda: all(self.state(item) == "done" for item in items))
+        self.admin.cursor().execute(f"ALTER DATABASE {self.name} SET default_transaction_read_only = on")
+        self.admin.cursor().execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = 'takt'", (self.name,))
+        more = [self.enqueue("work") for _ in range(5)]  # through the connection that was open before
+        time.sleep(4)
+        self.assertEqual(self.one("SELECT sum(attempt) FROM takt.items"), 0, "no attempt was spent")
+        self.admin.cursor().execute(f"ALTER DATABASE {self.name} RESET default_transaction_read_only")
+        self.admin.cursor().execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = 'takt'", (self.name,))
+        self.check_accepted(items + more)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0)
+
+    def test_P4_competing_transactions_hold_locks(self):
+        self.running()
+        load = self.load(50)
+        blocker = psycopg2.connect(self.database_url)
+        for _ in range(3):
+            with blocker, blocker.cursor() as cursor:
+                cursor.execute("LOCK TABLE takt.items IN ACCESS EXCLUSIVE MODE")
+                time.sleep(0.7)
+        blocker.close()
+        self.check_accepted(load.stop())
+
+    def test_P5_disk_full(self):
+        """A tablespace on a small file system holds the items; it fills, and room returns."""
+        folder = os.path.join(self.folder, "small")
+        os.mkdir(folder)
+        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", folder], stderr=subprocess.DEVNULL, check=False).returncode != 0:
+            self.skipTest("needs the right to mount a tmpfs")
+        try:
+            os.chmod(self.folder, 0o755)
+            subprocess.run(["chown", "postgres:postgres", folder], check=True)
+            self.install(CONFIG)
+            self.admin.cursor().execute(f"CREATE TABLESPACE small_{self.name} LOCATION '{folder}'")
+            self.db.cursor().execute(f"ALTER TABLE takt.items SET TABLESPACE small_{self.name}")
+            ballast = os.path.join(folder, "ballast")
+            with open(ballast, "wb") as file:
+                try:
+                    while True:
+                        file.write(b"x" * 65536)
+                except OSError:
+                    pass
+            self.dispatcher, self.worker = self.start("dispatcher"), self.start("worker")
+            load = self.load(50)
+            refused = 0
+            for n in range(200):
+                try:
+                    self.enqueue("work", {"pad": "%064d" % n * 40})
+                except psycopg2.Error as error:
+                    self.assertEqual(error.pgcode, "53100")
+                    refused += 1
+                    break
+            self.assertGreater(refused, 0, "the disk did not fill")
+            os.unlink(ballast)
+            time.sleep(1)
+            self.check_accepted(load.stop())
+        finally:
+            for process in self.processes:
+                process.kill()
+                process.wait()
+            if self.db:
+                self.db.cursor().execute("ALTER TABLE takt.items SET TABLESPACE pg_default")
+                self.admin.cursor().execute(f"DROP TABLESPACE IF EXISTS small_{self.name}")
+            subprocess.run(["umount", folder], check=False)

@@ -1,0 +1,129 @@
+"""Leaders that freeze, die every second, are both away, or share a host name behind a transaction pooler."""
+import os
+import random
+import signal
+import subprocess
+import time
+
+from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
+from parts import SETTINGS, until, listens
+
+
+class DispatcherFaults(ChaosTest):
+    def leading(self, dispatchers):
+        """The one that the database says leads."""
+        for dispatcher in dispatchers:
+            log = self.log_of(dispatcher)
+            if dispatcher.poll() is None and log.rfind(" leading ") > log.rfind(" standing by "):
+                return dispatcher
+        return None
+
+    def test_D2_leader_stopped_standby_leads_old_leader_continues(self):
+        self.install(CONFIG + EVERY_SECOND)
+        dispatchers = [self.start("dispatcher"), self.start("dispatcher")]
+        self.start("worker")
+        old = eventually(lambda: self.leading(dispatchers))
+        standby = next(d for d in dispatchers if d is not old)
+        begin = self.now() + 1
+        time.sleep(2)
+        old.send_signal(signal.SIGSTOP)
+        eventually(lambda: " leading " in self.log_of(standby), 5, "the standby's lead")
+        time.sleep(2)
+        old.send_signal(signal.SIGCONT)
+        eventually(lambda: self.log_of(old).rfind("standing by") > self.log_of(old).rfind(" leading "), 5, "the old leader's stepping down")
+        time.sleep(2)
+        self.check_slots(begin, self.now())
+
+    def test_D2b_two_dispatchers_of_one_host_behind_a_transaction_pooler(self):
+        port = self.pgbouncer()
+        self.install(CONFIG.replace("database: {connect_timeout: 2s}", "database: {connect_timeout: 2s, pooler: transaction}") + EVERY_SECOND)
+        self.environment["TAKT_DATABASE_URL"] = self.database_url.replace(f":{SETTINGS['PGPORT']}/", f":{port}/")
+        for service in ("dispatcher", "dispatcher", "worker"):
+            self.start(service)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
+        begin = self.now() + 1
+        load = self.load(20)
+        time.sleep(10)
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.assertEqual(self.one("SELECT term FROM takt.leader WHERE name = 'dispatcher'"), 1, "one leader all the time")
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+
+    def pgbouncer(self):
+        import socket
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        folder = os.path.join(self.folder, "pgbouncer")
+        os.mkdir(folder)
+        with open(os.path.join(folder, "users"), "w", encoding="utf-8") as file:
+            file.write(f'"takt" "{SETTINGS["PGPASSWORD"]}"\n')
+        with open(os.path.join(folder, "ini"), "w", encoding="utf-8") as file:
+            file.write(f"""[databases]
+* = host=127.0.0.1 port={SETTINGS["PGPORT"]}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = plain
+auth_file = {folder}/users
+pool_mode = transaction
+default_pool_size = 5
+ignore_startup_parameters = extra_float_digits,options
+logfile = {folder}/log
+""")
+        command = ["pgbouncer", os.path.join(folder, "ini")]
+        if os.geteuid() == 0:
+            os.chmod(self.folder, 0o755)
+            subprocess.run(["chown", "-R", "postgres:postgres", folder], check=True)
+            command[1:1] = ["-u", "postgres"]
+        bouncer = subprocess.Popen(command, env=dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(bouncer.wait, 10)
+        self.addCleanup(bouncer.terminate)
+        until(lambda: listens(port), 10, "pgbouncer's listening")
+        return port
+
+    def test_D2c_leadership_changes_every_second_while_slots_fall_due(self):
+        self.install(CONFIG + EVERY_SECOND)
+        dispatchers = [self.start("dispatcher"), self.start("dispatcher")]
+        self.start("worker")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
+        begin, changes = self.now() + 1, 0
+        first_term = self.one("SELECT term FROM takt.leader")
+        for _ in range(8):
+            leader = eventually(lambda: self.leading(dispatchers), 10, "a leader")
+            leader.terminate() if random.random() < 0.5 else leader.kill()
+            leader.wait(10)
+            changes += 1
+            dispatchers.append(self.start("dispatcher"))
+            time.sleep(1)
+        eventually(lambda: self.leading(dispatchers), 10, "a leader")
+        time.sleep(1)
+        self.check_slots(begin, self.now())
+        self.assertGreaterEqual(self.one("SELECT term FROM takt.leader") - first_term, changes)
+
+    def test_D3_both_dispatchers_down_and_the_misfire_policies(self):
+        jobs = "".join(f"""  {policy}:
+    handler: {{http: {{url: "{{url}}/every", method: POST}}}}
+    schedules: [{{name: second, cron: "* * * * * *", misfire: {policy}, misfire_after: 5s, misfire_limit: 8}}]
+""" for policy in ("skip", "once", "all"))
+        self.install(CONFIG + jobs)
+        dispatchers = [self.start("dispatcher"), self.start("dispatcher")]
+        self.start("worker")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'") >= 3, what="the first slots")
+        for dispatcher in dispatchers:
+            dispatcher.kill()
+            dispatcher.wait()
+        # Ten minutes pass: as if the last slots were that long ago.
+        self.db.cursor().execute("UPDATE takt.schedules SET next_due = next_due - interval '10 min', next_fire = next_fire - interval '10 min'")
+        self.db.cursor().execute("DELETE FROM takt.ticks WHERE source = 'schedule'")
+        begin = self.one("SELECT extract(epoch FROM min(next_due))::bigint FROM takt.schedules")
+        before_start = self.one("SELECT now() - interval '6 s'")
+        self.start("dispatcher")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.schedules WHERE next_due > now() - interval '2 s'") == 3, 20, "the way to the present")
+        late = dict(self.rows("""SELECT j.name, count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+            WHERE t.source = 'schedule' AND t.due_at >= to_timestamp(%s) AND t.due_at < %s GROUP BY 1""", begin, before_start))
+        self.assertEqual(late.get("skip", 0), 0, "skip: none of the missed")
+        self.assertLessEqual(late.get("once", 0), 1, "once: the latest at most")
+        self.assertLessEqual(late.get("all", 0), 8, "all: the latest up to its limit")
+        self.assertGreater(late.get("all", 0), 0)

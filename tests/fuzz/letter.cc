@@ -1,0 +1,23 @@
+// What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL kind NUL body. Unsigned, so never more than a message.
+#include "dlq/letter.h"
+#include "tests/fuzz/input.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace takt;
+  static const auto kKeys = KeyRing::parse("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "fuzz");
+  static const auto kNow = *parse_rfc3339("2026-11-21T10:00:00Z");
+  Pieces pieces(data, size);
+  amqp::Delivery delivery;
+  delivery.content_type = pieces.next();
+  delivery.headers["webhook-id"] = std::string(pieces.next());
+  delivery.headers["webhook-timestamp"] = std::string(pieces.next());
+  delivery.headers["webhook-signature"] = std::string(pieces.next());
+  delivery.headers["takt-kind"] = std::string(pieces.next());
+  delivery.body = pieces.rest();
+  delivery.body_size = delivery.body.size();
+  const auto letter = read_letter(delivery, kKeys, kNow);
+  require(letter.kind == "message");
+  require(!letter.id.empty());
+  require(!letter.headers || letter.headers->find("webhook-signature") == std::string::npos);
+  return 0;
+}
