@@ -53,8 +53,9 @@ void run_once(Context& context, const OnceOptions& options) {
   const SystemClock clock;
   SeededRandom random(random_seed());
   Metrics metrics;
-  HttpClient client({context.config_or_defaults().worker.host_connections, 100});
-  HttpHandler http(client, context.keys(), clock, metrics, context.config_or_defaults().worker.payload_in_errors);
+  const auto& worker = context.config_or_defaults().worker;
+  HttpClient client({worker.host_connections, 100, worker.outbound});
+  HttpHandler http(client, context.keys(), clock, metrics, worker.payload_in_errors);
   SqlHandler sql(context.config_or_defaults().databases, metrics);
   NativeHandler native({}, metrics);
   Heartbeat heartbeat(database);

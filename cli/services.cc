@@ -52,6 +52,7 @@ Worker::Settings worker_settings(const Config& config) {
   settings.all_queues = config.queues();
   settings.host_connections = config.worker.host_connections;
   settings.payload_in_errors = config.worker.payload_in_errors;
+  settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
   return settings;
 }

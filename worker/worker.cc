@@ -24,7 +24,7 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
       settings_(std::move(settings)),
       catalog_(database),
       heartbeat_(database),
-      http_client_({settings_.host_connections, 4 * settings_.host_connections}),
+      http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound}),
       http_(http_client_, keys, clock, metrics, settings_.payload_in_errors),
       sql_(settings_.databases, metrics),
       native_(settings_.native, metrics),

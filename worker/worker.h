@@ -35,6 +35,7 @@ class Worker {
     std::vector<std::string> all_queues;  ///< to be declared
     int host_connections = 50;
     bool payload_in_errors = false;
+    OutboundPolicy outbound;
     std::map<std::string, NamedDatabase> databases;
     NativeFunctions native;  ///< by name; `noop` is always there
   };

@@ -41,6 +41,19 @@ std::string url_fault(const std::string& text) {
   return fault;
 }
 
+OutboundPolicy read_outbound(SectionReader& worker) {
+  const auto allow = worker.texts("outbound_allow"), deny = worker.texts("outbound_deny");
+  for (const auto& [key, rules] : {std::pair{"outbound_allow", &allow}, std::pair{"outbound_deny", &deny}}) {
+    try {
+      OutboundPolicy(*rules, {});
+    } catch (const std::invalid_argument& error) {
+      worker.fault(key, error.what());
+      return {};
+    }
+  }
+  return {allow, deny};
+}
+
 HttpHandlerConfig read_http(SectionReader section) {
   HttpHandlerConfig http;
   http.url = section.text("url");
@@ -180,7 +193,8 @@ void read_services(SectionReader& top, Config& config, Faults& faults) {
                    worker.duration("max_tick_age"),
                    worker.names("queues"),
                    static_cast<int>(worker.integer("host_connections")),
-                   worker.boolean("payload_in_errors")};
+                   worker.boolean("payload_in_errors"),
+                   read_outbound(worker)};
   auto metrics = open("metrics");
   config.metrics = {metrics.text("listen")};
   auto retention = open("retention");

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/config/job.h"
+#include "core/http/outbound_policy.h"
 
 namespace takt {
 
@@ -38,6 +39,7 @@ struct Config {
     std::vector<std::string> queues;
     int host_connections = 0;
     bool payload_in_errors = false;
+    OutboundPolicy outbound;
   } worker;
   struct {
     std::string listen;

@@ -6,6 +6,7 @@ namespace takt {
 
 enum class FieldKind {
   text,
+  texts,
   name,
   integer,
   number,

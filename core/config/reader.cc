@@ -233,6 +233,23 @@ std::vector<std::string> SectionReader::names(const char* key) {
   return result;
 }
 
+std::vector<std::string> SectionReader::texts(const char* key) {
+  std::vector<std::string> result;
+  if (!has(key)) return result;
+  const auto given = node(key);
+  if (!given.IsSequence() || given.size() > 1000) {
+    fault(key, shown(given) + " where a list of at most 1000 texts is needed, such as [private, \"*.example.com\"]");
+    return result;
+  }
+  for (const auto& entry : given) {
+    if (!entry.IsScalar() || entry.Scalar().empty() || entry.Scalar().size() > 300)
+      faults_.add(entry.Mark(), path(key), shown(entry) + " is not a text of 1 to 300 characters");
+    else
+      result.push_back(entry.Scalar());
+  }
+  return result;
+}
+
 std::vector<Duration> SectionReader::durations(const char* key) {
   std::vector<Duration> result;
   if (!has(key)) return result;

@@ -37,6 +37,7 @@ class SectionReader {
   bool boolean(const char* key);
   std::optional<bool> optional_boolean(const char* key);
   std::vector<std::string> names(const char* key);
+  std::vector<std::string> texts(const char* key);
   std::vector<Duration> durations(const char* key);
   std::map<std::string, std::string> headers(const char* key);
   nlohmann::json json(const char* key);

@@ -25,6 +25,7 @@ constexpr std::size_t kMaxIdleHandles = 256;
 /// One request on its way.
 struct Transfer {
   std::uint64_t id = 0;
+  void* loop = nullptr;  ///< the Loop it belongs to, for libcurl's callbacks
   HttpRequest request;
   HttpClient::Done done;
   HttpResponse response;
@@ -33,9 +34,11 @@ struct Transfer {
   curl_slist* headers = nullptr;
   std::size_t header_bytes = 0;
   bool too_large = false;
+  bool refused = false;  ///< an address it would have gone to
   bool admitted = false;  ///< counted among its host's active ones
   SteadyTime asked, started;
   char error[CURL_ERROR_SIZE] = {};
+
 };
 
 size_t on_body(char* data, size_t size, size_t count, void* user) {
@@ -70,6 +73,7 @@ size_t on_header(char* data, size_t size, size_t count, void* user) {
 
 HttpFault fault_of(CURLcode code, const Transfer& transfer) {
   if (transfer.too_large) return HttpFault::too_large;
+  if (transfer.refused && code != CURLE_OK) return HttpFault::refused;
   switch (code) {
     case CURLE_OK: return HttpFault::none;
     case CURLE_OPERATION_TIMEDOUT: return HttpFault::timeout;
@@ -96,6 +100,7 @@ std::string_view to_string(HttpFault fault) {
     case HttpFault::tls: return "tls";
     case HttpFault::too_large: return "response_too_large";
     case HttpFault::protocol: return "protocol";
+    case HttpFault::refused: return "outbound_policy";
   }
   return "?";
 }
@@ -103,7 +108,7 @@ std::string_view to_string(HttpFault fault) {
 /// Everything below the queue runs on thread_ alone.
 class HttpClient::Loop {
  public:
-  explicit Loop(Settings settings) : settings_(settings) {
+  explicit Loop(Settings settings) : settings_(std::move(settings)) {
     static const bool initialised = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
     multi_ = initialised ? curl_multi_init() : nullptr;
     if (multi_ == nullptr || uv_loop_init(&loop_) != 0) throw std::runtime_error("libcurl or libuv cannot be started");
@@ -111,7 +116,7 @@ class HttpClient::Loop {
     curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
     curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, on_timer_wanted);
     curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
-    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(settings.idle_connections));
+    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(settings_.idle_connections));
     curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
     uv_timer_init(&loop_, &timer_);
     timer_.data = this;
@@ -137,6 +142,7 @@ class HttpClient::Loop {
     auto transfer = std::make_unique<Transfer>();
     const std::uint64_t id = ++last_id_;
     transfer->id = id;
+    transfer->loop = this;
     transfer->request = std::move(request);
     transfer->done = std::move(done);
     transfer->asked = std::chrono::steady_clock::now();
@@ -249,6 +255,9 @@ class HttpClient::Loop {
     if (transfer->request.timeout <= Duration(0)) {
       return finish(transfer, HttpFault::timeout, "no connection to the host was free in time");
     }
+    if (auto why = settings_.outbound.refuses_url(transfer->request.url)) {
+      return finish(transfer, HttpFault::refused, "the URL " + *why);
+    }
     transfer->easy = take_handle();
     if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
     configure(*transfer);
@@ -263,7 +272,7 @@ class HttpClient::Loop {
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
-    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, this);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, &transfer);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, this);
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
@@ -335,6 +344,8 @@ class HttpClient::Loop {
         words = transfer->header_bytes > kMaxHeaderBytes
                     ? "response headers larger than 64 KiB"
                     : "response body larger than " + std::to_string(transfer->request.max_response) + " bytes";
+      } else if (fault == HttpFault::refused) {
+        words = "the outbound policy refuses the address that the host has";
       } else if (fault != HttpFault::none) {
         words = printable(transfer->error[0] != '\0' ? transfer->error : curl_easy_strerror(code), 300);
       }
@@ -346,7 +357,12 @@ class HttpClient::Loop {
   /// libcurl's sockets are opened and closed here, so that a kept connection's watch is kept with it: to end and begin it
   /// with every request would cost several system calls.
   static curl_socket_t on_open(void* user, curlsocktype /*purpose*/, curl_sockaddr* address) {
-    auto* self = static_cast<Loop*>(user);
+    auto& transfer = *static_cast<Transfer*>(user);
+    auto* self = static_cast<Loop*>(transfer.loop);
+    if (self->settings_.outbound.refuses_address(address->addr)) {
+      transfer.refused = true;
+      return CURL_SOCKET_BAD;
+    }
     const int socket = ::socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
     if (socket < 0) return CURL_SOCKET_BAD;
     Watch* watch = self->watch(socket);
@@ -448,7 +464,7 @@ class HttpClient::Loop {
   std::thread thread_;
 };
 
-HttpClient::HttpClient(Settings settings) : loop_(std::make_unique<Loop>(settings)) {}
+HttpClient::HttpClient(Settings settings) : loop_(std::make_unique<Loop>(std::move(settings))) {}
 HttpClient::~HttpClient() = default;
 std::uint64_t HttpClient::start(HttpRequest request, Done done) { return loop_->start(std::move(request), std::move(done)); }
 void HttpClient::cancel(std::uint64_t id) { loop_->cancel(id); }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/http/outbound_policy.h"
 #include "core/time.h"
 
 namespace takt {
@@ -23,7 +24,7 @@ struct HttpRequest {
 };
 
 /// Why there is no usable response.
-enum class HttpFault { none, cancelled, timeout, resolve, connect, tls, too_large, protocol };
+enum class HttpFault { none, cancelled, timeout, resolve, connect, tls, too_large, protocol, refused };
 std::string_view to_string(HttpFault fault);
 
 struct HttpResponse {
@@ -48,6 +49,7 @@ class HttpClient {
   struct Settings {
     int host_connections = 50;   ///< to one host at most; further requests wait, and the wait is part of their timeout
     int idle_connections = 200;  ///< kept open for reuse
+    OutboundPolicy outbound{};   ///< judges the URL, and the very address that is connected to; no second lookup
   };
   using Done = std::function<void(HttpResponse&&)>;
 

@@ -124,6 +124,22 @@ TEST(HttpClient, DoesNotFollowRedirects) {
   EXPECT_EQ(Call(client, post(server.url())).wait().status, 302);
 }
 
+TEST(HttpClient, ConnectsToNoAddressThatThePolicyRefusesHoweverItIsWritten) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  const auto port = server.url("").substr(server.url("").rfind(':'));
+  HttpClient closed({50, 200, OutboundPolicy({}, {"private"})});
+  // Decimal, octal, hexadecimal and short forms, IPv4-mapped IPv6, and a name that resolves to a loopback address.
+  for (const std::string host : {"127.0.0.1", "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost", "0.0.0.0"}) {
+    const auto response = Call(closed, post("http://" + host + port)).wait();
+    EXPECT_EQ(response.fault, HttpFault::refused) << host << ": " << response.error;
+    EXPECT_NE(response.error.find("outbound policy"), std::string::npos) << response.error;
+  }
+  EXPECT_EQ(Call(closed, post("http://user:secret@127.0.0.1" + port)).wait().fault, HttpFault::refused);
+  EXPECT_EQ(server.connections(), 0) << "nothing was connected to";
+  HttpClient open({50, 200});
+  EXPECT_EQ(Call(open, post("http://127.1" + port)).wait().status, 200) << "the address is right, and only the policy refused it";
+}
+
 TEST(HttpClient, CancelsAndShutsDownWithRequestsInFlight) {
   MisbehavingServer server([](int socket) {
     MisbehavingServer::read_request(socket);

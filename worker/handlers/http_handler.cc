@@ -27,7 +27,7 @@ std::string span_id(const ClaimedItem& item) {
 /// A refusal is an answer: only silence, an unusable answer and the server's own failures speak against the destination.
 /// A request that was cancelled here says nothing; it counts as neither, which for a closed circuit is a success.
 bool destination_works(const HttpResponse& response) {
-  if (response.fault == HttpFault::cancelled || response.fault == HttpFault::too_large) return true;
+  if (response.fault == HttpFault::cancelled || response.fault == HttpFault::too_large || response.fault == HttpFault::refused) return true;
   return response.fault == HttpFault::none && response.status < 500;
 }
 
