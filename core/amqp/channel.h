@@ -33,7 +33,7 @@ struct BrokerSettings {
   Duration connect_timeout = std::chrono::seconds(5);
   Duration rpc_timeout = std::chrono::seconds(10);
   Duration backoff_base = Duration(250);  ///< first pause before reconnecting; doubles, with full jitter
-  Duration backoff_max = std::chrono::seconds(15);
+  Duration backoff_max = std::chrono::seconds(5);
   std::string name = "takt";  ///< shown in the broker's connection list
 
   [[nodiscard]] BrokerSettings clone(const std::string& new_name) const;
