@@ -114,17 +114,19 @@ void replay(Context& context, const LetterOptions& options) {
     const auto part = replay_letters(database, ids, who);
     sum.items += part.items;
     sum.ticks += part.ticks;
+    sum.before += part.before;
     sum.refused += part.refused;
   });
   if (options.json) {
-    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"refused", sum.refused}}.dump() << "\n";
-  } else if (sum.items + sum.ticks + sum.refused > 0) {
-    std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks\n";
+    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"before", sum.before}, {"refused", sum.refused}}.dump() << "\n";
+  } else if (sum.items + sum.ticks + sum.before + sum.refused > 0) {
+    std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks";
+    std::cout << (sum.before > 0 ? "; " + std::to_string(sum.before) + " had been replayed before\n" : "\n");
   }
   if (sum.refused > 0) {
     throw CommandFailed(std::to_string(sum.refused) +
-                        " not replayed: their job is unknown, their key is held by another item, or they are "
-                        "messages, which are only kept; \"takt dlq show\" tells more");
+                        " not replayed: their job is unknown, their key is held by another item, they were pruned "
+                        "meanwhile, or they are messages, which are only kept; \"takt dlq show\" tells more");
   }
 }
 

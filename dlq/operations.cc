@@ -30,7 +30,7 @@ constexpr Statement kShow{"letters_show", R"sql(
     FROM takt.dead_letters d WHERE d.id = $1
 )sql"};
 
-// Letters are locked first, so that of two operators one finds them taken. A key that another live item holds, or that a
+// Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds, or that a
 // finished one holds within its dedupe window, keeps its letter in the archive.
 constexpr Statement kReplayItems{"letters_replay_items", R"sql(
   WITH chosen AS (
@@ -38,7 +38,7 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
       FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
      WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'item' AND d.payload IS NOT NULL
      ORDER BY d.id
-       FOR UPDATE OF d SKIP LOCKED),
+       FOR UPDATE OF d),
   held AS (
     INSERT INTO takt.item_keys AS k (job_id, key, item_id)
     SELECT DISTINCT ON (job_id, key) job_id, key, item_id FROM chosen WHERE key IS NOT NULL ORDER BY job_id, key, item_id
@@ -67,7 +67,7 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
       FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
      WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'tick' AND d.payload IS NOT NULL
      ORDER BY d.id
-       FOR UPDATE OF d SKIP LOCKED),
+       FOR UPDATE OF d),
   ticks AS (
     INSERT INTO takt.ticks (id, job_id, source, due_at, items)
     SELECT left('replay:' || id, 256), job_id, 'replay', now(), payload->'items' FROM chosen ON CONFLICT (id) DO NOTHING),
@@ -78,6 +78,8 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
   SELECT count(*) FROM marked
 )sql"};
+
+constexpr Statement kReplayed{"letters_replayed", "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
 
 constexpr Statement kDiscard{"letters_discard", R"sql(
   WITH marked AS (
@@ -124,8 +126,9 @@ Replayed replay_letters(Database& database, const std::vector<std::string>& ids,
   database.transaction([&](Session& on) {
     replayed.items = static_cast<int>(on.exec(kReplayItems, Params::of(ids, who)).integer(0, 0));
     replayed.ticks = static_cast<int>(on.exec(kReplayTicks, Params::of(ids, who)).integer(0, 0));
+    replayed.before = static_cast<int>(on.exec(kReplayed, Params::of(ids)).integer(0, 0)) - replayed.items - replayed.ticks;
   });
-  replayed.refused = static_cast<int>(ids.size()) - replayed.items - replayed.ticks;
+  replayed.refused = static_cast<int>(ids.size()) - replayed.items - replayed.ticks - replayed.before;
   return replayed;
 }
 

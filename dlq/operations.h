@@ -27,7 +27,8 @@ std::int64_t count_open_letters(Database& database, const LetterFilter& filter);
 struct Replayed {
   int items = 0;
   int ticks = 0;
-  /// Not replayed: its job is unknown, its key is held by another item, it cannot be replayed, or it was replayed before.
+  int before = 0;  ///< they were replayed already, by somebody else perhaps
+  /// Not replayed: its job is unknown, its key is held by another item, or it cannot be replayed.
   int refused = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "core/http/client.h"
 
 #include <curl/curl.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <uv.h>
@@ -71,9 +72,19 @@ size_t on_header(char* data, size_t size, size_t count, void* user) {
   return bytes;
 }
 
+/// True if this process may open nothing more: then it is not the destination that failed.
+bool out_of_descriptors() {
+  const int descriptor = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+  if (descriptor >= 0) ::close(descriptor);
+  return descriptor < 0 && (errno == EMFILE || errno == ENFILE);
+}
+
 HttpFault fault_of(CURLcode code, const Transfer& transfer) {
   if (transfer.too_large) return HttpFault::too_large;
   if (transfer.refused && code != CURLE_OK) return HttpFault::refused;
+  if ((code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_OUT_OF_MEMORY) && out_of_descriptors()) {
+    return HttpFault::exhausted;
+  }
   switch (code) {
     case CURLE_OK: return HttpFault::none;
     case CURLE_OPERATION_TIMEDOUT: return HttpFault::timeout;
@@ -101,6 +112,7 @@ std::string_view to_string(HttpFault fault) {
     case HttpFault::too_large: return "response_too_large";
     case HttpFault::protocol: return "protocol";
     case HttpFault::refused: return "outbound_policy";
+    case HttpFault::exhausted: return "worker_exhausted";
   }
   return "?";
 }
@@ -344,6 +356,8 @@ class HttpClient::Loop {
         words = transfer->header_bytes > kMaxHeaderBytes
                     ? "response headers larger than 64 KiB"
                     : "response body larger than " + std::to_string(transfer->request.max_response) + " bytes";
+      } else if (fault == HttpFault::exhausted) {
+        words = "this worker has no file descriptor left (ulimit -n); lower worker.host_connections or worker.runs";
       } else if (fault == HttpFault::refused) {
         words = "the outbound policy refuses the address that the host has";
       } else if (fault != HttpFault::none) {

@@ -24,7 +24,7 @@ struct HttpRequest {
 };
 
 /// Why there is no usable response.
-enum class HttpFault { none, cancelled, timeout, resolve, connect, tls, too_large, protocol, refused };
+enum class HttpFault { none, cancelled, timeout, resolve, connect, tls, too_large, protocol, refused, exhausted };
 std::string_view to_string(HttpFault fault);
 
 struct HttpResponse {

@@ -74,7 +74,7 @@ class RandomFaults(ChaosTest):
 
     def spawn(self, what, crash=None):
         arguments = ("dlq", "archive") if what == "archive" else (what,)
-        process = self.start_crashing(crash, *arguments) if crash else self.start(*arguments, wait=" takt: ")
+        process = self.start_crashing(crash or "nowhere", *arguments)
         self.living[what].append(process)
         return process
 

@@ -2,6 +2,7 @@
 and real processes of the binary under test. Run through ctest, which starts PostgreSQL and RabbitMQ."""
 import atexit
 import base64
+import collections
 import functools
 import hashlib
 import hmac
@@ -63,6 +64,7 @@ class Ledger:
 
     def __init__(self):
         self.deliveries = []
+        self.of_item = collections.Counter()
         self.behave = {}
         self.lock = threading.Lock()
         ledger = self
@@ -74,7 +76,8 @@ class Ledger:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 item = self.headers["webhook-id"]
                 with ledger.lock:
-                    nth = 1 + sum(1 for d in ledger.deliveries if d["item"] == item)
+                    ledger.of_item[item] += 1
+                    nth = ledger.of_item[item]
                     ledger.deliveries.append({"item": item, "attempt": int(self.headers["Takt-Attempt"]), "path": self.path, "time": time.time(),
                                               "body": body, "headers": dict(self.headers)})
                 behave = ledger.behave.get(self.path.split("?")[0])

@@ -27,8 +27,13 @@ std::string span_id(const ClaimedItem& item) {
 /// A refusal is an answer: only silence, an unusable answer and the server's own failures speak against the destination.
 /// A request that was cancelled here says nothing; it counts as neither, which for a closed circuit is a success.
 bool destination_works(const HttpResponse& response) {
-  if (response.fault == HttpFault::cancelled || response.fault == HttpFault::too_large || response.fault == HttpFault::refused) return true;
-  return response.fault == HttpFault::none && response.status < 500;
+  switch (response.fault) {
+    case HttpFault::cancelled:
+    case HttpFault::too_large:
+    case HttpFault::refused:
+    case HttpFault::exhausted: return true;
+    default: return response.fault == HttpFault::none && response.status < 500;
+  }
 }
 
 /// What run() and the callbacks of its requests share.

@@ -84,6 +84,9 @@ HandlerResult judge_reply(const HttpResponse& response, const std::string& metho
     result = result_of(ItemClass::interrupted, "shutdown", "the worker was stopped while the request was under way");
   } else if (response.fault == HttpFault::refused) {
     result = result_of(ItemClass::blocked, std::string(to_string(response.fault)), response.error);
+  } else if (response.fault == HttpFault::exhausted) {
+    result = result_of(ItemClass::skipped, std::string(to_string(response.fault)), response.error);  // no attempt of the item's
+    result.retry_after = std::chrono::seconds(1);
   } else if (response.fault != HttpFault::none) {
     result = result_of(ItemClass::error, std::string(to_string(response.fault)), response.error);
   } else if (response.status >= 200 && response.status < 300) {
