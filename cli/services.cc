@@ -57,7 +57,7 @@ Worker::Settings worker_settings(const Config& config) {
   return settings;
 }
 
-Services::Services(Context& context, Which which, const std::string& name) : context_(context), which_(which) {
+Services::Services(Context& context, Which which, const std::string& name) : which_(which) {
   // Every thread inherits the blocked signals, so that run() alone receives them.
   const auto signals = end_signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);

@@ -41,7 +41,6 @@ class Services {
   void build_worker(Context& context, const std::string& name);
   [[nodiscard]] std::vector<HealthPart> health() const;
 
-  Context& context_;
   const Which which_;
   SystemClock clock_;
   SeededRandom random_{random_seed()};

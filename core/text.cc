@@ -91,6 +91,15 @@ std::size_t sequence_length(std::string_view text, std::size_t at) {
 
 }  // namespace
 
+bool is_utf8(std::string_view text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = sequence_length(text, at);
+    if (length == 0) return false;
+    at += length;
+  }
+  return true;
+}
+
 std::string printable(std::string_view text, std::size_t bytes) {
   std::string shown;
   for (std::size_t at = 0; at < text.size();) {

@@ -19,6 +19,9 @@ std::string to_lower(std::string_view text);
 /// control characters become '?'. For error texts that come from outside.
 std::string printable(std::string_view text, std::size_t bytes);
 
+/// Well-formed UTF-8 (RFC 3629), which JSON and PostgreSQL insist on.
+bool is_utf8(std::string_view text);
+
 /// The known word nearest to `given` if it is near enough to be meant (edit distance at most 2), else empty.
 std::string nearest(std::string_view given, const std::vector<std::string>& known);
 

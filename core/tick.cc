@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <charconv>
 
 namespace takt {
@@ -17,6 +18,21 @@ bool timestamp_in_range(const google::protobuf::Timestamp& time) {
   return time.seconds() >= 0 && time.seconds() <= kMaxUnixSeconds && time.nanos() >= 0 && time.nanos() < 1'000'000'000;
 }
 
+bool has_nul(const std::string& text) { return text.find('\0') != std::string::npos; }
+
+/// True if a text in it holds U+0000, which PostgreSQL's jsonb cannot. Protobuf's parsers bound the depth (100).
+bool holds_nul(const google::protobuf::Value& value) {
+  switch (value.kind_case()) {
+    case google::protobuf::Value::kStringValue: return has_nul(value.string_value());
+    case google::protobuf::Value::kListValue:
+      return std::any_of(value.list_value().values().begin(), value.list_value().values().end(), holds_nul);
+    case google::protobuf::Value::kStructValue:
+      return std::any_of(value.struct_value().fields().begin(), value.struct_value().fields().end(),
+                         [](const auto& field) { return has_nul(field.first) || holds_nul(field.second); });
+    default: return false;
+  }
+}
+
 bool within_limits(const v1::JobTick& tick) {
   if (tick.id().empty() || tick.id().size() > kMaxTickIdBytes || !is_name(tick.job())) return false;
   if (tick.items_size() > kMaxTickItems) return false;
@@ -25,7 +41,7 @@ bool within_limits(const v1::JobTick& tick) {
     if (item.key().size() > kMaxKeyCharacters || item.key().find('\0') != std::string::npos) return false;
     if (item.priority() < -kMaxPriority || item.priority() > kMaxPriority) return false;
     if (item.has_run_at() && !timestamp_in_range(item.run_at())) return false;
-    if (item.payload().ByteSizeLong() > kMaxPayloadBytes) return false;
+    if (item.payload().ByteSizeLong() > kMaxPayloadBytes || holds_nul(item.payload())) return false;
   }
   return tick.id().find_first_of(std::string_view("\0\r\n", 3)) == std::string::npos;
 }

@@ -12,6 +12,7 @@ namespace takt {
 namespace {
 
 constexpr std::size_t kMaxErrorBytes = 4096;
+constexpr std::size_t kMaxNameBytes = 255;
 
 std::string digest_of(const std::string& bytes) {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
@@ -33,6 +34,15 @@ bool parse(const amqp::Delivery& delivery, Message& message) {
   if (delivery.content_type == kProtobufType) return message.ParseFromString(delivery.body);
   if (delivery.content_type == kJsonType) return message_from_json(delivery.body, message);
   return false;
+}
+
+/// Bytes that are not UTF-8 become the replacement character: a header may hold anything.
+std::string lenient_json(const nlohmann::json& value) { return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
+
+/// A text of what RabbitMQ says; anybody who may publish to the exchange can put something else in its place.
+std::string text_in(const nlohmann::json& object, const char* key, const char* otherwise) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? printable(found->get<std::string>(), kMaxNameBytes) : otherwise;
 }
 
 /// PostgreSQL's jsonb holds no NUL.
@@ -67,8 +77,8 @@ std::string death_reason(const nlohmann::json& headers, std::string& queue) {
   const auto deaths = headers.find("x-death");
   if (deaths == headers.end() || !deaths->is_array() || deaths->empty() || !deaths->front().is_object()) return "unknown";
   const auto& latest = deaths->front();
-  queue = latest.value("queue", "");
-  return latest.value("reason", "unknown");
+  queue = text_in(latest, "queue", "");
+  return text_in(latest, "reason", "unknown");
 }
 
 }  // namespace
@@ -100,11 +110,11 @@ Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestam
   }
   letter.body = delivery.body;
   auto headers = delivery.headers;
-  if (const auto deaths = headers.find("x-death"); deaths != headers.end()) letter.x_death = storable_json(deaths->dump());
+  if (const auto deaths = headers.find("x-death"); deaths != headers.end()) letter.x_death = storable_json(lenient_json(*deaths));
   headers.erase("x-death");
   headers.erase("webhook-signature");
   headers["content_type"] = printable(delivery.content_type, 100);
-  letter.headers = storable_json(headers.dump());
+  letter.headers = storable_json(lenient_json(headers));
   return letter;
 }
 

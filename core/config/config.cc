@@ -242,6 +242,11 @@ std::vector<std::string> Config::queues() const {
 
 Config parse_config(const std::string& text, const std::string& name) {
   if (text.size() > kMaxConfigBytes) throw ConfigError({name + ": larger than 4 MiB"});
+  std::size_t line = 0;
+  for (const auto part : split(text, '\n')) {
+    ++line;
+    if (!is_utf8(part)) throw ConfigError({name + ":" + std::to_string(line) + ": is not UTF-8; save the file in that encoding"});
+  }
   Faults faults(name);
   YAML::Node root;
   try {

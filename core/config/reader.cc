@@ -12,6 +12,7 @@ namespace takt {
 namespace {
 
 constexpr int kMaxDepth = 32;
+constexpr int kMaxValues = 10'000;
 
 std::string shown(const YAML::Node& node) {
   if (node.IsScalar()) return "\"" + printable(node.Scalar(), 60) + "\"";
@@ -120,7 +121,7 @@ std::optional<std::string> SectionReader::scalar(const Field& field) {
     if (field.fallback == nullptr || *field.fallback == '\0') return std::nullopt;
     return field.fallback;
   }
-  if (given.IsScalar()) return given.Scalar();
+  if (given.IsScalar() && is_utf8(given.Scalar())) return given.Scalar();
   fault(field.key, shown(given) + " where a single value is needed");
   return std::nullopt;
 }
@@ -306,25 +307,37 @@ nlohmann::json SectionReader::json(const char* key) {
   }
 }
 
-nlohmann::json yaml_to_json(const YAML::Node& node, int depth) {
+namespace {
+
+const std::string& storable(const std::string& text) {
+  if (text.find('\0') != std::string::npos) throw std::invalid_argument("holds a NUL character, which PostgreSQL cannot store");
+  if (!is_utf8(text)) throw std::invalid_argument("holds an escape that is no Unicode character");
+  return text;
+}
+
+/// `left`: how many values may still come, since aliases can make a short file into a huge value.
+nlohmann::json to_json(const YAML::Node& node, int depth, int& left) {
   if (depth > kMaxDepth) throw std::invalid_argument("nested more than 32 deep");
+  if (--left < 0) throw std::invalid_argument("holds more than " + std::to_string(kMaxValues) + " values");
   switch (node.Type()) {
     case YAML::NodeType::Undefined:
     case YAML::NodeType::Null: return nullptr;
     case YAML::NodeType::Sequence: {
       auto list = nlohmann::json::array();
-      for (const auto& entry : node) list.push_back(yaml_to_json(entry, depth + 1));
+      for (const auto& entry : node) list.push_back(to_json(entry, depth + 1, left));
       return list;
     }
     case YAML::NodeType::Map: {
       auto object = nlohmann::json::object();
-      for (const auto& entry : node) object[entry.first.Scalar()] = yaml_to_json(entry.second, depth + 1);
+      for (const auto& entry : node) {
+        if (!entry.first.IsScalar()) throw std::invalid_argument("has a key that is not a single value");
+        object[storable(entry.first.Scalar())] = to_json(entry.second, depth + 1, left);
+      }
       return object;
     }
     case YAML::NodeType::Scalar: break;
   }
-  const std::string& text = node.Scalar();
-  if (text.find('\0') != std::string::npos) throw std::invalid_argument("holds a NUL character, which PostgreSQL cannot store");
+  const std::string& text = storable(node.Scalar());
   if (node.Tag() == "!") return text;  // quoted: always text
   if (const auto boolean = parse_boolean(text)) return *boolean;
   std::int64_t whole = 0;
@@ -333,6 +346,13 @@ nlohmann::json yaml_to_json(const YAML::Node& node, int depth) {
   double real = 0;
   if (const auto got = std::from_chars(text.data(), end, real); got.ec == std::errc{} && got.ptr == end && std::isfinite(real)) return real;
   return text;
+}
+
+}  // namespace
+
+nlohmann::json yaml_to_json(const YAML::Node& node) {
+  int left = kMaxValues;
+  return to_json(node, 0, left);
 }
 
 }  // namespace takt

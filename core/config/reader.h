@@ -63,6 +63,7 @@ class SectionReader {
   Faults& faults_;
 };
 
-nlohmann::json yaml_to_json(const YAML::Node& node, int depth = 0);
+/// Throws std::invalid_argument for what JSON or PostgreSQL cannot hold.
+nlohmann::json yaml_to_json(const YAML::Node& node);
 
 }  // namespace takt

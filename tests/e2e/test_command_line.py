@@ -178,7 +178,7 @@ class Commands(TaktTest):
         os.chmod(path, 0o640)
         self.assertIn("chmod 600", run("keys", "list", **environment).stderr)
 
-    def test_a_service_refuses_a_queue_that_exists_otherwise(self):
+    def test_R7_a_service_refuses_a_queue_that_exists_otherwise(self):
         self.install("jobs: {}")
         channel = self.channel()
         channel.queue_delete("takt.ticks.default")

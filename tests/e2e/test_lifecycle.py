@@ -103,7 +103,7 @@ class Lifecycle(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.attempts WHERE item_id = %s", item), 5, "its history is kept")
         self.check_invariants()
 
-    def test_answers_become_the_classes_of_the_design(self):
+    def test_H2_answers_become_the_classes_of_the_design(self):
         self.start("up")
         self.ledger.behave["/flaky"] = lambda nth: (500 if nth < 3 else 200, {}, b"")
         self.ledger.behave["/busy"] = lambda nth: (503, {"Retry-After": "2"}, b"") if nth == 1 else (200, {"Content-Type": "application/json"}, b'{"result":"noop"}')
@@ -176,7 +176,7 @@ class Lifecycle(TaktTest):
         self.assertGreater(self.one("SELECT count(*) FROM takt.runs WHERE status = 'locked'"), 0)
         self.check_invariants()
 
-    def test_sigterm_finishes_or_hands_back_within_the_grace(self):
+    def test_W6_sigterm_finishes_or_hands_back_within_the_grace(self):
         self.start("dispatcher")
         worker = self.start("worker")
         self.ledger.behave["/slow"] = lambda nth: (time.sleep(1.0) or 200, {}, b"")
@@ -195,7 +195,7 @@ class Lifecycle(TaktTest):
         eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0)
         self.check_invariants()
 
-    def test_a_request_longer_than_the_grace_is_cut_and_counts_as_an_attempt(self):
+    def test_W6_a_request_longer_than_the_grace_is_cut_and_counts_as_an_attempt(self):
         self.start("dispatcher")
         worker = self.start("worker")
         self.ledger.behave["/slow"] = lambda nth: (time.sleep(6 if nth == 1 else 0) or 200, {}, b"")
@@ -208,7 +208,7 @@ class Lifecycle(TaktTest):
         self.assertEqual([d["attempt"] for d in self.ledger.of("/slow")], [1, 2])
         self.check_invariants()
 
-    def test_a_killed_workers_item_comes_back_and_one_that_kills_ends_dead(self):
+    def test_W7_a_killed_workers_item_comes_back_and_one_that_kills_ends_dead(self):
         self.start("dispatcher")
         self.start("dlq", "archive")
         self.ledger.behave["/poison"] = lambda nth: (time.sleep(30) or 200, {}, b"")
@@ -223,7 +223,7 @@ class Lifecycle(TaktTest):
         self.assertEqual(self.one("SELECT reason FROM takt.dead_letters"), "max_attempts")
         self.check_invariants()
 
-    def test_a_worker_stopped_past_its_lease_cannot_settle(self):
+    def test_W5_a_worker_stopped_past_its_lease_cannot_settle(self):
         self.start("dispatcher")
         frozen = self.start("worker")
         release = {"go": False}

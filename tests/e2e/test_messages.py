@@ -43,7 +43,7 @@ class Messages(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.all_items"), 0)
         self.assertEqual(self.ledger.deliveries, [])
 
-    def test_a_message_that_does_not_verify_goes_to_quarantine_and_changes_nothing(self):
+    def test_M1_a_message_that_does_not_verify_goes_to_quarantine_and_changes_nothing(self):
         item = {"items": [{"payload": {"evil": True}}]}
         good = self.tick(**item)
         other_secret = "whsec_" + "A" * 43 + "="
@@ -68,7 +68,7 @@ class Messages(TaktTest):
         self.assertIn("tick quarantined reason=bad_signature", log)
         self.assertNotIn("evil", log, "a payload is in the log")
 
-    def test_a_replayed_tick_runs_once(self):
+    def test_M2_a_replayed_tick_runs_once(self):
         tick = self.tick(items=[{"payload": {"n": 1}}])
         for _ in range(200):
             self.publish(self.broker, tick)
@@ -89,7 +89,7 @@ class Messages(TaktTest):
         self.assertEqual(self.one("SELECT trigger FROM takt.runs WHERE tick_id = %s", tick["id"]), "external")
         self.check_invariants()
 
-    def test_batch_size_is_capped_by_the_jobs_own(self):
+    def test_M5_batch_size_is_capped_by_the_jobs_own(self):
         self.one("SELECT count(*) FROM takt.enqueue_many('batch', array_fill('{}'::jsonb, ARRAY[25]), run_ats => array_fill(now() + interval '1 h', ARRAY[25]))")
         self.db.cursor().execute("UPDATE takt.jobs SET definition = jsonb_set(definition, '{drain}', 'false'), version = nextval('takt.definitions_version') WHERE name = 'batch'")
         time.sleep(2)
@@ -113,7 +113,7 @@ class Messages(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 0"), 3)
         self.assertEqual(self.ledger.deliveries, [])
 
-    def test_a_tick_for_a_paused_job_keeps_its_items(self):
+    def test_M5_a_tick_for_a_paused_job_keeps_its_items(self):
         self.takt("jobs", "pause", "demo")
         tick = self.tick(items=[{"payload": {"kept": 1}}])
         self.publish(self.broker, tick)
@@ -122,7 +122,7 @@ class Messages(TaktTest):
         self.takt("jobs", "resume", "demo")
         eventually(lambda: len(self.ledger.of("/demo")) == 1, what="the item's delivery after the job was resumed")
 
-    def test_a_tick_for_an_unknown_job_is_dead_lettered_and_can_be_replayed_later(self):
+    def test_M5_a_tick_for_an_unknown_job_is_dead_lettered_and_can_be_replayed_later(self):
         tick = self.tick("later", items=[{"payload": {"n": 7}}])
         self.publish(self.broker, tick)
         letter = eventually(lambda: self.rows("SELECT id, kind, reason FROM takt.dead_letters"))[0]
@@ -163,7 +163,7 @@ class Messages(TaktTest):
         self.takt("dlq", "replay", letter[0], "--yes", expect=1)
         self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 0)
 
-    def test_keys_rotate_without_losing_a_message(self):
+    def test_M3_keys_rotate_without_losing_a_message(self):
         old, new = self.secret, "whsec_" + "Q" * 43 + "="
         self.environment["TAKT_SIGNING_KEYS"] = f"current {old}, next {new}"
         self.stop(self.up)

@@ -108,7 +108,7 @@ class Tls(TaktTest):
     def amqps(self, proxy):
         return f"amqps://{self.credentials}@localhost:{proxy.port}/{self.amqp_vhost}"
 
-    def test_work_goes_through_verified_tls_and_stops_at_what_is_not(self):
+    def test_H4_work_goes_through_verified_tls_and_stops_at_what_is_not(self):
         self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[0])
         self.install(CONFIG.replace("{ca}", self.ca).replace("{https}", self.https[0]).replace("{misnamed}", self.https[1]))
         self.start("up")

@@ -1,4 +1,5 @@
-// What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL kind NUL body. Unsigned, so never more than a message.
+// What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL kind NUL x-death (JSON) NUL body. Unsigned, so never more than a message.
+#include "core/text.h"
 #include "dlq/letter.h"
 #include "tests/fuzz/input.h"
 
@@ -13,11 +14,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   delivery.headers["webhook-timestamp"] = std::string(pieces.next());
   delivery.headers["webhook-signature"] = std::string(pieces.next());
   delivery.headers["takt-kind"] = std::string(pieces.next());
+  if (auto deaths = nlohmann::json::parse(pieces.next(), nullptr, false); !deaths.is_discarded()) delivery.headers["x-death"] = std::move(deaths);
   delivery.body = pieces.rest();
   delivery.body_size = delivery.body.size();
   const auto letter = read_letter(delivery, kKeys, kNow);
   require(letter.kind == "message");
-  require(!letter.id.empty());
-  require(!letter.headers || letter.headers->find("webhook-signature") == std::string::npos);
+  require(!letter.id.empty() && is_utf8(letter.id) && is_utf8(letter.reason) && is_utf8(letter.error));
+  require(!letter.headers || !nlohmann::json::parse(*letter.headers).contains("webhook-signature"));
   return 0;
 }

@@ -39,6 +39,22 @@ TEST(Config, GivesDefaultsToWhatIsNotSaid) {
   EXPECT_EQ(config.queues(), std::vector<std::string>{"default"});
 }
 
+TEST(Config, RefusesWhatIsNoUnicodeAndWhatAliasesMakeHuge) {
+  EXPECT_THAT(faults("jobs:\n  a: \"\xff\"\n"), Contains(HasSubstr("takt.yaml:2: is not UTF-8")));
+  const std::string job = R"(
+jobs:
+  a:
+    handler: {http: {url: "http://x/", method: GET}}
+    schedules: [{name: s, cron: "@daily", payload: )";
+  std::string bomb = job + "[&a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]";
+  for (int i = 1; i < 9; ++i) {
+    bomb += ", &a" + std::to_string(i) + " [";
+    for (int n = 0; n < 10; ++n) bomb += (n == 0 ? "*a" : ", *a") + std::to_string(i - 1);
+    bomb += "]";
+  }
+  EXPECT_THAT(faults(bomb + "]}]\n"), Contains(HasSubstr("more than 10000 values")));
+}
+
 TEST(Config, ReadsEveryFormOfBackoffAndSchedule) {
   const auto config = parse_config(R"(
 jobs:

@@ -60,6 +60,17 @@ TEST_F(LetterTest, ReadsWhatRabbitmqDeadLetteredItself) {
   EXPECT_NE(letter.x_death->find("takt.ticks.default"), std::string::npos);
 }
 
+// Found by fuzzing: either would have ended the archive again and again.
+TEST_F(LetterTest, KeepsAMessageWhoseHeadersAreNoText) {
+  auto delivery = tick_delivery();
+  delivery.headers["x-made-up"] = "\xff\xfe";
+  delivery.headers["x-death"] = {{{"reason", 5}, {"queue", nullptr}, {"by", "\x9d"}}};
+  const auto letter = read_letter(delivery, keys, clock.now());
+  EXPECT_EQ(letter.reason, "unknown");
+  EXPECT_NE(letter.headers->find("x-made-up"), std::string::npos);
+  EXPECT_TRUE(letter.x_death);
+}
+
 TEST_F(LetterTest, GivesTheSameIdToARedelivery) {
   EXPECT_EQ(read_letter(tick_delivery(), keys, clock.now()).id, read_letter(tick_delivery(), keys, clock.now()).id);
   amqp::Delivery anything;

@@ -52,6 +52,15 @@ TEST(VerifyTick, AcceptsProtobufAndCanonicalJson) {
   EXPECT_EQ(envelope.verdict(), "accepted");
 }
 
+TEST(VerifyTick, RefusesAPayloadThatPostgresqlCannotHold) {
+  Envelope envelope;
+  envelope.type = kJsonType;
+  for (const std::string payload : {R"("\u0000")", R"({"\u0000":1})", R"([1,[{"a":"x\u0000"}]])"}) {
+    envelope.seal(R"({"id":"manual:demo:1","job":"demo","items":[{"payload":)" + payload + "}]}");
+    EXPECT_EQ(envelope.verdict(), "field_limit") << payload;
+  }
+}
+
 TEST(VerifyTick, NamesTheReasonOfEachRefusal) {
   Envelope envelope;
   EXPECT_EQ(envelope.verdict(false), "missing_header");
