@@ -118,7 +118,8 @@ void replay(Context& context, const LetterOptions& options) {
     sum.refused += part.refused;
   });
   if (options.json) {
-    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"before", sum.before}, {"refused", sum.refused}}.dump() << "\n";
+    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"before", sum.before}, {"refused", sum.refused}}.dump()
+              << "\n";
   } else if (sum.items + sum.ticks + sum.before + sum.refused > 0) {
     std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks";
     std::cout << (sum.before > 0 ? "; " + std::to_string(sum.before) + " had been replayed before\n" : "\n");

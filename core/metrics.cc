@@ -101,9 +101,7 @@ void Metrics::handler_latencies(std::string_view job, const std::vector<double>&
   for (const double each : seconds) histogram.Observe(each);
 }
 void Metrics::tick_wait(double seconds) { families_->wait.Add({}, kLatency).Observe(seconds); }
-void Metrics::circuit_open(std::string_view job, bool open) {
-  families_->circuit.Add({{"job", std::string(job)}}).Set(open ? 1 : 0);
-}
+void Metrics::circuit_open(std::string_view job, bool open) { families_->circuit.Add({{"job", std::string(job)}}).Set(open ? 1 : 0); }
 void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
 void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }
 void Metrics::dead_letters_archived(std::string_view kind) { families_->archived.Add({{"kind", std::string(kind)}}).Increment(); }

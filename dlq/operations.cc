@@ -30,8 +30,8 @@ constexpr Statement kShow{"letters_show", R"sql(
     FROM takt.dead_letters d WHERE d.id = $1
 )sql"};
 
-// Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds, or that a
-// finished one holds within its dedupe window, keeps its letter in the archive.
+// Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds,
+// or that a finished one holds within its dedupe window, keeps its letter in the archive.
 constexpr Statement kReplayItems{"letters_replay_items", R"sql(
   WITH chosen AS (
     SELECT d.id, d.item_id, d.key, d.priority, d.payload, split_part(d.id, '-', 3)::smallint AS replay, j.id AS job_id
@@ -79,7 +79,8 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
   SELECT count(*) FROM marked
 )sql"};
 
-constexpr Statement kReplayed{"letters_replayed", "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
+constexpr Statement kReplayed{"letters_replayed",
+                              "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
 
 constexpr Statement kDiscard{"letters_discard", R"sql(
   WITH marked AS (

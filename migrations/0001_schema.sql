@@ -507,7 +507,8 @@ BEGIN
   ON CONFLICT (id) DO UPDATE
      SET run_id = excluded.run_id, worker = excluded.worker, lease_until = excluded.lease_until, begun_at = now(),
          published_at = coalesce(t.published_at, now())
-   WHERE t.finished_at IS NULL AND (t.lease_until IS NULL OR t.lease_until < now())
+   -- A lease that is over still stands for the items its run holds: the rescue gives them back, and the tick with them.
+   WHERE t.finished_at IS NULL AND t.lease_until IS NULL
   RETURNING t.source INTO tick_source;
   IF NOT FOUND THEN
     RETURN;

@@ -138,15 +138,16 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
     return while_unavailable("settling", give_up, [&] { return settle_run(database_, run); });
   }
   const auto next_run = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
-  const ClaimRequest request{*next_job,
-                             continuation_id(run.run_id),
-                             clock_.now(),
-                             "more",
-                             next_run,
-                             worker_id_,
-                             std::min(next_job->definition.batch_size, handler_of(next_job->definition).readiness(next_job->definition).items),
-                             false,
-                             std::chrono::steady_clock::now() - searched < kSearchInterval};
+  const ClaimRequest request{
+      *next_job,
+      continuation_id(run.run_id),
+      clock_.now(),
+      "more",
+      next_run,
+      worker_id_,
+      std::min(next_job->definition.batch_size, handler_of(next_job->definition).readiness(next_job->definition).items),
+      false,
+      std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
   const auto settled = while_unavailable("settling", give_up, [&] { return settle_and_claim(database_, run, request, claim); });
   if (claim.outcome != ClaimOutcome::duplicate) {

@@ -59,7 +59,8 @@ constexpr std::array kWorker{
     Field{"max_tick_age", duration, 60 * kSecond, 30 * kDay, "24h", nullptr, "a tick signed longer ago is refused"},
     Field{"host_connections", integer, 1, 10000, "50", nullptr, "HTTP connections to one host at most"},
     Field{"outbound_allow", texts, 0, 0, "", nullptr,
-          "destinations that `http` jobs may reach; empty: any. Each an address or network, `private`, a host or *.host, http: or https:, or :port"},
+          "destinations that `http` jobs may reach; empty: any. Each an address or network, `private`, a host or *.host, http: or https:, "
+          "or :port"},
     Field{"outbound_deny", texts, 0, 0, "", nullptr, "destinations that they may not reach, in the same form; it wins over outbound_allow"},
     Field{"payload_in_errors", boolean, 0, 0, "false", nullptr,
           "keep the first 500 bytes of an HTTP error's response body in the attempt's error"},

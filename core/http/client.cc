@@ -35,11 +35,10 @@ struct Transfer {
   curl_slist* headers = nullptr;
   std::size_t header_bytes = 0;
   bool too_large = false;
-  bool refused = false;  ///< an address it would have gone to
+  bool refused = false;   ///< an address it would have gone to
   bool admitted = false;  ///< counted among its host's active ones
   SteadyTime asked, started;
   char error[CURL_ERROR_SIZE] = {};
-
 };
 
 size_t on_body(char* data, size_t size, size_t count, void* user) {
@@ -189,7 +188,7 @@ class HttpClient::Loop {
     uv_poll_t poll{};
     curl_socket_t socket = CURL_SOCKET_BAD;
     Loop* loop = nullptr;
-    bool opened_here = false;  ///< by on_open: a connection, and not a socket of libcurl's own
+    bool opened_here = false;     ///< by on_open: a connection, and not a socket of libcurl's own
     int wanted = 0, watched = 0;  ///< UV_READABLE, UV_WRITABLE: what libcurl asks for, what libuv looks for
   };
 

@@ -18,9 +18,10 @@ namespace {
 
 /// IANA's special-purpose registries (RFC 6890 and its updates): what is not a public unicast address.
 constexpr std::array kPrivate{
-    "0.0.0.0/8",   "10.0.0.0/8",   "100.64.0.0/10",   "127.0.0.0/8",    "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",  "192.0.2.0/24",
-    "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",   "240.0.0.0/4",   "::/127",
-    "64:ff9b:1::/48", "100::/64",     "2001::/23",       "2001:db8::/32",  "fc00::/7",       "fe80::/10",     "fec0::/10",     "ff00::/8",
+    "0.0.0.0/8",      "10.0.0.0/8",    "100.64.0.0/10",  "127.0.0.0/8",    "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24",   "192.0.2.0/24",  "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",  "198.51.100.0/24",
+    "203.0.113.0/24", "224.0.0.0/4",   "240.0.0.0/4",    "::/127",         "64:ff9b:1::/48", "100::/64",
+    "2001::/23",      "2001:db8::/32", "fc00::/7",       "fe80::/10",      "fec0::/10",      "ff00::/8",
 };
 
 bool host_matches(const std::string& rule, const std::string& host) {
@@ -104,8 +105,10 @@ std::optional<IpAddress> IpAddress::parse(std::string_view text) {
 }
 
 int IpAddress::family_bits() const {
-  return bytes_[10] == 0xff && bytes_[11] == 0xff && std::all_of(bytes_.begin(), bytes_.begin() + 10, [](std::uint8_t byte) { return byte == 0; }) ? 96
-                                                                                                                                                 : 0;
+  return bytes_[10] == 0xff && bytes_[11] == 0xff &&
+                 std::all_of(bytes_.begin(), bytes_.begin() + 10, [](std::uint8_t byte) { return byte == 0; })
+             ? 96
+             : 0;
 }
 
 bool IpAddress::in(const IpAddress& network, int bits) const {
@@ -131,7 +134,8 @@ OutboundPolicy::Rules OutboundPolicy::parse(const std::vector<std::string>& rule
     } else if (rule == "http:" || rule == "https:") {
       parsed.schemes.push_back(rule.substr(0, rule.size() - 1));
     } else if (rule.starts_with(':') && rule.find(':', 1) == std::string::npos) {
-      if (!parse_ports(std::string_view(rule).substr(1), ports)) throw std::invalid_argument("\"" + printable(given, 80) + "\" is not a port or range of ports");
+      if (!parse_ports(std::string_view(rule).substr(1), ports))
+        throw std::invalid_argument("\"" + printable(given, 80) + "\" is not a port or range of ports");
       parsed.ports.push_back(ports);
     } else if (parse_network(rule, network)) {
       parsed.networks.push_back(network);
@@ -140,8 +144,9 @@ OutboundPolicy::Rules OutboundPolicy::parse(const std::vector<std::string>& rule
                letters.find_first_of("abcdefghijklmnopqrstuvwxyz") != std::string_view::npos) {
       parsed.hosts.push_back(rule);
     } else {
-      throw std::invalid_argument("\"" + printable(given, 80) +
-                                  "\" is none of: an address or network, private, a host name (*. before it for those below), http:, https:, :port");
+      throw std::invalid_argument(
+          "\"" + printable(given, 80) +
+          "\" is none of: an address or network, private, a host name (*. before it for those below), http:, https:, :port");
     }
   }
   return parsed;
@@ -171,12 +176,17 @@ std::optional<std::string> OutboundPolicy::refuses_url(const std::string& text) 
   const auto any_host = [&](const Rules& rules) {
     return std::any_of(rules.hosts.begin(), rules.hosts.end(), [&](const std::string& rule) { return host_matches(rule, host); });
   };
-  const auto any_scheme = [&](const Rules& rules) { return std::find(rules.schemes.begin(), rules.schemes.end(), scheme) != rules.schemes.end(); };
-  const auto any_port = [&](const Rules& rules) {
-    return std::any_of(rules.ports.begin(), rules.ports.end(), [&](const auto& range) { return port >= range.first && port <= range.second; });
+  const auto any_scheme = [&](const Rules& rules) {
+    return std::find(rules.schemes.begin(), rules.schemes.end(), scheme) != rules.schemes.end();
   };
-  if (any_scheme(deny_) || (!allow_.schemes.empty() && !any_scheme(allow_))) return "has the scheme " + scheme + ", which the outbound policy refuses";
-  if (any_port(deny_) || (!allow_.ports.empty() && !any_port(allow_))) return "has the port " + port_text + ", which the outbound policy refuses";
+  const auto any_port = [&](const Rules& rules) {
+    return std::any_of(rules.ports.begin(), rules.ports.end(),
+                       [&](const auto& range) { return port >= range.first && port <= range.second; });
+  };
+  if (any_scheme(deny_) || (!allow_.schemes.empty() && !any_scheme(allow_)))
+    return "has the scheme " + scheme + ", which the outbound policy refuses";
+  if (any_port(deny_) || (!allow_.ports.empty() && !any_port(allow_)))
+    return "has the port " + port_text + ", which the outbound policy refuses";
   const auto literal = IpAddress::parse(host);  // judged as an address, at the connection
   if (any_host(deny_) || (!literal && !allow_.hosts.empty() && !any_host(allow_))) return "has a host that the outbound policy refuses";
   return std::nullopt;
@@ -187,7 +197,8 @@ bool OutboundPolicy::refuses_address(const sockaddr& address) const {
   const auto ip = IpAddress::of(address);
   if (!ip) return true;
   const auto any = [&](const Rules& rules) {
-    return std::any_of(rules.networks.begin(), rules.networks.end(), [&](const auto& network) { return ip->in(network.first, network.second); });
+    return std::any_of(rules.networks.begin(), rules.networks.end(),
+                       [&](const auto& network) { return ip->in(network.first, network.second); });
   };
   return any(deny_) || (!allow_.networks.empty() && !any(allow_));
 }

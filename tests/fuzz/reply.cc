@@ -19,6 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   require(result.error.size() <= 1024);
   require(result.processed >= 0 && result.failed >= 0 && result.skipped >= 0);
   if (result.retry_after) require(*result.retry_after >= Duration(0) && *result.retry_after <= std::chrono::hours(367 * 24));
-  if (response.status < 200 || response.status >= 300) require(result.item_class != ItemClass::done && result.item_class != ItemClass::noop);
+  if (response.status < 200 || response.status >= 300)
+    require(result.item_class != ItemClass::done && result.item_class != ItemClass::noop);
   return 0;
 }

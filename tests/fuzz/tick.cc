@@ -1,6 +1,6 @@
 // Decoding of ticks that are genuine, or seem so: the input is signed first. id NUL content-type NUL body.
-#include "core/signing.h"
 #include "core/tick.h"
+#include "core/signing.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

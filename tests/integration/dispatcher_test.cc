@@ -196,6 +196,20 @@ TEST_F(DispatcherTest, ReturnsItemsOfALostWorkerAndCountsTheAttempt) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.running_items"), 0);
 }
 
+// Found by simulation: the redelivered tick went to the next run, and what the first one held was nobody's for ever.
+TEST_F(DispatcherTest, ATickRedeliveredBetweenTheEndOfItsLeaseAndTheRescueLosesNothing) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo') FROM generate_series(1, 3)"));
+  ASSERT_EQ(claim_batch(*database, {job, "due:1", SystemClock().now(), "due", 1, "lost", 10}).items.size(), 3U);
+  database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s'"));
+  EXPECT_EQ(claim_batch(*database, {job, "due:1", SystemClock().now(), "due", 2, "next", 10}).outcome, ClaimOutcome::duplicate);
+  EXPECT_EQ(rescue_expired_leases(*database, term, 10).returned, 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 1"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.running_items"), 0);
+}
+
 TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
   database.apply(plain_job("demo"));
   database->exec(std::string(R"(INSERT INTO takt.dead_letters (id, kind, job, reason, error, died_at, state)

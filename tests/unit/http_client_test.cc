@@ -129,7 +129,8 @@ TEST(HttpClient, ConnectsToNoAddressThatThePolicyRefusesHoweverItIsWritten) {
   const auto port = server.url("").substr(server.url("").rfind(':'));
   HttpClient closed({50, 200, OutboundPolicy({}, {"private"})});
   // Decimal, octal, hexadecimal and short forms, IPv4-mapped IPv6, and a name that resolves to a loopback address.
-  for (const std::string host : {"127.0.0.1", "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost", "0.0.0.0"}) {
+  for (const std::string host :
+       {"127.0.0.1", "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "[::ffff:127.0.0.1]", "localhost", "0.0.0.0"}) {
     const auto response = Call(closed, post("http://" + host + port)).wait();
     EXPECT_EQ(response.fault, HttpFault::refused) << host << ": " << response.error;
     EXPECT_NE(response.error.find("outbound policy"), std::string::npos) << response.error;

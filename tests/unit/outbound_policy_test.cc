@@ -31,19 +31,21 @@ bool refuses(const OutboundPolicy& policy, const std::string& text) {
 TEST(OutboundPolicy, KnowsEverythingThatIsNotPublic) {
   const OutboundPolicy policy({}, {"private"});
   for (const char* address :
-       {"127.0.0.1", "127.255.255.254", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-        "255.255.255.255", "198.18.0.1", "192.0.2.1", "::1", "::", "fe80::1", "fc00::1", "fd12:3456::1", "ff02::1", "fec0::1", "2001:db8::1"}) {
+       {"127.0.0.1",  "127.255.255.254", "10.1.2.3",  "172.16.0.1",      "172.31.255.255", "192.168.1.1", "169.254.169.254",
+        "100.64.0.1", "0.0.0.0",         "224.0.0.1", "255.255.255.255", "198.18.0.1",     "192.0.2.1",   "::1",
+        "::",         "fe80::1",         "fc00::1",   "fd12:3456::1",    "ff02::1",        "fec0::1",     "2001:db8::1"}) {
     EXPECT_TRUE(refuses(policy, address)) << address;
   }
-  for (const char* address : {"93.184.216.34", "8.8.8.8", "172.15.255.255", "172.32.0.0", "100.63.255.255", "100.128.0.0", "169.253.255.255", "2606:4700::1111",
-                              "2a00:1450:4001::1"}) {
+  for (const char* address : {"93.184.216.34", "8.8.8.8", "172.15.255.255", "172.32.0.0", "100.63.255.255", "100.128.0.0",
+                              "169.253.255.255", "2606:4700::1111", "2a00:1450:4001::1"}) {
     EXPECT_FALSE(refuses(policy, address)) << address;
   }
 }
 
 TEST(OutboundPolicy, SeesThroughTheOtherSpellingsOfAnIPv4Address) {
   const OutboundPolicy policy({}, {"private"});
-  for (const char* address : {"::ffff:127.0.0.1", "::ffff:a9fe:a9fe", "::127.0.0.1", "64:ff9b::10.0.0.1", "2002:7f00:1::", "2002:a9fe:a9fe::1"}) {
+  for (const char* address :
+       {"::ffff:127.0.0.1", "::ffff:a9fe:a9fe", "::127.0.0.1", "64:ff9b::10.0.0.1", "2002:7f00:1::", "2002:a9fe:a9fe::1"}) {
     EXPECT_TRUE(refuses(policy, address)) << address;
   }
   for (const char* address : {"::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"}) EXPECT_FALSE(refuses(policy, address)) << address;
@@ -65,7 +67,8 @@ TEST(OutboundPolicy, JudgesHostSchemeAndPortBeforeAnythingIsResolved) {
   EXPECT_FALSE(policy.refuses_url("https://SHOP.example./x"));
   EXPECT_FALSE(policy.refuses_url("https://93.184.216.34/")) << "an address is judged when it is connected to";
   for (const char* url : {"http://api.example.com/", "https://api.example.com:8443/", "https://example.com/", "https://evil-example.com/",
-                          "https://metadata.example.com/", "https://METADATA.example.com./", "https://user@api.example.com/", "https://user:pw@api.example.com/", "not a url"}) {
+                          "https://metadata.example.com/", "https://METADATA.example.com./", "https://user@api.example.com/",
+                          "https://user:pw@api.example.com/", "not a url"}) {
     EXPECT_TRUE(policy.refuses_url(url)) << url;
   }
 }

@@ -1,0 +1,356 @@
+// Dispatcher, workers, archive and operator by turns that a seed decides, on the real store, with a broker in memory that
+// drops, repeats and reorders, and workers that crash, freeze and lose answers. One thread: the same seed does the same.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <set>
+
+#include "core/tick_message.h"
+#include "dispatcher/due_scan.h"
+#include "dispatcher/lease_rescue.h"
+#include "dlq/operations.h"
+#include "dlq/store.h"
+#include "tests/support/clock.h"
+#include "tests/support/fixture.h"
+#include "worker/claim.h"
+#include "worker/settle.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr int kWorkers = 3;
+constexpr int kTurns = 150;
+
+class Simulation {
+ public:
+  Simulation(TestDatabase& database, Leadership& leadership, unsigned seed) : database_(database), term_(leadership.term()), dice_(seed) {
+    database_->exec(
+        std::string("TRUNCATE takt.items, takt.ticks, takt.runs, takt.ended_items, takt.failed_attempts, takt.item_keys, takt.job_locks,"
+                    " takt.dead_letter_outbox, takt.dead_letters"));
+    for (const char* name : {"demo", "solo"}) jobs_.push_back(database_.job(name));
+  }
+
+  void run() {
+    for (int turn = 0; turn < kTurns; ++turn) {
+      take_turn();
+      if (turn % 10 == 9) check();
+    }
+    drain();
+    check();
+    EXPECT_EQ(number("SELECT count(*) FROM takt.all_items WHERE state NOT IN ('done', 'dead', 'cancelled')"), 0)
+        << database_.text("SELECT string_agg(to_jsonb(i)::text, E'\\n') FROM takt.all_items i WHERE state NOT IN ('done', 'dead', 'cancelled')") << "\n"
+        << database_.text("SELECT coalesce(string_agg(to_jsonb(t)::text, E'\\n'), '') FROM takt.ticks t WHERE finished_at IS NULL") << "\n"
+        << database_.text("SELECT coalesce(string_agg(to_jsonb(l)::text, E'\\n'), '') FROM takt.job_locks l");
+    EXPECT_EQ(number("SELECT count(*) FROM takt.job_locks"), 0);
+    EXPECT_EQ(number("SELECT count(*) FROM takt.ticks WHERE lease_until IS NOT NULL"), 0);
+    EXPECT_EQ(number("SELECT count(*) FROM takt.ended_items i WHERE i.state = 3 AND NOT EXISTS"
+                     " (SELECT 1 FROM takt.dead_letters d WHERE d.item_id = i.id AND d.state = 'archived')"),
+              0)
+        << "a dead item without a letter";
+  }
+
+ private:
+  struct Message {
+    std::string tick;
+    std::size_t job;
+  };
+  struct Worker {
+    std::optional<RunRecord> held;
+    bool lost = false;  ///< its lease is over, which it does not know
+    std::size_t job = 0;
+  };
+
+  int roll(int sides) { return std::uniform_int_distribution<int>(0, sides - 1)(dice_); }
+  bool chance(int percent) { return roll(100) < percent; }
+  std::int64_t number(const std::string& sql) { return database_.number(sql); }
+
+  void take_turn() {
+    auto& worker = workers_[static_cast<std::size_t>(roll(kWorkers))];
+    switch (roll(14)) {
+      case 0:
+      case 1: return enqueue();
+      case 2:
+      case 3: return scan();
+      case 4:
+      case 5:
+      case 6: return deliver(worker);
+      case 7:
+      case 8:
+      case 9: return finish(worker);
+      case 10: return chance(50) ? crash(worker) : freeze(worker);
+      case 11: return rescue();
+      case 12: return archive();
+      default: return interfere();
+    }
+  }
+
+  void enqueue() {
+    const auto& name = jobs_[static_cast<std::size_t>(roll(2))].definition.name;
+    const int count = 1 + roll(8);
+    for (int i = 0; i < count; ++i) {
+      const std::string key = chance(20) ? ", key => 'k" + std::to_string(roll(5)) + "'" : "";
+      accepted_.insert(number("SELECT takt.enqueue('" + name + "', '{}', priority => " + std::to_string(roll(3)) + key + ")"));
+    }
+  }
+
+  /// To the broker, which may lose it or have it twice.
+  void publish(const Message& message) {
+    if (chance(10)) return;
+    queue_.push_back(message);
+    if (chance(10)) queue_.push_back(message);
+  }
+
+  void scan() {
+    for (const auto& tick : scan_due_items(*database_, term_, 3).ticks) publish({tick.id, tick.job == "demo" ? 0U : 1U});
+  }
+
+  void deliver(Worker& worker) {
+    if (worker.held || queue_.empty()) return;
+    const auto at = static_cast<std::size_t>(roll(static_cast<int>(queue_.size())));
+    const Message message = queue_[at];
+    if (!chance(10)) queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(at));  // else it comes again
+    const auto& job = jobs_[message.job];
+    const ClaimRequest request{job, message.tick, clock_.now(), tick_source(message.tick), ++last_run_, "w", job.definition.batch_size};
+    auto claim = claim_batch(*database_, request);
+    if (claim.outcome == ClaimOutcome::duplicate) return;
+    if (chance(20)) {  // the answer was lost: what was committed is found, and nothing more is claimed
+      const auto again = claim_batch(*database_, request);
+      ASSERT_EQ(again.items.size(), claim.items.size());
+    }
+    hold(worker, message.job, message.tick, std::move(claim));
+  }
+
+  void hold(Worker& worker, std::size_t job, const std::string& tick, Claim&& claim) {
+    RunRecord run;
+    run.run_id = last_run_;
+    run.job = &jobs_[job];
+    run.tick_id = tick;
+    run.source = claim.source;
+    run.worker = "w";
+    run.status = claim.outcome == ClaimOutcome::locked ? RunStatus::locked : RunStatus::completed;
+    run.scanned = static_cast<int>(claim.items.size());
+    run.drains = run.status == RunStatus::completed;
+    run.items = std::move(claim.items);
+    for (const auto& item : run.items) {
+      const auto call = std::make_pair(item.id, lives_[item.id] * 1000 + item.attempt);
+      if (!unspent_.contains(call)) {
+        EXPECT_TRUE(calls_.insert(call).second) << "item " << item.id << " is handled twice under attempt " << item.attempt;
+      }
+      unspent_.erase(call);
+    }
+    worker.held = std::move(run);
+    worker.lost = false;
+    worker.job = job;
+  }
+
+  void judge(RunRecord& run, bool all_done) {
+    static constexpr ItemClass kClasses[] = {ItemClass::done,        ItemClass::done,    ItemClass::done,       ItemClass::noop,
+                                             ItemClass::skipped,     ItemClass::blocked, ItemClass::error,      ItemClass::error,
+                                             ItemClass::handed_back, ItemClass::fatal,   ItemClass::interrupted};
+    run.results.assign(run.items.size(), HandlerResult{});
+    run.settlements.clear();
+    for (std::size_t i = 0; i < run.items.size(); ++i) {
+      run.results[i].item_class = all_done ? ItemClass::done : kClasses[static_cast<std::size_t>(roll(std::size(kClasses)))];
+      run.results[i].reason = "simulated";
+      run.settlements.push_back(settle_item(run.items[i], run.results[i], run.job->definition, 0ms, 0.5));
+    }
+  }
+
+  void finish(Worker& worker, bool all_done = false) {
+    if (!worker.held) return;
+    RunRecord run = std::move(*worker.held);
+    worker.held.reset();
+    judge(run, all_done);
+    Claim next;
+    const bool goes_on = run.drains && chance(50);
+    const ClaimRequest request{*run.job, continuation_id(run.run_id),   clock_.now(), "more", ++last_run_,
+                               "w",      run.job->definition.batch_size};
+    const auto settled = goes_on ? settle_and_claim(*database_, run, request, next) : settle_run(*database_, run);
+    if (worker.lost) {
+      // Rescued meanwhile or not: if it was, nothing of it may be written.
+      if (number("SELECT count(*) FROM takt.runs WHERE id = " + std::to_string(run.run_id) + " AND status = 'failed'") > 0) {
+        EXPECT_EQ(settled.items, 0) << "a run that lost its lease was settled";
+      }
+    } else {
+      EXPECT_EQ(settled.items, static_cast<int>(run.items.size()));
+    }
+    if (settled.items > 0) note(run);
+    if (!goes_on && chance(20)) {
+      EXPECT_EQ(settle_run(*database_, run).items, 0) << "settled again after its answer was lost";
+    }
+    if (goes_on && next.outcome != ClaimOutcome::duplicate)
+      hold(worker, worker.job, request.tick_id, std::move(next));
+    else if (settled.continues)
+      publish({continuation_id(run.run_id), worker.job});
+  }
+
+  void note(const RunRecord& run) {
+    for (std::size_t i = 0; i < run.items.size(); ++i) {
+      const auto& settlement = run.settlements[i];
+      const auto id = run.items[i].id;
+      if (settlement.state == ItemState::done) {
+        EXPECT_TRUE(done_.insert({id, lives_[id]}).second) << "item " << id << " was done twice";
+      }
+      if (!settlement.spent) unspent_.insert({id, lives_[id] * 1000 + run.items[i].attempt});
+    }
+  }
+
+  void end_lease(const RunRecord& run) {
+    database_->exec("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE run_id = " + std::to_string(run.run_id) +
+                    " AND finished_at IS NULL");
+    database_->exec("UPDATE takt.job_locks SET until = now() - interval '1 s' WHERE run_id = " + std::to_string(run.run_id));
+  }
+  void crash(Worker& worker) {
+    if (!worker.held) return;
+    end_lease(*worker.held);
+    worker.held.reset();
+  }
+  void freeze(Worker& worker) {
+    if (!worker.held) return;
+    end_lease(*worker.held);
+    worker.lost = true;
+  }
+
+  void rescue() {
+    rescue_expired_leases(*database_, term_, 10);
+    // Ticks that are to be published again.
+    const auto rows =
+        database_->exec(std::string("SELECT t.id, j.name FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id"
+                                    " WHERE t.published_at IS NULL AND t.finished_at IS NULL ORDER BY t.id"));
+    for (std::size_t i = 0; i < rows.size(); ++i) publish({std::string(rows.text(i, 0)), rows.text(i, 1) == "demo" ? 0U : 1U});
+  }
+
+  /// The outbox through the exchange into the archive; letters may arrive twice.
+  void archive() {
+    const auto rows = database_->exec(std::string("SELECT id, body::text FROM takt.dead_letter_outbox ORDER BY id"));
+    std::vector<Letter> letters;
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const auto message = dead_letter_message(std::string(rows.text(i, 0)), kJsonType, std::string(rows.text(i, 1)), keys_, clock_.now());
+      amqp::Delivery delivery;
+      delivery.content_type = message.content_type;
+      delivery.body = message.body;
+      delivery.body_size = message.body.size();
+      for (const auto& [name, value] : message.headers) delivery.headers[name] = value;
+      letters.push_back(read_letter(delivery, keys_, clock_.now()));
+      EXPECT_EQ(letters.back().kind, "item");
+    }
+    if (letters.empty()) return;
+    EXPECT_EQ(store_letters(*database_, letters), static_cast<int>(letters.size()));
+    if (chance(30)) {
+      EXPECT_EQ(store_letters(*database_, letters), 0) << "stored twice";
+    }
+    database_->exec(std::string("DELETE FROM takt.dead_letter_outbox"));
+  }
+
+  /// Time passes, or an operator does something.
+  void interfere() {
+    switch (roll(4)) {
+      case 0: database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s' WHERE state = 0")); break;
+      case 1: {
+        const auto rows = database_->exec(
+            std::string("UPDATE takt.items SET state = 0, attempt = 0, replay = replay + 1, run_at = now() WHERE state = 5 RETURNING id"));
+        for (std::size_t i = 0; i < rows.size(); ++i) ++lives_[rows.integer(i, 0)];
+        break;
+      }
+      default: replay(); break;
+    }
+  }
+  void replay() {
+    const auto rows =
+        database_->exec(std::string("SELECT id, item_id FROM takt.dead_letters WHERE state = 'archived' ORDER BY id LIMIT 2"));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const std::vector<std::string> ids{std::string(rows.text(i, 0))};
+      const auto replayed = replay_letters(*database_, ids, "ada");
+      if (replayed.items == 1) ++lives_[rows.integer(i, 1)];
+      EXPECT_EQ(replay_letters(*database_, ids, "bob").items, 0) << "replayed twice";
+    }
+  }
+
+  void finish_all() {
+    for (auto& worker : workers_) {
+      while (worker.held) finish(worker, true);
+    }
+  }
+
+  /// Everything is well again: what is left comes to its end.
+  void drain() {
+    for (int round = 0; round < 200; ++round) {
+      finish_all();
+      database_->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
+      database_->exec(std::string("UPDATE takt.ticks SET created_at = created_at - interval '1 min' WHERE finished_at IS NULL"));
+      database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s', state = 0"));
+      rescue();
+      scan();
+      for (auto& worker : workers_) {
+        deliver(worker);
+      }
+      finish_all();
+      archive();
+      if (number("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running', 'blocked')") == 0) break;
+    }
+    finish_all();
+    rescue();
+    archive();
+  }
+
+  void check() {
+    EXPECT_EQ(number("SELECT count(*) - count(DISTINCT id) FROM takt.all_items"), 0) << "an item in two places";
+    EXPECT_EQ(number("SELECT count(*) FROM takt.all_items"), static_cast<std::int64_t>(accepted_.size()))
+        << "an item is gone, or came from nowhere";
+    EXPECT_EQ(
+        number(
+            "SELECT count(*) FROM (SELECT i.id FROM takt.all_items i LEFT JOIN takt.attempts a ON a.item_id = i.id AND a.replay = i.replay"
+            " WHERE i.state <> 'running' GROUP BY i.id, i.attempts HAVING i.attempts <> count(a.*)) wrong"),
+        0)
+        << "attempts that are not all accounted for";
+    EXPECT_EQ(number("SELECT count(*) FROM (SELECT item_id, replay FROM takt.attempts WHERE class = 'done' GROUP BY 1, 2 HAVING count(*) > "
+                     "1) twice"),
+              0);
+    EXPECT_LE(number("SELECT count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id"
+                     " WHERE j.name = 'solo' AND t.lease_until > now() AND EXISTS (SELECT 1 FROM takt.runs r WHERE r.id = t.run_id AND "
+                     "r.item_ids <> '{}')"),
+              1)
+        << "two runs of a job that allows one";
+  }
+
+  TestDatabase& database_;
+  const Term term_;
+  std::mt19937 dice_;
+  FakeClock clock_;
+  KeyRing keys_ = KeyRing::parse("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "simulation");
+  std::vector<CatalogJob> jobs_;
+  std::vector<Message> queue_;
+  std::array<Worker, kWorkers> workers_;
+  std::int64_t last_run_ = 0;
+  std::set<std::int64_t> accepted_;
+  std::map<std::int64_t, int> lives_;                    ///< how often an item began anew
+  std::set<std::pair<std::int64_t, int>> calls_, done_;  ///< item and life × 1000 + attempt; item and life
+  std::set<std::pair<std::int64_t, int>> unspent_;       ///< attempts that may come again under their number
+};
+
+// TAKT_SIMULATION_SEEDS: how many, from 1 on; TAKT_SIMULATION_SEED: that one alone.
+TEST(Simulation, KeepsEveryInvariantWhateverTheSeed) {
+  TestDatabase database;
+  database.apply(plain_job("demo", "batch_size: 5, max_attempts: 3, dedupe_window: 1h") +
+                 plain_job("solo", "batch_size: 3, max_attempts: 2, concurrency: 1"));
+  const SystemClock clock;
+  Leadership leadership(*database, 60s, clock);
+  const char* one = std::getenv("TAKT_SIMULATION_SEED");
+  const char* many = std::getenv("TAKT_SIMULATION_SEEDS");
+  const unsigned first = one != nullptr ? static_cast<unsigned>(std::atoi(one)) : 1;
+  const unsigned last = one != nullptr ? first : many != nullptr ? static_cast<unsigned>(std::atoi(many)) : 25;
+  for (unsigned seed = first; seed <= last; ++seed) {
+    ASSERT_TRUE(leadership.try_lead());
+    SCOPED_TRACE("TAKT_SIMULATION_SEED=" + std::to_string(seed));
+    Simulation(database, leadership, seed).run();
+    if (testing::Test::HasFailure()) break;
+  }
+}
+
+}  // namespace
+}  // namespace takt
