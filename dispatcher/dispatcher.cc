@@ -37,7 +37,8 @@ Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, const Key
       clock_(clock),
       settings_(settings),
       leadership_(database, settings.leader_lease, clock),
-      outbox_(database, publisher, keys, clock, metrics),
+      database_clock_(leadership_),
+      outbox_(database, publisher, keys, database_clock_, metrics),
       scan_(std::make_unique<ScanState>(database, metrics)) {}
 
 Dispatcher::~Dispatcher() { stop(); }

@@ -59,6 +59,7 @@ class Dispatcher {
   const Clock& clock_;
   const Settings settings_;
   Leadership leadership_;
+  const Leadership::DatabaseClock database_clock_;
   Outbox outbox_;
   class ScanState;
   std::unique_ptr<ScanState> scan_;               // scan thread only

@@ -10,13 +10,13 @@ namespace {
 constexpr Statement kRenew{"leader_renew", R"sql(
   UPDATE takt.leader SET until = now() + $3 * interval '1 ms'
    WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()
-  RETURNING term
+  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 )sql"};
 
 constexpr Statement kAcquire{"leader_acquire", R"sql(
   UPDATE takt.leader SET holder = $1, term = term + 1, until = now() + $2 * interval '1 ms'
    WHERE name = 'dispatcher' AND until <= now()
-  RETURNING term
+  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 )sql"};
 
 constexpr Statement kRelease{"leader_release", R"sql(
@@ -31,10 +31,18 @@ Leadership::Leadership(Database& database, Duration lease, const Clock& clock)
 bool Leadership::try_lead() {
   const auto asked = clock_.steady();
   std::int64_t term = term_.load();
-  if (term != 0 && database_.exec(kRenew, Params::of(holder_, term, lease_)).empty()) term = 0;
+  const auto heard = [this](const Rows& rows) {
+    const auto steady = std::chrono::duration_cast<std::chrono::microseconds>(clock_.steady().time_since_epoch());
+    database_ahead_us_ = rows.integer(0, 1) - steady.count();
+    return rows.integer(0, 0);
+  };
+  if (term != 0) {
+    const auto rows = database_.exec(kRenew, Params::of(holder_, term, lease_));
+    term = rows.empty() ? 0 : heard(rows);
+  }
   if (term == 0) {
     const auto rows = database_.exec(kAcquire, Params::of(holder_, lease_));
-    if (!rows.empty()) term = rows.integer(0, 0);
+    if (!rows.empty()) term = heard(rows);
   }
   safe_until_ = term == 0 ? 0 : (asked + lease_).time_since_epoch().count();
   term_ = term;
@@ -44,6 +52,12 @@ bool Leadership::try_lead() {
 void Leadership::release() {
   const std::int64_t term = term_.exchange(0);
   if (term != 0) database_.exec(kRelease, Params::of(holder_, term));
+}
+
+Timestamp Leadership::DatabaseClock::now() const {
+  const auto ahead = leadership_.database_ahead_us_.load();
+  if (ahead == 0) return leadership_.clock_.now();  // nothing was heard yet
+  return from_unix_us(std::chrono::duration_cast<std::chrono::microseconds>(steady().time_since_epoch()).count() + ahead);
 }
 
 bool Leadership::leading() const { return term_.load() != 0 && clock_.steady().time_since_epoch().count() < safe_until_.load(); }

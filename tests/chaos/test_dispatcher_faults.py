@@ -1,4 +1,5 @@
 """Leaders that freeze, die every second, are both away, or share a host name behind a transaction pooler."""
+import glob
 import os
 import random
 import signal
@@ -101,6 +102,29 @@ logfile = {folder}/log
         time.sleep(1)
         self.check_slots(begin, self.now())
         self.assertGreaterEqual(self.one("SELECT term FROM takt.leader") - first_term, changes)
+
+    def test_D4_clocks_of_the_dispatchers_an_hour_ahead_and_an_hour_behind(self):
+        self.install(CONFIG + EVERY_SECOND)
+        library = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0]
+        normal, dispatchers = self.environment, []
+        for offset in ("+1h", "-1h"):
+            self.environment = dict(normal, LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")
+            dispatchers.append(self.start("dispatcher"))
+        self.environment = normal
+        self.start("worker")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
+        begin = self.now() + 1
+        load = self.load(20)
+        time.sleep(3)
+        first = self.leading(dispatchers)
+        first.kill()
+        eventually(lambda: self.leading([d for d in dispatchers if d is not first]), 5, "the other's lead")
+        time.sleep(4)
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.assertEqual(self.queue_depth(self.channel(), "takt.quarantine"), 0, "ticks that seem to come from another time")
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
 
     def test_D3_both_dispatchers_down_and_the_misfire_policies(self):
         jobs = "".join(f"""  {policy}:
