@@ -406,7 +406,7 @@ class HttpClient::Loop {
     const auto found = watches_.find(socket);
     if (found == watches_.end()) return;
     uv_close(reinterpret_cast<uv_handle_t*>(&found->second->poll), [](uv_handle_t* handle) { delete static_cast<Watch*>(handle->data); });
-    found->second.release();  // its close callback deletes it
+    static_cast<void>(found->second.release());  // its close callback deletes it
     watches_.erase(found);
   }
 

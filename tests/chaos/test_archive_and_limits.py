@@ -3,8 +3,7 @@ import subprocess
 import threading
 import time
 
-import harness
-from chaos import CONFIG, ChaosTest, eventually
+from chaos import CONFIG, ChaosTest, eventually, harness
 
 
 class ArchiveFaults(ChaosTest):

@@ -269,8 +269,8 @@ class TaktTest(unittest.TestCase):
             SELECT i.id, i.attempts, count(a.*) FROM takt.all_items i LEFT JOIN takt.attempts a ON a.item_id = i.id AND a.replay = i.replay
              WHERE i.state NOT IN ('running') GROUP BY i.id, i.attempts HAVING i.attempts <> count(a.*)""")
         self.assertEqual(wrong, [], "items whose attempts are not all accounted for")
-        self.assertEqual(self.one("""SELECT count(*) FROM takt.ended_items f WHERE state = 3 AND NOT EXISTS
-            (SELECT 1 FROM takt.dead_letters d WHERE d.item_id = f.id)"""), 0, "a dead item without a letter")
+        eventually(lambda: self.one("""SELECT count(*) FROM takt.ended_items f WHERE state = 3 AND NOT EXISTS
+            (SELECT 1 FROM takt.dead_letters d WHERE d.item_id = f.id)""") == 0, what="every dead item's letter in the archive")
         self.assertEqual(self.one("SELECT count(*) FROM takt.running_items"), 0)
         self.assertEqual(self.one("SELECT count(*) FROM takt.job_locks"), 0)
 

@@ -43,7 +43,9 @@ class Simulation {
     drain();
     check();
     EXPECT_EQ(number("SELECT count(*) FROM takt.all_items WHERE state NOT IN ('done', 'dead', 'cancelled')"), 0)
-        << database_.text("SELECT string_agg(to_jsonb(i)::text, E'\\n') FROM takt.all_items i WHERE state NOT IN ('done', 'dead', 'cancelled')") << "\n"
+        << database_.text(
+               "SELECT string_agg(to_jsonb(i)::text, E'\\n') FROM takt.all_items i WHERE state NOT IN ('done', 'dead', 'cancelled')")
+        << "\n"
         << database_.text("SELECT coalesce(string_agg(to_jsonb(t)::text, E'\\n'), '') FROM takt.ticks t WHERE finished_at IS NULL") << "\n"
         << database_.text("SELECT coalesce(string_agg(to_jsonb(l)::text, E'\\n'), '') FROM takt.job_locks l");
     EXPECT_EQ(number("SELECT count(*) FROM takt.job_locks"), 0);

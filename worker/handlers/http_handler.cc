@@ -20,7 +20,7 @@ constexpr Duration kLookAtControl = std::chrono::milliseconds(50);
 /// 16 hexadecimal digits, as W3C Trace Context wants: the item's id, which differs from all others of its run's trace.
 std::string span_id(const ClaimedItem& item) {
   std::array<char, 17> digits{};
-  std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(item.id));
+  static_cast<void>(std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(item.id)));
   return digits.data();
 }
 
