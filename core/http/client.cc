@@ -78,6 +78,12 @@ bool out_of_descriptors() {
   return descriptor < 0 && (errno == EMFILE || errno == ENFILE);
 }
 
+bool is_connected(curl_socket_t socket) {
+  sockaddr_storage peer{};
+  socklen_t length = sizeof peer;
+  return ::getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &length) == 0;
+}
+
 HttpFault fault_of(CURLcode code, const Transfer& transfer) {
   if (transfer.too_large) return HttpFault::too_large;
   if (transfer.refused && code != CURLE_OK) return HttpFault::refused;
@@ -389,6 +395,7 @@ class HttpClient::Loop {
 
   /// Null when libuv cannot look at this socket.
   Watch* watch(curl_socket_t socket) {
+    forget(socket);  // what had this number before
     auto watch = std::make_unique<Watch>();
     watch->socket = socket;
     watch->loop = this;
@@ -415,7 +422,8 @@ class HttpClient::Loop {
     const auto found = self->watches_.find(socket);
     Watch* watch = found == self->watches_.end() ? nullptr : found->second.get();
     if (what == CURL_POLL_REMOVE) {
-      if (watch != nullptr && watch->opened_here)
+      // One that never connected is closed by libcurl itself, without on_close.
+      if (watch != nullptr && watch->opened_here && is_connected(socket))
         watch->wanted = 0;
       else
         self->forget(socket);

@@ -154,6 +154,18 @@ TEST(HttpClient, CancelsAndShutsDownWithRequestsInFlight) {
   EXPECT_EQ(second.wait().fault, HttpFault::cancelled);
 }
 
+TEST(HttpClient, CancelsWhileItConnects) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  HttpClient client({});
+  for (int i = 0; i < 200; ++i) {
+    Call call(client, post(server.url()));
+    client.cancel(call.id);
+    const auto response = call.wait();
+    EXPECT_TRUE(response.fault == HttpFault::cancelled || response.status == 200);
+  }
+  EXPECT_EQ(Call(client, post(server.url())).wait().status, 200) << "the numbers of closed sockets are used again";
+}
+
 TEST(HttpClient, BoundsConnectionsToOneHost) {
   MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
   HttpClient client({.host_connections = 3, .idle_connections = 10});
