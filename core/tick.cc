@@ -38,7 +38,7 @@ bool within_limits(const v1::JobTick& tick) {
   if (tick.items_size() > kMaxTickItems) return false;
   if (tick.has_due_at() && !timestamp_in_range(tick.due_at())) return false;
   for (const auto& item : tick.items()) {
-    if (item.key().size() > kMaxKeyCharacters || item.key().find('\0') != std::string::npos) return false;
+    if (item.key().size() > kMaxKeyCharacters || has_nul(item.key())) return false;
     if (item.priority() < -kMaxPriority || item.priority() > kMaxPriority) return false;
     if (item.has_run_at() && !timestamp_in_range(item.run_at())) return false;
     if (item.payload().ByteSizeLong() > kMaxPayloadBytes || holds_nul(item.payload())) return false;

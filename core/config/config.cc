@@ -1,7 +1,5 @@
 #include "core/config/config.h"
 
-#include <curl/urlapi.h>
-
 #include <algorithm>
 #include <fstream>
 #include <set>
@@ -9,6 +7,7 @@
 
 #include "core/config/reader.h"
 #include "core/cron.h"
+#include "core/http/url.h"
 #include "core/text.h"
 #include "core/tick.h"
 
@@ -21,24 +20,11 @@ constexpr std::size_t kMaxSchedulePayloadBytes = 64 * 1024;
 
 /// Why a handler's URL cannot be used, or empty.
 std::string url_fault(const std::string& text) {
-  CURLU* url = curl_url();
-  std::string fault;
-  const auto part = [&](CURLUPart which) {
-    char* value = nullptr;
-    std::string result;
-    if (curl_url_get(url, which, &value, 0) == CURLUE_OK) result = value;
-    curl_free(value);
-    return result;
-  };
-  if (curl_url_set(url, CURLUPART_URL, text.c_str(), 0) != CURLUE_OK) {
-    fault = "is not a URL";
-  } else if (const auto scheme = part(CURLUPART_SCHEME); scheme != "http" && scheme != "https") {
-    fault = "has the scheme " + scheme + "; http and https are allowed";
-  } else if (!part(CURLUPART_USER).empty() || !part(CURLUPART_PASSWORD).empty()) {
-    fault = "holds user information; use bearer_env";
-  }
-  curl_url_cleanup(url);
-  return fault;
+  const auto url = parse_url(text);
+  if (!url) return "is not a URL";
+  if (url->scheme != "http" && url->scheme != "https") return "has the scheme " + url->scheme + "; http and https are allowed";
+  if (url->has_user) return "holds user information; use bearer_env";
+  return "";
 }
 
 OutboundPolicy read_outbound(SectionReader& worker) {

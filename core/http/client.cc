@@ -272,9 +272,11 @@ class HttpClient::Loop {
     if (transfer->request.timeout <= Duration(0)) {
       return finish(transfer, HttpFault::timeout, "no connection to the host was free in time");
     }
-    if (auto why = settings_.outbound.refuses_url(transfer->request.url)) {
-      return finish(transfer, HttpFault::refused, "the URL " + *why);
+    if (transfer->request.url != judged_url_) {
+      judged_url_ = transfer->request.url;
+      url_refused_ = settings_.outbound.refuses_url(judged_url_);
     }
+    if (url_refused_) return finish(transfer, HttpFault::refused, "the URL " + *url_refused_);
     transfer->easy = take_handle();
     if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
     configure(*transfer);
@@ -476,7 +478,9 @@ class HttpClient::Loop {
   const Settings settings_;
   std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<curl_socket_t, std::unique_ptr<Watch>> watches_;
-  std::unordered_map<std::string, Host> hosts_;  // those with requests
+  std::unordered_map<std::string, Host> hosts_;              // those with requests
+  std::string judged_url_;                                   // the last one begun: a run's requests all have the same
+  std::optional<std::string> url_refused_ = "is not a URL";  // why the policy refuses it
   std::vector<CURL*> idle_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_

@@ -1,15 +1,14 @@
 #include "core/http/outbound_policy.h"
 
 #include <arpa/inet.h>
-#include <curl/curl.h>
 #include <netinet/in.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 
+#include "core/http/url.h"
 #include "core/text.h"
 
 namespace takt {
@@ -156,22 +155,14 @@ OutboundPolicy::OutboundPolicy(const std::vector<std::string>& allow, const std:
     : allow_(parse(allow)), deny_(parse(deny)) {}
 
 std::optional<std::string> OutboundPolicy::refuses_url(const std::string& text) const {
-  const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> url(curl_url(), curl_url_cleanup);
-  if (!url || curl_url_set(url.get(), CURLUPART_URL, text.c_str(), 0) != CURLUE_OK) return "is not a URL";
-  const auto part = [&](CURLUPart which) {
-    char* value = nullptr;
-    std::string result;
-    if (curl_url_get(url.get(), which, &value, CURLU_DEFAULT_PORT) == CURLUE_OK) result = value;
-    curl_free(value);
-    return result;
-  };
-  if (!part(CURLUPART_USER).empty() || !part(CURLUPART_PASSWORD).empty()) return "holds user information";
-  std::string host = to_lower(part(CURLUPART_HOST));
+  const auto url = parse_url(text);
+  if (!url) return "is not a URL";
+  if (url->has_user) return "holds user information";
+  std::string host = url->host;
   if (host.ends_with('.')) host.pop_back();
-  const std::string scheme = to_lower(part(CURLUPART_SCHEME));
+  const auto& scheme = url->scheme;
   int port = 0;
-  const auto port_text = part(CURLUPART_PORT);
-  std::from_chars(port_text.data(), port_text.data() + port_text.size(), port);
+  std::from_chars(url->port.data(), url->port.data() + url->port.size(), port);
 
   const auto any_host = [&](const Rules& rules) {
     return std::any_of(rules.hosts.begin(), rules.hosts.end(), [&](const std::string& rule) { return host_matches(rule, host); });
@@ -186,7 +177,7 @@ std::optional<std::string> OutboundPolicy::refuses_url(const std::string& text) 
   if (any_scheme(deny_) || (!allow_.schemes.empty() && !any_scheme(allow_)))
     return "has the scheme " + scheme + ", which the outbound policy refuses";
   if (any_port(deny_) || (!allow_.ports.empty() && !any_port(allow_)))
-    return "has the port " + port_text + ", which the outbound policy refuses";
+    return "has the port " + url->port + ", which the outbound policy refuses";
   const auto literal = IpAddress::parse(host);  // judged as an address, at the connection
   if (any_host(deny_) || (!literal && !allow_.hosts.empty() && !any_host(allow_))) return "has a host that the outbound policy refuses";
   return std::nullopt;

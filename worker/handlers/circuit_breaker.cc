@@ -1,7 +1,6 @@
 #include "worker/handlers/circuit_breaker.h"
 
 #include <algorithm>
-#include <limits>
 
 namespace takt {
 
@@ -28,14 +27,13 @@ void CircuitBreaker::close(Circuit& circuit) {
 }
 
 CircuitBreaker::Allowance CircuitBreaker::allowance(const std::string& destination, const CircuitConfig& config) {
-  constexpr int kAll = std::numeric_limits<int>::max();
-  if (config.failures == 0) return {State::closed, kAll, Duration(0)};
+  if (config.failures == 0) return {};
   const std::scoped_lock lock(mutex_);
   const auto found = circuits_.find(destination);
-  if (found == circuits_.end()) return {State::closed, kAll, Duration(0)};
+  if (found == circuits_.end()) return {};
   const Circuit& circuit = found->second;
   switch (circuit.state) {
-    case State::closed: return {State::closed, kAll, Duration(0)};
+    case State::closed: return {};
     case State::probing: return {State::probing, std::max(0, circuit.limit - circuit.in_flight), Duration(0)};
     case State::open: break;
   }

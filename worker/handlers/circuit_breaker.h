@@ -1,6 +1,7 @@
 #pragma once
 #include <bitset>
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -25,7 +26,7 @@ class CircuitBreaker {
   /// What may begin now: at most `items` requests; none before `pause` has passed.
   struct Allowance {
     State state = State::closed;
-    int items = 0;
+    int items = std::numeric_limits<int>::max();
     Duration pause{0};
   };
   /// A request that was let through; to be given back with its outcome.
