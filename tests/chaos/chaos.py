@@ -100,6 +100,27 @@ class ChaosTest(TaktTest):
             proxy.close()
         super().tearDown()
 
+    def running(self, config=CONFIG):
+        """The usual three services on this configuration."""
+        self.install(config)
+        self.dispatcher, self.worker, self.archive = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+
+    def reconnect(self):
+        """After PostgreSQL was away."""
+        self.admin.close()
+        self.admin = psycopg2.connect(SETTINGS["TAKT_DATABASE_URL"])
+        self.admin.autocommit = True
+        self.db = psycopg2.connect(self.database_url)
+        self.db.autocommit = True
+
+    def leading(self, dispatchers):
+        """The one of them that says it leads, or None."""
+        for dispatcher in dispatchers:
+            log = self.log_of(dispatcher)
+            if dispatcher.poll() is None and log.rfind(" leading ") > log.rfind(" standing by "):
+                return dispatcher
+        return None
+
     def through_proxy(self, what):
         """Puts a proxy before PostgreSQL or RabbitMQ for every process started from now on."""
         name, key = {"postgresql": ("TAKT_DATABASE_URL", "PGPORT"), "rabbitmq": ("TAKT_AMQP_URL", None)}[what]

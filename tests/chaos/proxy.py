@@ -75,7 +75,6 @@ class Proxy:
                 hit = from_client and self.marker is not None and self.marker in data
                 if hit:
                     self.marker = None
-                    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 sink.sendall(data)
                 if hit:
                     # The server does what it was asked; its answer never comes back.

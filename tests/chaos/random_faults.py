@@ -6,10 +6,8 @@ import signal
 import threading
 import time
 
-import psycopg2
-
 from chaos import ChaosTest, Load, eventually
-from parts import SETTINGS, listens
+from parts import listens
 
 SECONDS = float(os.environ.get("TAKT_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("TAKT_CHAOS_SEED", "1"))
@@ -64,12 +62,6 @@ class RandomFaults(ChaosTest):
             self.rabbitmq.start()
         super().tearDown()
 
-    def reconnect(self):
-        self.admin = psycopg2.connect(SETTINGS["TAKT_DATABASE_URL"])
-        self.admin.autocommit = True
-        self.db = psycopg2.connect(self.database_url)
-        self.db.autocommit = True
-
     # --- services, replaced when they end
 
     def spawn(self, what, crash=None):
@@ -84,11 +76,7 @@ class RandomFaults(ChaosTest):
         self.spawn(what, crash)
 
     def leader(self):
-        for dispatcher in self.living["dispatcher"]:
-            log = self.log_of(dispatcher)
-            if dispatcher.poll() is None and log.rfind(" leading ") > log.rfind(" standing by "):
-                return dispatcher
-        return self.living["dispatcher"][0]
+        return self.leading(self.living["dispatcher"]) or self.living["dispatcher"][0]
 
     def look_after(self):
         """What a supervisor does: starts again what has ended."""

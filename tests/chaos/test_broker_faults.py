@@ -2,22 +2,14 @@
 import time
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
-from parts import until
+from parts import listens, until
 
 
 class BrokerFaults(ChaosTest):
     def tearDown(self):
-        if not self.broker_is_up():
+        if not listens(self.rabbitmq.port):
             self.rabbitmq.start()
         super().tearDown()
-
-    def broker_is_up(self):
-        from parts import listens
-        return listens(self.rabbitmq.port)
-
-    def running(self, config=CONFIG):
-        self.install(config)
-        self.dispatcher, self.worker, self.archive = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
 
     def restart(self, end):
         self.running(CONFIG + EVERY_SECOND)

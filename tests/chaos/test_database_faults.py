@@ -6,7 +6,7 @@ import time
 import psycopg2
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
-from parts import SETTINGS, listens
+from parts import listens
 
 
 class DatabaseFaults(ChaosTest):
@@ -15,17 +15,6 @@ class DatabaseFaults(ChaosTest):
             self.postgresql.start()
             self.reconnect()
         super().tearDown()
-
-    def reconnect(self):
-        self.admin.close()
-        self.admin = psycopg2.connect(SETTINGS["TAKT_DATABASE_URL"])
-        self.admin.autocommit = True
-        self.db = psycopg2.connect(self.database_url)
-        self.db.autocommit = True
-
-    def running(self, config=CONFIG):
-        self.install(config)
-        self.dispatcher, self.worker, self.archive = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
 
     def test_P1_database_killed_at_load_and_restarted(self):
         self.running(CONFIG + EVERY_SECOND)

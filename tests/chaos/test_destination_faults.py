@@ -111,15 +111,14 @@ def fine(connection):
 
 
 class DestinationFaults(ChaosTest):
-    def running(self, behave):
+    def running_against(self, behave):
         self.faulty = Misbehaving(behave)
         self.addCleanup(self.faulty.close)
-        self.install(CONFIG.replace("{faulty}", self.faulty.url))
-        self.dispatcher, self.worker, self.archive = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        self.running(CONFIG.replace("{faulty}", self.faulty.url))
 
     def ends_dead(self, behave, *reasons):
         """Three attempts, each with one of the reasons, then a dead letter that says so; the worker's memory stays."""
-        self.running(behave)
+        self.running_against(behave)
         self.enqueue("healthy")
         eventually(lambda: self.ledger.of("/healthy"))
         before = self.resident(self.worker)
@@ -172,7 +171,7 @@ class DestinationFaults(ChaosTest):
         return rate
 
     def test_H1d_a_dead_destination_costs_the_others_nothing(self):
-        self.running(hang)
+        self.running_against(hang)
         without = [self.rate(), self.rate()]
         self.one("SELECT count(*) FROM takt.enqueue_many('dead', array_fill('{}'::jsonb, ARRAY[5000]))")
         eventually(lambda: self.metric(self.worker, 'takt_circuit_open{job="dead"}') == 1, 20, "the open circuit in the metrics")
@@ -184,7 +183,7 @@ class DestinationFaults(ChaosTest):
         self.assertLess(spent, 300, "attempts are spent on probes alone while the circuit is open")
 
     def test_H5_destination_comes_back_one_probe_then_a_ramp(self):
-        self.running(fails)
+        self.running_against(fails)
         self.one("SELECT count(*) FROM takt.enqueue_many('dead', array_fill('{}'::jsonb, ARRAY[300]))")
         eventually(lambda: self.metric(self.worker, 'takt_circuit_open{job="dead"}') == 1, 20, "the open circuit")
         time.sleep(3)

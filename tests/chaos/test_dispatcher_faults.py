@@ -11,14 +11,6 @@ from parts import SETTINGS, until, listens
 
 
 class DispatcherFaults(ChaosTest):
-    def leading(self, dispatchers):
-        """The one that the database says leads."""
-        for dispatcher in dispatchers:
-            log = self.log_of(dispatcher)
-            if dispatcher.poll() is None and log.rfind(" leading ") > log.rfind(" standing by "):
-                return dispatcher
-        return None
-
     def test_D2_leader_stopped_standby_leads_old_leader_continues(self):
         self.install(CONFIG + EVERY_SECOND)
         dispatchers = [self.start("dispatcher"), self.start("dispatcher")]
