@@ -34,7 +34,9 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
 
 void run_once(Context& context, const OnceOptions& options) {
   auto& database = context.current_database();
-  JobCatalog catalog(database);
+  const SystemClock own_clock;
+  DatabaseClock clock(own_clock);
+  JobCatalog catalog(database, clock);
   catalog.refresh();
   std::vector<std::string> names{options.job};
   if (options.job.empty()) names = jobs_with_due_items(database);
@@ -50,7 +52,6 @@ void run_once(Context& context, const OnceOptions& options) {
     return table.print(options.json, "nothing is due");
   }
 
-  const SystemClock clock;
   SeededRandom random(random_seed());
   Metrics metrics;
   const auto& worker = context.config_or_defaults().worker;

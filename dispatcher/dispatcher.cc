@@ -25,8 +25,10 @@ constexpr int kPruneBatch = 5000;
 
 class Dispatcher::ScanState {
  public:
-  ScanState(Database& database, Metrics& metrics) : schedules(database, metrics) {}
+  ScanState(Database& database, Metrics& metrics, const Clock& clock, int parallel_ticks)
+      : schedules(database, metrics), due(database, clock, parallel_ticks) {}
   ScheduleScan schedules;
+  DueScan due;
 };
 
 Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics,
@@ -37,9 +39,8 @@ Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, const Key
       clock_(clock),
       settings_(settings),
       leadership_(database, settings.leader_lease, clock),
-      database_clock_(leadership_),
-      outbox_(database, publisher, keys, database_clock_, metrics),
-      scan_(std::make_unique<ScanState>(database, metrics)) {}
+      outbox_(database, publisher, keys, leadership_.database_clock(), metrics),
+      scan_(std::make_unique<ScanState>(database, metrics, clock, settings.parallel_ticks)) {}
 
 Dispatcher::~Dispatcher() { stop(); }
 
@@ -122,14 +123,13 @@ Duration Dispatcher::scan_round() {
   if (woken_.exchange(false)) {
     // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
     // (takt.enqueue), so a second look follows shortly.
-    publish_due(scan_due_items(database_, term, settings_.parallel_ticks));
+    wake_due(term);
     if (now < next_slots_) return kLookAgain;
   }
   auto slots = scan_->schedules.run_once(term, settings_.scan_interval);
   if (!slots.ticks.empty()) crash_point("dispatcher.after_tick_stored");
   if (!slots.ticks.empty()) outbox_.offer(std::move(slots.ticks));
-  const auto due = scan_due_items(database_, term, settings_.parallel_ticks);
-  publish_due(due);
+  const auto due = wake_due(term);
   if (slots.more) return Duration(0);
   Duration wait = settings_.scan_interval;
   if (slots.next_in) wait = std::min(wait, *slots.next_in);
@@ -138,11 +138,13 @@ Duration Dispatcher::scan_round() {
   return std::max(wait, Duration(1));
 }
 
-void Dispatcher::publish_due(const DueScanResult& due) {
+DueScan::Result Dispatcher::wake_due(const Term& term) {
+  auto due = scan_->due.run_once(term);
   for (const auto& tick : due.ticks) {
     log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
-    outbox_.publish_unwatched(tick);
+    if (!outbox_.publish_unwatched(tick)) scan_->due.not_sent(tick.id);
   }
+  return due;
 }
 
 Duration Dispatcher::publish_round() {

@@ -51,7 +51,7 @@ class Dispatcher {
   Duration duties_round();
   Duration listen_round();
   void wake_scan();
-  void publish_due(const DueScanResult& due);
+  DueScan::Result wake_due(const Term& term);
 
   Database& database_;
   amqp::Publisher& publisher_;
@@ -59,7 +59,6 @@ class Dispatcher {
   const Clock& clock_;
   const Settings settings_;
   Leadership leadership_;
-  const Leadership::DatabaseClock database_clock_;
   Outbox outbox_;
   class ScanState;
   std::unique_ptr<ScanState> scan_;               // scan thread only

@@ -1,10 +1,19 @@
 #include "dispatcher/due_scan.h"
 
+#include <algorithm>
+#include <set>
+
+#include "core/random.h"
+
 namespace takt {
 
 namespace {
 
-// Served by items_due (loose scan) and ticks_unfinished. Locks nothing but the rows it inserts.
+constexpr Duration kReplaceAfter = std::chrono::seconds(10);
+
+// Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
+// Rows: a job to be woken (job, name, queue, due, -, -), when the next item is due (-, -, -, -, ms, -), and each tick of $5
+// that no worker has begun (-, -, -, -, -, tick).
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -21,39 +30,61 @@ constexpr Statement kScan{"due_scan", R"sql(
     SELECT f.job_id, f.run_at, j.name, j.queue, CASE WHEN j.concurrency = 1 THEN 1 ELSE $3::integer END AS parallel
       FROM firsts f JOIN takt.jobs j ON j.id = f.job_id
      WHERE f.run_at <= now() AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean),
-  under_way AS (
+  not_begun AS MATERIALIZED (
+    SELECT s.job_id, s.tick_id FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
+     WHERE NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id)),
+  begun AS (
     SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
       FROM ready r LEFT JOIN takt.ticks t
         ON t.job_id = r.job_id AND t.finished_at IS NULL
        AND (t.lease_until > now() OR t.created_at > now() - interval '10 s')
      GROUP BY r.job_id),
-  made AS (
-    INSERT INTO takt.ticks (id, job_id, source, due_at, published_at)
-    SELECT 'due:' || gen_random_uuid(), r.job_id, 'due', r.run_at, now()
-      FROM ready r JOIN under_way u USING (job_id)
-     WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
-       AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
-    RETURNING id, job_id, due_at)
-  SELECT m.id, r.name, r.queue, (extract(epoch FROM m.due_at) * 1000000)::bigint, NULL::bigint
-    FROM made m JOIN ready r USING (job_id)
+  under_way AS (
+    SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
+      FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
+  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text
+    FROM ready r JOIN under_way u USING (job_id)
+   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
+     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now())
+  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now()), NULL
+  UNION ALL
+  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id FROM not_begun n
 )sql"};
 
 }  // namespace
 
-DueScanResult scan_due_items(Database& database, const Term& term, int parallel_ticks) {
-  const auto rows = database.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks));
-  DueScanResult result;
+DueScan::Result DueScan::run_once(const Term& term) {
+  const auto now = clock_.steady();
+  std::erase_if(sent_, [now](const Sent& sent) { return now - sent.at > kReplaceAfter; });
+  std::vector<std::int64_t> jobs;
+  std::vector<std::string> ticks;
+  for (const auto& sent : sent_) {
+    jobs.push_back(sent.job_id);
+    ticks.push_back(sent.tick_id);
+  }
+  const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks));
+  Result result;
+  std::set<std::string, std::less<>> not_begun;
+  std::vector<Sent> sent_now;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (!rows.is_null(i, 0)) {
-      result.ticks.push_back(
-          {std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}});
+      const std::string id = "due:" + random_id();
+      result.ticks.push_back({id, std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}});
+      sent_now.push_back({rows.integer(i, 0), id, now});
     } else if (!rows.is_null(i, 4)) {
       result.next_in = Duration(rows.integer(i, 4) + 1);
+    } else if (!rows.is_null(i, 5)) {
+      not_begun.emplace(rows.text(i, 5));
     }
   }
+  std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
+  std::move(sent_now.begin(), sent_now.end(), std::back_inserter(sent_));
   return result;
+}
+
+void DueScan::not_sent(const std::string& tick_id) {
+  std::erase_if(sent_, [&](const Sent& sent) { return sent.tick_id == tick_id; });
 }
 
 }  // namespace takt

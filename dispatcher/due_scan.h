@@ -8,17 +8,42 @@
 
 namespace takt {
 
-struct DueScanResult {
-  std::vector<TickRow> ticks;       ///< wake ticks, to be published at once
-  std::optional<Duration> next_in;  ///< until the next item of any job is due
-};
-
-/// Wakes jobs that have due items and not enough ticks under way. One statement. It steps through items_due from job
-/// to job (a loose index scan), so it costs one index probe per job and priority that has pending items, whatever the
-/// backlog; jobs without pending items cost nothing.
+/// Wakes jobs that have due items and not enough ticks under way. One statement, which writes nothing: a wake tick needs
+/// no row before a worker begins it, since the scan repeats. It steps through items_due from job to job (a loose index
+/// scan), so it costs one index probe per job and priority that has pending items, whatever the backlog; jobs without
+/// pending items cost nothing.
 ///
 /// A job gets one tick when none is under way, and up to `parallel_ticks` while a run has reported more to do. A tick
-/// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then.
-DueScanResult scan_due_items(Database& database, const Term& term, int parallel_ticks);
+/// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then. Those
+/// that no worker has begun yet are known to this process alone (at most one a job and scan of the last 10 s); a new
+/// leader makes them once more, which costs a run without items.
+///
+/// One thread's.
+class DueScan {
+ public:
+  struct Result {
+    std::vector<TickRow> ticks;       ///< wake ticks, to be published at once
+    std::optional<Duration> next_in;  ///< until the next item of any job is due
+  };
+
+  DueScan(Database& database, const Clock& clock, int parallel_ticks)
+      : database_(database), clock_(clock), parallel_ticks_(parallel_ticks) {}
+
+  Result run_once(const Term& term);
+  /// A tick of the last run_once() was not published: the next one makes another.
+  void not_sent(const std::string& tick_id);
+
+ private:
+  struct Sent {
+    std::int64_t job_id;
+    std::string tick_id;
+    SteadyTime at;
+  };
+
+  Database& database_;
+  const Clock& clock_;
+  const int parallel_ticks_;
+  std::vector<Sent> sent_;  // not begun by a worker when last looked
+};
 
 }  // namespace takt

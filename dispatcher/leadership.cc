@@ -26,14 +26,13 @@ constexpr Statement kRelease{"leader_release", R"sql(
 }  // namespace
 
 Leadership::Leadership(Database& database, Duration lease, const Clock& clock)
-    : database_(database), lease_(lease), clock_(clock), holder_(random_id()) {}
+    : database_(database), lease_(lease), clock_(clock), holder_(random_id()), database_clock_(clock) {}
 
 bool Leadership::try_lead() {
   const auto asked = clock_.steady();
   std::int64_t term = term_.load();
   const auto heard = [this](const Rows& rows) {
-    const auto steady = std::chrono::duration_cast<std::chrono::microseconds>(clock_.steady().time_since_epoch());
-    database_ahead_us_ = rows.integer(0, 1) - steady.count();
+    database_clock_.hear(rows.integer(0, 1));
     return rows.integer(0, 0);
   };
   if (term != 0) {
@@ -52,12 +51,6 @@ bool Leadership::try_lead() {
 void Leadership::release() {
   const std::int64_t term = term_.exchange(0);
   if (term != 0) database_.exec(kRelease, Params::of(holder_, term));
-}
-
-Timestamp Leadership::DatabaseClock::now() const {
-  const auto ahead = leadership_.database_ahead_us_.load();
-  if (ahead == 0) return leadership_.clock_.now();  // nothing was heard yet
-  return from_unix_us(std::chrono::duration_cast<std::chrono::microseconds>(steady().time_since_epoch()).count() + ahead);
 }
 
 bool Leadership::leading() const { return term_.load() != 0 && clock_.steady().time_since_epoch().count() < safe_until_.load(); }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "core/db/database.h"
+#include "core/db/database_clock.h"
 
 namespace takt {
 
@@ -17,18 +18,6 @@ struct Term {
 /// try_lead(); leading() may be asked from any.
 class Leadership {
  public:
-  /// PostgreSQL's time, as it was heard at the last renewal, carried on by this process's monotonic clock: what a leader
-  /// signs with, so that its own clock may be wrong by any amount. Thread-safe.
-  class DatabaseClock final : public Clock {
-   public:
-    explicit DatabaseClock(const Leadership& leadership) : leadership_(leadership) {}
-    [[nodiscard]] Timestamp now() const override;
-    [[nodiscard]] SteadyTime steady() const override { return leadership_.clock_.steady(); }
-
-   private:
-    const Leadership& leadership_;
-  };
-
   Leadership(Database& database, Duration lease, const Clock& clock);
 
   /// Renews if leading, else takes the lease if it is free; each change of leader raises the term. True if leading.
@@ -39,15 +28,17 @@ class Leadership {
 
   [[nodiscard]] bool leading() const;
   [[nodiscard]] Term term() const { return {holder_, term_.load()}; }
+  /// PostgreSQL's time as heard at the last renewal: what a leader signs with.
+  [[nodiscard]] const DatabaseClock& database_clock() const { return database_clock_; }
 
  private:
   Database& database_;
   const Duration lease_;
   const Clock& clock_;
   const std::string holder_;
-  std::atomic<std::int64_t> database_ahead_us_{0};  // PostgreSQL's Unix time less this process's steady time
-  std::atomic<std::int64_t> term_{0};               // 0: not leading
-  std::atomic<SteadyTime::rep> safe_until_{0};      // steady time until which the lease surely holds
+  DatabaseClock database_clock_;
+  std::atomic<std::int64_t> term_{0};           // 0: not leading
+  std::atomic<SteadyTime::rep> safe_until_{0};  // steady time until which the lease surely holds
 };
 
 }  // namespace takt

@@ -127,8 +127,10 @@ Outbox::Swept Outbox::sweep(const Term& term) {
   return swept;
 }
 
-void Outbox::publish_unwatched(const TickRow& tick) {
-  if (publisher_.publish_unwatched(tick_message(tick, keys_, clock_.now()))) metrics_.tick_published(tick.source);
+bool Outbox::publish_unwatched(const TickRow& tick) {
+  const bool taken = publisher_.publish_unwatched(tick_message(tick, keys_, clock_.now()));
+  if (taken) metrics_.tick_published(tick.source);
+  return taken;
 }
 
 }  // namespace takt

@@ -31,8 +31,8 @@ class Outbox {
   void publish_offered(const Term& term, Duration timeout);
   /// Tick rows older than 2 s without a confirm, and dead letters; at most 1,000 of each.
   Swept sweep(const Term& term);
-  /// A wake tick: published without waiting, since the scan repeats.
-  void publish_unwatched(const TickRow& tick);
+  /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
+  bool publish_unwatched(const TickRow& tick);
 
  private:
   bool publish_ticks(const Term& term, const std::vector<TickRow>& ticks);

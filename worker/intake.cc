@@ -52,6 +52,7 @@ bool Intake::dead_letter(const v1::JobTick& tick) {
 
 std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery& delivery) {
   metrics_.tick_received();
+  if (!clock_.heard()) catalog_.refresh();  // this process's own clock may be wrong
   const auto id = delivery.header("webhook-id");
   const auto timestamp = delivery.header("webhook-timestamp");
   const auto signature = delivery.header("webhook-signature");

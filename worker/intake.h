@@ -24,9 +24,12 @@ struct NotNow {};
 /// The gate. An unverified message changes nothing but a counter and the quarantine. Thread-safe.
 class Intake {
  public:
-  Intake(const KeyRing& keys, JobCatalog& catalog, amqp::Publisher& publisher, const Clock& clock, Metrics& metrics, Duration max_tick_age)
+  /// `clock` is the one that `catalog` sets.
+  Intake(const KeyRing& keys, JobCatalog& catalog, amqp::Publisher& publisher, const DatabaseClock& clock, Metrics& metrics,
+         Duration max_tick_age)
       : keys_(keys), catalog_(catalog), publisher_(publisher), clock_(clock), metrics_(metrics), max_tick_age_(max_tick_age) {}
 
+  /// Throws DatabaseUnavailable where PostgreSQL has never been reached, whose time decides.
   std::variant<AcceptedTick, Disposed, NotNow> judge(const amqp::Delivery& delivery);
 
  private:
@@ -36,7 +39,7 @@ class Intake {
   const KeyRing& keys_;
   JobCatalog& catalog_;
   amqp::Publisher& publisher_;
-  const Clock& clock_;
+  const DatabaseClock& clock_;
   Metrics& metrics_;
   Duration max_tick_age_;
 };

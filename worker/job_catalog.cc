@@ -7,7 +7,8 @@ namespace takt {
 namespace {
 
 constexpr Statement kChanged{"catalog_changed", R"sql(
-  SELECT id, name, definition::text, removed_at IS NOT NULL, version FROM takt.jobs WHERE version > $1 ORDER BY version
+  SELECT j.id, j.name, j.definition::text, j.removed_at IS NOT NULL, j.version, (extract(epoch FROM c.now) * 1000000)::bigint
+    FROM (SELECT clock_timestamp() AS now) c LEFT JOIN takt.jobs j ON j.version > $1 ORDER BY j.version
 )sql"};
 
 constexpr Duration kMissInterval = std::chrono::seconds(1);
@@ -21,8 +22,10 @@ void JobCatalog::refresh() {
     known = version_;
   }
   const auto rows = database_.exec(kChanged, Params::of(known));
+  clock_.hear(rows.integer(0, 5));
   const std::scoped_lock lock(mutex_);
   for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows.is_null(i, 0)) continue;
     const std::string name(rows.text(i, 1));
     version_ = std::max(version_, rows.integer(i, 4));
     if (rows.boolean(i, 3)) {

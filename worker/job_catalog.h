@@ -6,6 +6,7 @@
 
 #include "core/config/job.h"
 #include "core/db/database.h"
+#include "core/db/database_clock.h"
 
 namespace takt {
 
@@ -18,9 +19,9 @@ struct CatalogJob {
 /// shared and never changed, only replaced.
 class JobCatalog {
  public:
-  explicit JobCatalog(Database& database) : database_(database) {}
+  JobCatalog(Database& database, DatabaseClock& clock) : database_(database), clock_(clock) {}
 
-  /// Reads what changed since the last time; one cheap statement when nothing did.
+  /// Reads what changed since the last time, and PostgreSQL's time for `clock`; one cheap statement when nothing did.
   void refresh();
   /// nullptr if the job is unknown or removed. A name that is not known is looked up once more in PostgreSQL, at most
   /// once a second over all names, so that forged or mistaken names cost nothing.
@@ -30,6 +31,7 @@ class JobCatalog {
 
  private:
   Database& database_;
+  DatabaseClock& clock_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const CatalogJob>> jobs_;  // guarded by mutex_
   std::int64_t version_ = 0;                                       // guarded by mutex_

@@ -22,14 +22,14 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
       clock_(clock),
       metrics_(metrics),
       settings_(std::move(settings)),
-      catalog_(database),
+      catalog_(database, clock_),
       heartbeat_(database),
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound}),
-      http_(http_client_, keys, clock, metrics, settings_.payload_in_errors),
+      http_(http_client_, keys, clock_, metrics, settings_.payload_in_errors),
       sql_(settings_.databases, metrics),
       native_(settings_.native, metrics),
-      executor_(database, {http_, sql_, native_}, heartbeat_, clock, random, metrics, random_id().substr(0, 12)),
-      intake_(keys, catalog_, publisher, clock, metrics, settings_.max_tick_age) {
+      executor_(database, {http_, sql_, native_}, heartbeat_, clock_, random, metrics, random_id().substr(0, 12)),
+      intake_(keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
   consuming.tick_queues = settings_.all_queues;

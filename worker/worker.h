@@ -65,7 +65,7 @@ class Worker {
   Database& database_;
   amqp::Publisher& publisher_;
   const KeyRing& keys_;
-  const Clock& clock_;
+  DatabaseClock clock_;  // by which ticks are verified and requests signed
   Metrics& metrics_;
   const Settings settings_;
   JobCatalog catalog_;

@@ -95,14 +95,19 @@ logfile = {folder}/log
         self.check_slots(begin, self.now())
         self.assertGreaterEqual(self.one("SELECT term FROM takt.leader") - first_term, changes)
 
+    def start_with_clock(self, offset, *arguments):
+        """A service whose wall clock is wrong by `offset`."""
+        normal = self.environment
+        library = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0]
+        self.environment = dict(normal, LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")
+        try:
+            return self.start(*arguments)
+        finally:
+            self.environment = normal
+
     def test_D4_clocks_of_the_dispatchers_an_hour_ahead_and_an_hour_behind(self):
         self.install(CONFIG + EVERY_SECOND)
-        library = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0]
-        normal, dispatchers = self.environment, []
-        for offset in ("+1h", "-1h"):
-            self.environment = dict(normal, LD_PRELOAD=library, FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")
-            dispatchers.append(self.start("dispatcher"))
-        self.environment = normal
+        dispatchers = [self.start_with_clock(offset, "dispatcher") for offset in ("+1h", "-1h")]
         self.start("worker")
         eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
         begin = self.now() + 1
@@ -117,6 +122,24 @@ logfile = {folder}/log
         self.assertEqual(self.queue_depth(self.channel(), "takt.quarantine"), 0, "ticks that seem to come from another time")
         self.takt("jobs", "pause", "every")
         self.check_accepted(accepted)
+
+    def test_D4b_clocks_of_the_workers_an_hour_ahead_and_two_days_behind(self):
+        self.install(CONFIG + EVERY_SECOND)
+        workers = [self.start_with_clock(offset, "worker") for offset in ("+1h", "-2d")]
+        self.start("dispatcher")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
+        begin = self.now() + 1
+        load = self.load(50)
+        time.sleep(4)
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.assertEqual(self.queue_depth(self.channel(), "takt.quarantine"), 0, "ticks that seem to come from another time")
+        for worker in workers:
+            self.assertGreater(self.metric(worker, "takt_ticks_received_total"), 0, "both took part")
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+        for delivery in self.ledger.of("/work"):
+            self.assertLess(abs(int(delivery["headers"]["webhook-timestamp"]) - self.now()), 120, "a receiver would refuse the signature")
 
     def test_D3_both_dispatchers_down_and_the_misfire_policies(self):
         jobs = "".join(f"""  {policy}:

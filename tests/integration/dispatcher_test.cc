@@ -27,7 +27,8 @@ struct DispatcherTest : testing::Test {
     EXPECT_TRUE(leadership.try_lead());
     return leadership.term();
   }
-  int due_ticks(const Term& term, int parallel = 4) { return static_cast<int>(scan_due_items(*database, term, parallel).ticks.size()); }
+  DueScan due_scan{*database, clock, 3};
+  int due_ticks(const Term& term) { return static_cast<int>(due_scan.run_once(term).ticks.size()); }
 };
 
 TEST_F(DispatcherTest, OneLeadsAndEachChangeRaisesTheTerm) {
@@ -117,8 +118,8 @@ TEST_F(DispatcherTest, WakesAJobOnceAndMoreOnlyWhileItReportsMore) {
   EXPECT_EQ(due_ticks(term), 0) << "they are under way";
   database->exec(std::string(
       "INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) SELECT 'more:' || id, id, 'more', now(), now() FROM takt.jobs"));
-  EXPECT_EQ(due_ticks(term, 4), 1) << "the backlog of demo deserves a further one; solo takes one at a time";
-  EXPECT_EQ(due_ticks(term, 3), 0) << "and no more than parallel_ticks";
+  EXPECT_EQ(due_ticks(term), 1) << "the backlog of demo deserves a further one; solo takes one at a time";
+  EXPECT_EQ(due_ticks(term), 0) << "and no more than parallel_ticks";
 }
 
 TEST_F(DispatcherTest, ReplacesAWakeTickThatWasLost) {
@@ -126,7 +127,38 @@ TEST_F(DispatcherTest, ReplacesAWakeTickThatWasLost) {
   const Term term = lead();
   database->exec(std::string("SELECT takt.enqueue('demo')"));
   EXPECT_EQ(due_ticks(term), 1);
-  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  clock.advance(9s);
+  EXPECT_EQ(due_ticks(term), 0);
+  clock.advance(2s);
+  EXPECT_EQ(due_ticks(term), 1);
+}
+
+TEST_F(DispatcherTest, AWakeTickNeedsNoRowUntilAWorkerBeginsIt) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  const auto written = [&] { return database.number("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"); };
+  const auto before = written();
+  const auto first = due_scan.run_once(term);
+  ASSERT_EQ(first.ticks.size(), 1U);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), 0);
+  EXPECT_LT(written() - before, 100) << "the scan commits nothing that would have to be synced";
+
+  const auto job = database.job("demo");
+  EXPECT_EQ(claim_batch(*database, {job, first.ticks[0].id, clock.now(), "due", 1, "w", 10}).items.size(), 1U);
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_ticks(term), 0) << "it is under way";
+  database->exec(std::string("UPDATE takt.ticks SET finished_at = now(), lease_until = NULL"));
+  EXPECT_EQ(due_ticks(term), 1) << "the run is over and did not see the second item";
+}
+
+TEST_F(DispatcherTest, AWakeTickThatWasNotSentIsMadeAgainAtOnce) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  const auto result = due_scan.run_once(term);
+  ASSERT_EQ(result.ticks.size(), 1U);
+  due_scan.not_sent(result.ticks[0].id);
   EXPECT_EQ(due_ticks(term), 1);
 }
 
@@ -134,7 +166,7 @@ TEST_F(DispatcherTest, KnowsWhenTheNextItemIsDue) {
   database.apply(plain_job("demo"));
   const Term term = lead();
   database->exec(std::string("SELECT takt.enqueue('demo', run_at => now() + interval '10 s')"));
-  const auto result = scan_due_items(*database, term, 4);
+  const auto result = due_scan.run_once(term);
   EXPECT_TRUE(result.ticks.empty());
   ASSERT_TRUE(result.next_in);
   EXPECT_LE(*result.next_in, 10s);

@@ -107,8 +107,10 @@ class Simulation {
     if (chance(10)) queue_.push_back(message);
   }
 
+  /// It remembers nothing of the wake ticks that the one before has sent.
+  std::unique_ptr<DueScan> new_leader() { return std::make_unique<DueScan>(*database_, clock_, 3); }
   void scan() {
-    for (const auto& tick : scan_due_items(*database_, term_, 3).ticks) publish({tick.id, tick.job == "demo" ? 0U : 1U});
+    for (const auto& tick : scan_->run_once(term_).ticks) publish({tick.id, tick.job == "demo" ? 0U : 1U});
   }
 
   void deliver(Worker& worker) {
@@ -251,14 +253,18 @@ class Simulation {
 
   /// Time passes, or an operator does something.
   void interfere() {
-    switch (roll(4)) {
-      case 0: database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s' WHERE state = 0")); break;
+    switch (roll(5)) {
+      case 0:
+        clock_.advance(6s);
+        database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s' WHERE state = 0"));
+        break;
       case 1: {
         const auto rows = database_->exec(
             std::string("UPDATE takt.items SET state = 0, attempt = 0, replay = replay + 1, run_at = now() WHERE state = 5 RETURNING id"));
         for (std::size_t i = 0; i < rows.size(); ++i) ++lives_[rows.integer(i, 0)];
         break;
       }
+      case 2: scan_ = new_leader(); break;
       default: replay(); break;
     }
   }
@@ -285,6 +291,7 @@ class Simulation {
       finish_all();
       database_->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
       database_->exec(std::string("UPDATE takt.ticks SET created_at = created_at - interval '1 min' WHERE finished_at IS NULL"));
+      clock_.advance(60s);
       database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s', state = 0"));
       rescue();
       scan();
@@ -324,6 +331,7 @@ class Simulation {
   const Term term_;
   std::mt19937 dice_;
   FakeClock clock_;
+  std::unique_ptr<DueScan> scan_ = new_leader();
   KeyRing keys_ = KeyRing::parse("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=", "simulation");
   std::vector<CatalogJob> jobs_;
   std::vector<Message> queue_;

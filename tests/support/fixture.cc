@@ -59,7 +59,9 @@ Config TestDatabase::apply(const std::string& jobs) {
 }
 
 CatalogJob TestDatabase::job(const std::string& name) {
-  JobCatalog catalog(*database_);
+  const SystemClock own;
+  DatabaseClock clock(own);
+  JobCatalog catalog(*database_, clock);
   catalog.refresh();
   const auto found = catalog.find(name);
   if (!found) throw std::runtime_error("no job " + name);
