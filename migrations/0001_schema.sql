@@ -124,7 +124,7 @@ CREATE TABLE takt.runs (
   error        integer NOT NULL DEFAULT 0,
   dead         integer NOT NULL DEFAULT 0,
   handed_back  integer NOT NULL DEFAULT 0,  -- unfinished at the end of the time budget or at shutdown
-  remaining    integer NOT NULL DEFAULT 0,  -- still due afterwards, counted up to 100
+  remaining    integer NOT NULL DEFAULT 0,  -- still due afterwards, counted up to 100, or to the next batch where it followed at once
   oldest_age_s double precision NOT NULL DEFAULT 0,
   duration_ms  double precision NOT NULL DEFAULT 0,
   errors       jsonb,                       -- the first ten: item, reason, error
@@ -133,6 +133,7 @@ CREATE TABLE takt.runs (
   item_max     bigint,
   last_priority smallint,                   -- where in items_due its claim ended
   last_run_at  timestamptz,
+  last_id      bigint,
   item_ids     bigint[] NOT NULL DEFAULT '{}',
   attempts     integer[] NOT NULL DEFAULT '{}',
   replays      smallint[] NOT NULL DEFAULT '{}',
@@ -485,14 +486,14 @@ END $$;
 -- Begins a run: the ledger entry, the overlap lock where the job is exclusive, and at most `most` due items, oldest first
 -- within priority, which leave takt.items for the run's row. No row: the tick was seen before, finished or under another
 -- run's lease; or none was given. Otherwise one row without an item (source, locked), then one an item.
--- `from_priority`, `from_run_at`: begin there in items_due and not at its start, where the entries of rows that were just
+-- `from_priority`, `from_run_at`, `from_id`: begin behind that place in items_due and not at its start, where the entries of rows that were just
 -- deleted lie until a vacuum takes them away: walking over them again for each batch would make a long drain slower and
 -- slower. A run that continues another passes where that one ended, and now and then NULL, so that what came in
 -- before that place (a higher priority, an earlier run_at, a transaction that committed late) is not passed over.
 -- Planner settings: the path is the index's, whatever statistics say of a table that was empty a minute ago.
 CREATE FUNCTION takt.begin_run(the_tick text, the_job integer, the_due timestamptz, the_source text, the_run bigint, the_worker text,
                                lease_ms bigint, exclusive boolean, most integer, is_dry boolean,
-                               from_priority smallint DEFAULT NULL, from_run_at timestamptz DEFAULT NULL)
+                               from_priority smallint DEFAULT NULL, from_run_at timestamptz DEFAULT NULL, from_id bigint DEFAULT NULL)
 RETURNS TABLE (source text, locked boolean, item_id bigint, attempt integer, key text, payload text, age_ms bigint, overdue_ms bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
@@ -521,11 +522,12 @@ BEGIN
   IF is_locked OR (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN
     most := 0;
   END IF;
-  IF from_run_at IS NULL OR NOT EXISTS (
+  IF from_id IS NULL OR NOT EXISTS (
        SELECT 1 FROM takt.items d WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
-          AND (d.priority, d.run_at) >= (from_priority, from_run_at) LIMIT 1) THEN
+          AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id) LIMIT 1) THEN
     from_priority := -32768;
     from_run_at := '-infinity';
+    from_id := -1;
   END IF;
   RETURN QUERY SELECT tick_source, is_locked, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::bigint, NULL::bigint;
   -- The rows are locked where they are found, and a locked row stays where it is: no second lookup.
@@ -534,17 +536,18 @@ BEGIN
       DELETE FROM takt.items i
        WHERE i.ctid = ANY (ARRAY(SELECT d.ctid FROM takt.items d
                                   WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
-                                    AND (d.priority, d.run_at) >= (from_priority, from_run_at)
+                                    AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
                                   ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED))
       RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
     ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
     held AS (
       INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, dry_run, item_min, item_max, last_priority,
-                             last_run_at, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
+                             last_run_at, last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
       SELECT the_run, now(), the_job, the_tick,
              CASE WHEN tick_source IN ('schedule', 'external') THEN tick_source
                   WHEN tick_source IN ('due', 'more') THEN 'due' ELSE 'manual' END,
-             the_worker, 'running', is_dry, min(id), max(id), (array_agg(priority))[count(*)], (array_agg(run_at))[count(*)], coalesce(array_agg(id), '{}'), coalesce(array_agg(attempt), '{}'),
+             the_worker, 'running', is_dry, min(id), max(id), (array_agg(priority))[count(*)], (array_agg(run_at))[count(*)],
+             (array_agg(id))[count(*)], coalesce(array_agg(id), '{}'), coalesce(array_agg(attempt), '{}'),
              coalesce(array_agg(replay), '{}'), coalesce(array_agg(priority), '{}'), coalesce(array_agg(run_at), '{}'),
              coalesce(array_agg(enqueued_at), '{}'), CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(payload), '{}')
         FROM ordered)
@@ -582,7 +585,7 @@ CREATE FUNCTION takt.end_run(the_tick text, the_run bigint, the_job integer, job
                              ids bigint[], states smallint[], classes text[], delays bigint[], unspent smallint[], reasons text[],
                              messages text[], dead_reasons text[], drains boolean, next_tick text,
                              OUT recorded boolean, OUT remaining integer, OUT continues boolean, OUT from_priority smallint,
-                             OUT from_run_at timestamptz)
+                             OUT from_run_at timestamptz, OUT from_id bigint)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -643,11 +646,11 @@ BEGIN
   IF exclusive THEN
     DELETE FROM takt.job_locks WHERE job_id = the_job AND run_id = the_run;
   END IF;
-  SELECT last_priority, last_run_at INTO from_priority, from_run_at FROM takt.runs WHERE id = the_run AND started_at = began;
-  IF from_run_at IS NOT NULL THEN
+  SELECT last_priority, last_run_at, last_id INTO from_priority, from_run_at, from_id FROM takt.runs WHERE id = the_run AND started_at = began;
+  IF from_id IS NOT NULL THEN
     SELECT count(*) INTO remaining FROM (
       SELECT 1 FROM takt.items i WHERE i.job_id = the_job AND i.state = 0 AND i.run_at <= now()
-         AND (i.priority, i.run_at) >= (from_priority, from_run_at) LIMIT 100) x;
+         AND (i.priority, i.run_at, i.id) > (from_priority, from_run_at, from_id) LIMIT 100) x;
   END IF;
   IF remaining = 0 THEN
     SELECT count(*) INTO remaining FROM (
@@ -663,6 +666,86 @@ BEGIN
          oldest_age_s = oldest_s, duration_ms = took_ms, errors = the_errors, reported = the_reported, noops = the_noops,
          durations = CASE WHEN ids IS NULL THEN the_durations ELSE durations END
    WHERE id = the_run AND started_at = began;
+END $$;
+
+-- Ends a run that leaves nothing behind (every item done or noop) and begins the next of its chain under the same tick, whose
+-- source is 'more' and whose lease is longer than nine tenths: what end_run() and begin_run() do, with three statements and
+-- four rows written instead of nine and six. The tick's row is the fence and the lease here too, and is updated in its place;
+-- the lease is renewed once a tenth of it is over.
+-- No row: the run is no longer the caller's. One row without an item: nothing more is due, and the chain has ended.
+-- `from_last`: as begin_run()'s place; false: search from the oldest.
+CREATE FUNCTION takt.go_on(the_tick text, the_run bigint, the_job integer, window_ms bigint, counts integer[], oldest_s double precision,
+                           took_ms double precision, the_reported jsonb, the_durations real[], the_noops bigint[], has_keys boolean,
+                           next_run bigint, the_worker text, lease_ms bigint, most integer, from_last boolean)
+RETURNS TABLE (recorded boolean, remaining integer, continues boolean, source text, locked boolean, item_id bigint, attempt integer,
+               key text, payload text, age_ms bigint, overdue_ms bigint)
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+  began timestamptz; from_priority smallint; from_run_at timestamptz; from_id bigint; left_over integer;
+BEGIN
+  UPDATE takt.ticks t
+     SET run_id = next_run, begun_at = now(),
+         lease_until = CASE WHEN t.lease_until < now() + lease_ms * interval '0.9 ms' THEN now() + lease_ms * interval '1 ms' ELSE t.lease_until END
+    FROM takt.runs r
+   WHERE t.id = the_tick AND t.run_id = the_run AND t.finished_at IS NULL AND r.id = the_run AND r.started_at = t.begun_at
+  RETURNING r.started_at, r.last_priority, r.last_run_at, r.last_id INTO began, from_priority, from_run_at, from_id;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  IF has_keys THEN
+    UPDATE takt.item_keys k SET expires_at = now() + window_ms * interval '1 ms'
+      FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
+     WHERE r.id = the_run AND r.started_at = began AND k.job_id = the_job AND k.key = h.key AND k.item_id = h.id;
+  END IF;
+  LOOP
+    IF NOT from_last OR from_id IS NULL THEN
+      from_priority := -32768;
+      from_run_at := '-infinity';
+      from_id := -1;
+    END IF;
+    RETURN QUERY
+      WITH taken AS (
+        DELETE FROM takt.items i
+         WHERE i.ctid = ANY (ARRAY(SELECT d.ctid FROM takt.items d
+                                    WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
+                                      AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
+                                    ORDER BY d.priority, d.run_at, d.id
+                                    LIMIT CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most END
+                                    FOR UPDATE SKIP LOCKED))
+        RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
+      ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
+      ended AS (
+        UPDATE takt.runs
+           SET status = 'completed', finished_at = now(), scanned = counts[1], done = counts[2], noop = counts[3],
+               remaining = (SELECT count(*) FROM ordered), oldest_age_s = oldest_s, duration_ms = took_ms, reported = the_reported,
+               noops = the_noops, durations = the_durations
+         WHERE id = the_run AND started_at = began),
+      held AS (
+        INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, item_min, item_max, last_priority, last_run_at,
+                               last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
+        SELECT next_run, now(), the_job, the_tick, 'due', the_worker, 'running', min(id), max(id), (array_agg(priority))[count(*)],
+               (array_agg(run_at))[count(*)], (array_agg(id))[count(*)], array_agg(id), array_agg(attempt), array_agg(replay),
+               array_agg(priority), array_agg(run_at), array_agg(enqueued_at), CASE WHEN count(key) > 0 THEN array_agg(key) END,
+               array_agg(payload)
+          FROM ordered HAVING count(*) > 0)
+      SELECT true, (SELECT count(*)::integer FROM ordered), true, 'more', false, o.id, o.attempt, o.key, o.payload::text,
+             (extract(epoch FROM now() - o.enqueued_at) * 1000)::bigint, (extract(epoch FROM now() - o.run_at) * 1000)::bigint
+        FROM ordered o;
+    IF FOUND THEN
+      RETURN;
+    END IF;
+    EXIT WHEN from_id = -1;
+    from_last := false;
+  END LOOP;
+  UPDATE takt.ticks SET run_id = the_run, begun_at = began, finished_at = now(), lease_until = NULL, items = NULL WHERE id = the_tick;
+  SELECT count(*) INTO left_over FROM (
+    SELECT 1 FROM takt.items i WHERE i.job_id = the_job AND i.state = 0 AND i.run_at <= now() LIMIT 100) x;
+  IF left_over > 0 THEN
+    UPDATE takt.runs r SET remaining = left_over WHERE r.id = the_run AND r.started_at = began;
+  END IF;
+  RETURN QUERY SELECT true, left_over, false, NULL::text, NULL::boolean, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::bigint,
+                      NULL::bigint;
 END $$;
 
 -- Deny by default: a role needs an explicit GRANT EXECUTE to enqueue (docs/operating.md lists the grants).

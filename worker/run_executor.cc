@@ -134,13 +134,13 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
 
 Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                             const std::function<bool()>& give_up, std::optional<Held>& next) {
-  if (!next_job || !run.drains) {
+  if (!next_job || !run.drains || next_job->definition.concurrency != run.job->definition.concurrency) {
     return while_unavailable("settling", give_up, [&] { return settle_run(database_, run); });
   }
   const auto next_run = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
   const ClaimRequest request{
       *next_job,
-      continuation_id(run.run_id),
+      next_tick_id(run),
       clock_.now(),
       "more",
       next_run,

@@ -1,5 +1,6 @@
 #include "worker/settle.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace takt {
@@ -20,8 +21,13 @@ constexpr Statement kEndAndBegin{"end_run_begin_next",
                                  "WITH ended AS MATERIALIZED (SELECT * FROM " TAKT_END_RUN
                                  ") SELECT e.recorded, e.remaining, e.continues, b.* FROM ended e LEFT JOIN LATERAL"
                                  " takt.begin_run(CASE WHEN e.continues THEN $26 END, $27, $28, $29, $30, $31, $32, $33, $34, $35,"
-                                 " e.from_priority, CASE WHEN $36 THEN e.from_run_at END) b ON true"};
+                                 " e.from_priority, e.from_run_at, CASE WHEN $36 THEN e.from_id END) b ON true"};
 constexpr std::size_t kEndColumns = 3;
+
+// The same for a run that leaves nothing behind, in a chain: see takt.go_on.
+constexpr Statement kGoOn{"go_on",
+                          "SELECT * FROM takt.go_on($1, $2, $3, $4, $5::integer[], $6, $7, $8::jsonb, $9::real[], $10::bigint[], $11, $12, "
+                          "$13, $14, $15, $16)"};
 
 struct Counts {
   int done = 0, noop = 0, skipped = 0, blocked = 0, error = 0, dead = 0, handed_back = 0;
@@ -98,23 +104,36 @@ Leaving leaving_items(const RunRecord& run) {
   return leaving;
 }
 
-Params end_params(const RunRecord& run, const std::optional<std::string>& next_tick) {
-  std::vector<double> durations;
-  std::vector<std::int64_t> noops;
+/// What of its items stays in the run's row.
+struct Staying {
+  std::vector<double> durations;  ///< milliseconds
+  std::optional<std::vector<std::int64_t>> noops;
   bool has_keys = false;
-  durations.reserve(run.items.size());
+};
+
+Staying staying_items(const RunRecord& run) {
+  Staying staying;
+  staying.durations.reserve(run.items.size());
   for (std::size_t i = 0; i < run.items.size(); ++i) {
-    durations.push_back(run.results[i].seconds * 1000);
-    if (run.results[i].item_class == ItemClass::noop) noops.push_back(run.items[i].id);
-    has_keys = has_keys || !run.items[i].key.empty();
+    staying.durations.push_back(run.results[i].seconds * 1000);
+    if (run.results[i].item_class == ItemClass::noop) {
+      if (!staying.noops) staying.noops.emplace();
+      staying.noops->push_back(run.items[i].id);
+    }
+    staying.has_keys = staying.has_keys || !run.items[i].key.empty();
   }
+  return staying;
+}
+
+Params end_params(const RunRecord& run, const std::optional<std::string>& next_tick) {
+  const auto staying = staying_items(run);
   const auto counts = count(run);
   const auto& job = run.job->definition;
   auto params = Params::of(run.tick_id, run.run_id, run.job->id, job.name, job.dedupe_window, job.concurrency == 1, to_string(run.status),
                            std::vector<std::int64_t>{run.scanned, counts.done, counts.noop, counts.skipped, counts.blocked, counts.error,
                                                      counts.dead, counts.handed_back},
-                           run.oldest_age_s, run.duration_ms, first_errors(run), reported(run), durations);
-  params.add(noops.empty() ? std::nullopt : std::optional(noops)).add(has_keys);
+                           run.oldest_age_s, run.duration_ms, first_errors(run), reported(run), staying.durations);
+  params.add(staying.noops).add(staying.has_keys);
   const auto leaving = leaving_items(run);
   if (leaving.ids.empty()) {
     for (int i = 0; i < 8; ++i) params.add(std::nullopt);
@@ -125,9 +144,32 @@ Params end_params(const RunRecord& run, const std::optional<std::string>& next_t
   return params.add(run.drains).add(next_tick);
 }
 
+/// Whether takt.go_on() can end the run and begin the next under its tick.
+bool leaves_nothing(const RunRecord& run) {
+  const auto stays = [](const Settlement& settlement) { return settlement.state == ItemState::done; };
+  return run.source == "more" && run.status == RunStatus::completed && run.job->definition.concurrency != 1 &&
+         std::all_of(run.settlements.begin(), run.settlements.end(), stays) && !first_errors(run);
+}
+
+Rows go_on(Database& database, const RunRecord& run, const ClaimRequest& next) {
+  const auto staying = staying_items(run);
+  const auto counts = count(run);
+  return database.exec_retrying(kGoOn, Params::of(run.tick_id, run.run_id, run.job->id, run.job->definition.dedupe_window,
+                                                  std::vector<std::int64_t>{run.scanned, counts.done, counts.noop}, run.oldest_age_s,
+                                                  run.duration_ms, reported(run), staying.durations, staying.noops, staying.has_keys,
+                                                  next.run_id, next.worker, next.job.definition.lease, next.batch_size, next.goes_on));
+}
+
+Rows end_and_begin(Database& database, const RunRecord& run, const ClaimRequest& next) {
+  auto params = end_params(run, std::nullopt);
+  params.append(claim_params(next)).add(next.goes_on);
+  return database.exec_retrying(kEndAndBegin, params);
+}
+
 Settled settled_of(const RunRecord& run, const Rows& rows) {
-  const bool recorded = rows.boolean(0, 0);
-  return {recorded, recorded ? run.scanned : 0, static_cast<int>(rows.integer(0, 1)), rows.boolean(0, 2)};
+  const bool recorded = !rows.empty() && rows.boolean(0, 0);
+  if (!recorded) return {};
+  return {recorded, run.scanned, static_cast<int>(rows.integer(0, 1)), rows.boolean(0, 2)};
 }
 
 }  // namespace
@@ -143,15 +185,15 @@ std::string_view to_string(RunStatus status) {
 
 std::string continuation_id(std::int64_t run_id) { return "more:" + std::to_string(run_id); }
 
+std::string next_tick_id(const RunRecord& run) { return leaves_nothing(run) ? run.tick_id : continuation_id(run.run_id); }
+
 Settled settle_run(Database& database, const RunRecord& run) {
   const auto rows = database.exec_retrying(kEnd, end_params(run, run.drains ? std::optional(continuation_id(run.run_id)) : std::nullopt));
   return settled_of(run, rows);
 }
 
 Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim) {
-  auto params = end_params(run, std::nullopt);
-  params.append(claim_params(next)).add(next.goes_on);
-  const auto rows = database.exec_retrying(kEndAndBegin, params);
+  const auto rows = next.tick_id == run.tick_id ? go_on(database, run, next) : end_and_begin(database, run, next);
   auto settled = settled_of(run, rows);
   if (settled.recorded) {
     claim = read_claim(rows, kEndColumns);

@@ -34,19 +34,22 @@ struct RunRecord {
 struct Settled {
   bool recorded = false;   ///< the tick was this run's to finish
   int items = 0;           ///< items that were this run's to settle
-  int remaining = 0;       ///< due afterwards, counted up to 100
+  int remaining = 0;       ///< due afterwards, counted up to 100, or to the next batch where it followed at once
   bool continues = false;  ///< more is due, and a continuation follows
 };
 
 /// The id of the tick that continues a run: the same whoever asks.
 std::string continuation_id(std::int64_t run_id);
+/// The tick under which a worker that goes on by itself begins the next run: that of a run which is a continuation already
+/// serves a whole chain, as long as every item ends done.
+std::string next_tick_id(const RunRecord& run);
 
 /// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick, run,
 /// and the row of the continuation tick. A run that is no longer this worker's is left alone. Committed when this
 /// returns; repeating it after a lost connection changes nothing that was written.
 Settled settle_run(Database& database, const RunRecord& run);
 
-/// The same, and where a continuation follows, begins its run (`next`, whose tick is continuation_id()) in the same
+/// The same, and where a continuation follows, begins its run (`next`, whose tick is next_tick_id()) in the same
 /// statement and commit. `claim` is what that run holds; `duplicate` if none was begun.
 Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim);
 

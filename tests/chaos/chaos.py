@@ -166,6 +166,12 @@ class ChaosTest(TaktTest):
     def descriptors(self, process):
         return len(os.listdir(f"/proc/{process.pid}/fd"))
 
+    def footprint(self, process):
+        """What a process holds: descriptors, threads, resident MiB."""
+        with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
+            status = dict(line.split(":", 1) for line in file)
+        return self.descriptors(process), int(status["Threads"]), int(status["VmRSS"].split()[0]) / 1024
+
     def drained(self, seconds=60):
         eventually(lambda: self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0, seconds, "the drain")
 
@@ -188,6 +194,8 @@ class ChaosTest(TaktTest):
 
     def check_slots(self, begin, end, job="every"):
         """Every second from begin until before end has exactly one tick, each with exactly one finished run."""
+        eventually(lambda: self.one("""SELECT bool_and(s.next_due >= to_timestamp(%s)) FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+            WHERE j.name = %s""", end, job), 60, "the leader's way to the present")
         # Ticks that every worker has forgotten are published again by the sweep.
         eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule' AND finished_at IS NULL AND due_at < to_timestamp(%s)", end) == 0,
                    60, "the last slot's run")

@@ -9,6 +9,8 @@ import time
 from chaos import ChaosTest, Load, eventually
 from parts import listens
 
+SETTLED_AFTER = 8  # seconds until a process has opened what it works with: its footprint then is what it must come back to
+
 SECONDS = float(os.environ.get("TAKT_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("TAKT_CHAOS_SEED", "1"))
 
@@ -67,6 +69,7 @@ class RandomFaults(ChaosTest):
     def spawn(self, what, crash=None):
         arguments = ("dlq", "archive") if what == "archive" else (what,)
         process = self.start_crashing(crash or "nowhere", *arguments)
+        process.began = time.monotonic()
         self.living[what].append(process)
         return process
 
@@ -85,6 +88,26 @@ class RandomFaults(ChaosTest):
                 if process.poll() is not None:
                     self.crashes += process.returncode == -signal.SIGKILL
                     self.replace(what, process)
+                elif process not in self.footprints and time.monotonic() > process.began + SETTLED_AFTER:
+                    self.footprints[process] = self.footprint(process)
+
+    def check_left_over(self):
+        """No lease, lock, transaction, consumer, connection, descriptor or thread more than before, and memory within a fifth."""
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE lease_until IS NOT NULL"), 0, "leases")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.job_locks"), 0, "locks")
+        self.assertEqual(self.one("SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND state LIKE 'idle in transaction%%'", self.name), 0, "transactions")
+        eventually(lambda: self.channel().queue_declare("takt.ticks.default", passive=True).method.consumer_count == len(self.living["worker"]), 20, "one consumer a worker")
+        report = []
+        for what, processes in self.living.items():
+            for process in processes:
+                if process not in self.footprints:
+                    continue
+                before, after = self.footprints[process], self.footprint(process)
+                report.append(f"{what} {before[0]} → {after[0]} descriptors, {before[1]} → {after[1]} threads, {before[2]:.1f} → {after[2]:.1f} MiB")
+                self.assertLessEqual(after[0], before[0] + 4, f"descriptors of a {what}: {report[-1]}")
+                self.assertLessEqual(after[1], before[1], f"threads of a {what}: {report[-1]}")
+                self.assertLessEqual(after[2], before[2] * 1.2, f"memory of a {what}: {report[-1]}")
+        return report
 
     # --- the faults
 
@@ -168,6 +191,7 @@ class RandomFaults(ChaosTest):
         for at, kind, number in faults:
             print(f"  {at:7.1f} s  {kind} ({number})")
         self.crashes = self.forged = 0
+        self.footprints = {}
         self.living = collections.defaultdict(list)
         dice = random.Random(SEED)
         self.ledger.behave["/flaky"] = lambda nth: (500 if dice.random() < 0.3 else 200, {}, b"")
@@ -234,6 +258,7 @@ class RandomFaults(ChaosTest):
         by_item = collections.Counter(item for item, _ in calls)
         again = sum(by_item[f"item-{i}"] > 1 for i in accepted["work"])
 
+        left_over = self.check_left_over()
         print(f"\nfaults injected: {len(faults)}")
         for kind, count in sorted(collections.Counter(kind for _, kind, _ in faults).items()):
             print(f"  {count:3}  {kind}")
@@ -242,5 +267,6 @@ class RandomFaults(ChaosTest):
         print("final states: " + ", ".join(f"{state} {count}" for state, count in sorted(states.items())))
         print(f"duplicates: settled twice 0; same attempt delivered twice {same_attempt}; called again with a new attempt because its worker was lost {lost} attempts, "
               f"{again} of the {len(accepted['work'])} plain items; ticks twice 0")
+        print("left over, from " + str(SETTLED_AFTER) + " s after each process's start to the end: " + "; ".join(left_over))
         print(f"slowest recovery: {slowest[0]:.1f} s, after {slowest[1]}", flush=True)
         self.assertEqual(same_attempt, 0, "one attempt was delivered twice")

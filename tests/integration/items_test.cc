@@ -31,6 +31,7 @@ struct ItemsTest : testing::Test {
     run.run_id = run_id;
     run.job = &job;
     run.tick_id = tick;
+    run.source = claim.source;
     run.worker = "test-worker";
     run.items = claim.items;
     run.scanned = static_cast<int>(claim.items.size());
@@ -278,6 +279,84 @@ TEST_F(ItemsTest, OfALongBacklogAreTakenOnInTheStatementThatEndsTheRunBefore) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0);
 }
 
+TEST_F(ItemsTest, OfAChainOfRunsAreTakenUnderOneTickUntilNoneIsLeft) {
+  database.apply(plain_job("demo", "dedupe_window: 1h"));
+  const auto job = database.job("demo");
+  enqueue(9, "demo", ", key => 'k' || n");  // in one transaction: all have the same run_at
+  const auto go_on = [&](const RunRecord& run, std::int64_t next_run, Claim& next) {
+    return settle_and_claim(*database, run, {job, next_tick_id(run), SystemClock().now(), "more", next_run, "test-worker", 3, false, true},
+                            next);
+  };
+  Claim second, third, fourth, none;
+  const auto first = claim(job, "due:1", 3, 1);
+  go_on(ended("due:1", 1, job, first), 2, second);
+  auto run = ended("more:1", 2, job, second);
+  run.results[1].item_class = ItemClass::noop;
+  ASSERT_EQ(next_tick_id(run), "more:1");
+  database->exec(std::string("UPDATE takt.ticks SET lease_until = now() + interval '10 s' WHERE id = 'more:1'"));
+  const auto settled = go_on(run, 3, third);
+  EXPECT_TRUE(settled.continues);
+  EXPECT_EQ(settled.remaining, 3);
+  ASSERT_EQ(third.items.size(), 3U);
+  EXPECT_EQ(third.items[0].id, 7) << "behind the place where the last claim ended, though all are due at the same moment";
+  EXPECT_EQ(third.items[0].key, "k7");
+  EXPECT_EQ(database.text("SELECT done || ' ' || noop || ' ' || status || ' ' || remaining FROM takt.runs WHERE id = 2"),
+            "2 1 completed 3");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), 2) << "due:1 and more:1";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE lease_until > now() + interval '11 s'"), 1)
+      << "the lease is whole again";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NOT NULL"), 6);
+
+  Claim repeated;
+  EXPECT_TRUE(go_on(run, 3, repeated).recorded) << "as after a connection lost between commit and answer";
+  EXPECT_EQ(repeated.items.size(), 3U);
+  EXPECT_FALSE(go_on(run, 4, repeated).recorded) << "the run is over";
+  EXPECT_EQ(repeated.outcome, ClaimOutcome::duplicate);
+
+  enqueue(1, "demo", ", run_at => now() - interval '1 hour'");  // before the place where the chain is
+  auto last = ended("more:1", 3, job, third);
+  EXPECT_TRUE(go_on(last, 4, fourth).continues) << "what lies before is found where nothing lies behind";
+  ASSERT_EQ(fourth.items.size(), 1U);
+  last = ended("more:1", 4, job, fourth);
+  EXPECT_FALSE(go_on(last, 5, none).continues);
+  EXPECT_EQ(none.outcome, ClaimOutcome::duplicate);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL OR lease_until IS NOT NULL"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 10);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'completed'"), 4);
+}
+
+TEST_F(ItemsTest, OfAChainThatLostItsLeaseAreNotSettledByIt) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(4, "demo");
+  Claim second, third;
+  const auto first = claim(job, "due:1", 2, 1);
+  const ClaimRequest more{job, "more:1", SystemClock().now(), "more", 2, "test-worker", 2, false, true};
+  settle_and_claim(*database, ended("due:1", 1, job, first), more, second);
+  database->exec(std::string("UPDATE takt.ticks SET run_id = 99 WHERE id = 'more:1'"));
+  const ClaimRequest next{job, "more:1", SystemClock().now(), "more", 3, "test-worker", 2, false, true};
+  EXPECT_FALSE(settle_and_claim(*database, ended("more:1", 2, job, second), next, third).recorded);
+  EXPECT_EQ(third.outcome, ClaimOutcome::duplicate);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 2);
+}
+
+TEST_F(ItemsTest, OfAPausedJobEndTheirChain) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(6, "demo");
+  Claim second, third;
+  const auto first = claim(job, "due:1", 2, 1);
+  settle_and_claim(*database, ended("due:1", 1, job, first), {job, "more:1", SystemClock().now(), "more", 2, "test-worker", 2, false, true},
+                   second);
+  database->exec(std::string("UPDATE takt.jobs SET paused = true"));
+  const auto settled = settle_and_claim(*database, ended("more:1", 2, job, second),
+                                        {job, "more:1", SystemClock().now(), "more", 3, "test-worker", 2, false, true}, third);
+  EXPECT_FALSE(settled.continues);
+  EXPECT_EQ(settled.remaining, 2);
+  EXPECT_EQ(database.number("SELECT remaining FROM takt.runs WHERE id = 2"), 2);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 2);
+}
+
 // Deterministic, unlike a time: what a batch costs, whatever its size. docs/performance.md states these figures.
 TEST_F(ItemsTest, CostTwoRoundTripsABatchAndOneIfTheyContinue) {
   database.apply(plain_job("demo"));
@@ -302,31 +381,42 @@ TEST_F(ItemsTest, CostNoMoreThanTheseRowsWrittenABatch) {
   const auto job = database.job("demo");
   enqueue(200, "demo");
   using Written = std::array<std::int64_t, 3>;  // inserted, updated, deleted
-  Written claimed{}, settled{};
+  Written claimed{}, settled{}, gone_on{};
+  const auto total = [](Session& on) -> Written {
+    const auto rows = on.exec(std::string("SELECT sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del) FROM pg_stat_xact_user_tables "
+                                          "WHERE schemaname = 'takt'"),
+                              {});
+    return {rows.integer(0, 0), rows.integer(0, 1), rows.integer(0, 2)};
+  };
+  const auto since = [&](Session& on, const Written& before) -> Written {
+    const auto now = total(on);
+    return {now[0] - before[0], now[1] - before[1], now[2] - before[2]};
+  };
   database->transaction([&](Session& on) {
-    const auto total = [&]() -> Written {
-      const auto rows = on.exec(std::string("SELECT sum(n_tup_ins), sum(n_tup_upd), sum(n_tup_del) FROM pg_stat_xact_user_tables "
-                                            "WHERE schemaname = 'takt'"),
-                                {});
-      return {rows.integer(0, 0), rows.integer(0, 1), rows.integer(0, 2)};
-    };
-    const auto since = [&](const Written& before) -> Written {
-      const auto now = total();
-      return {now[0] - before[0], now[1] - before[1], now[2] - before[2]};
-    };
-    auto before = total();
+    auto before = total(on);
     on.exec(std::string("SELECT count(*) FROM takt.begin_run('due:1', $1, now(), 'due', 1, 'w', 30000, false, 100, false)"),
             Params::of(job.id));
-    claimed = since(before);
-    before = total();
+    claimed = since(on, before);
+    before = total(on);
     on.exec(std::string("SELECT takt.end_run('due:1', 1, $1, 'demo', 0, false, 'completed', '{100,100,0,0,0,0,0,0}', 0, 1, NULL, NULL,"
                         " array_fill(1::real, ARRAY[100]), NULL, false, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, true, NULL)"),
             Params::of(job.id));
-    settled = since(before);
+    settled = since(on, before);
   });
+  enqueue(200, "demo");
+  database->exec(std::string("SELECT count(*) FROM takt.begin_run('more:1', 1, now(), 'more', 2, 'w', 30000, false, 100, false)"));
+  database->transaction([&](Session& on) {
+    const auto before = total(on);
+    on.exec(
+        std::string("SELECT count(*) FROM takt.go_on('more:1', 2, $1, 0, '{100,100,0}', 0, 1, NULL, array_fill(1::real, ARRAY[100]), NULL,"
+                    " false, 3, 'w', 30000, 100, true)"),
+        Params::of(job.id));
+    gone_on = since(on, before);
+  });
+  EXPECT_EQ(gone_on, (Written{1, 2, 100})) << "the next run; the tick and the run before; the items leave";
   EXPECT_EQ(claimed, (Written{2, 0, 100})) << "the tick and the run; the items leave";
   EXPECT_EQ(settled, (Written{0, 2, 0})) << "the tick and the run are ended; done items are not touched again";
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 100);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 200);
 }
 
 }  // namespace

@@ -169,11 +169,10 @@ class Simulation {
     if (!worker.held) return;
     RunRecord run = std::move(*worker.held);
     worker.held.reset();
-    judge(run, all_done);
+    judge(run, all_done || chance(40));
     Claim next;
     const bool goes_on = run.drains && chance(50);
-    const ClaimRequest request{*run.job, continuation_id(run.run_id),   clock_.now(), "more", ++last_run_,
-                               "w",      run.job->definition.batch_size};
+    const ClaimRequest request{*run.job, next_tick_id(run), clock_.now(), "more", ++last_run_, "w", run.job->definition.batch_size};
     const auto settled = goes_on ? settle_and_claim(*database_, run, request, next) : settle_run(*database_, run);
     if (worker.lost) {
       // Rescued meanwhile or not: if it was, nothing of it may be written.
