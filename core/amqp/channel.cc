@@ -3,6 +3,9 @@
 #include <amqp_framing.h>
 #include <amqp_ssl_socket.h>
 #include <amqp_tcp_socket.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 
 #include <array>
@@ -264,6 +267,15 @@ void Channel::reject(std::uint64_t tag, bool requeue) {
 }
 
 bool Channel::has_buffered() const { return amqp_frames_enqueued(connection_) != 0 || amqp_data_in_buffer(connection_) != 0; }
+
+Channel::Cork::Cork(const Channel& channel) : socket_(channel.socket()) {
+  const int on = 1;
+  ::setsockopt(socket_, IPPROTO_TCP, TCP_CORK, &on, sizeof on);
+}
+Channel::Cork::~Cork() {
+  const int off = 0;
+  ::setsockopt(socket_, IPPROTO_TCP, TCP_CORK, &off, sizeof off);
+}
 
 int Channel::socket() const { return amqp_get_sockfd(connection_); }
 

@@ -81,6 +81,19 @@ class Channel {
   void purge_queue(const std::string& name);
   void delete_queue(const std::string& name);
 
+  /// While one lives, what is sent is gathered into full packets: hundreds of small messages are then a few writes and
+  /// a few reads for the broker. See tcp(7), TCP_CORK.
+  class Cork {
+   public:
+    explicit Cork(const Channel& channel);
+    ~Cork();
+    Cork(const Cork&) = delete;
+    Cork& operator=(const Cork&) = delete;
+
+   private:
+    int socket_;
+  };
+
   void select_confirms();
   void publish(const Message& message);
   /// Prefetch is per consumer: set before each consume.

@@ -8,6 +8,11 @@
 
 namespace takt::amqp {
 
+namespace {
+/// Messages sent before the broker's confirms are looked at again.
+constexpr std::size_t kBurst = 256;
+}  // namespace
+
 /// What one publish_all() waits for.
 struct Publisher::Batch {
   std::mutex mutex;
@@ -156,13 +161,19 @@ void Publisher::on_wake(Channel& channel) {
     return std::exchange(depths_wanted_, false);
   }();
   if (inspect) inspect_queues(channel);
-  while (!blocked_) {
-    std::unique_lock lock(mutex_);
-    if (waiting_.empty()) return;
-    Entry entry = std::move(waiting_.front());
-    waiting_.pop_front();
-    lock.unlock();
-    const auto [it, inserted] = unconfirmed_.emplace(++last_tag_, std::move(entry));
+  if (blocked_) return;
+  const auto first = last_tag_ + 1;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (std::size_t n = 0; n < kBurst && !waiting_.empty(); ++n) {
+      unconfirmed_.emplace_hint(unconfirmed_.end(), ++last_tag_, std::move(waiting_.front()));
+      waiting_.pop_front();
+    }
+    if (!waiting_.empty()) wake();
+  }
+  std::optional<Channel::Cork> cork;
+  if (last_tag_ > first) cork.emplace(channel);
+  for (auto it = unconfirmed_.lower_bound(first); it != unconfirmed_.end(); ++it) {
     channel.publish(it->second.message);
     crash_point("publisher.before_confirm");
   }
