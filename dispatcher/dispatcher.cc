@@ -12,12 +12,20 @@ namespace takt {
 namespace {
 
 constexpr Duration kAfterFailure = std::chrono::milliseconds(500);
+/// How long a changed schedule may go unnoticed; one that is known is looked at when it is due.
+constexpr Duration kSlotsInterval = std::chrono::seconds(1);
 constexpr Duration kSweepInterval = std::chrono::milliseconds(500);
 constexpr Duration kDutiesInterval = std::chrono::seconds(1);
+constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kStandby = std::chrono::milliseconds(500);
 constexpr Duration kLookAgain = std::chrono::milliseconds(10);
+/// Slow due-scans may take a tenth of the time, and no more: where a long transaction holds back vacuum, each walks over
+/// every item that was done since it began.
+constexpr Duration kSlowScan = std::chrono::milliseconds(5);
+constexpr int kScanShare = 10;
+constexpr Duration kLongestScanPause = std::chrono::seconds(5);
 constexpr int kRescueBatch = 100;
 constexpr int kPruneBatch = 5000;
 
@@ -117,29 +125,39 @@ Duration Dispatcher::lease_round() {
 }
 
 Duration Dispatcher::scan_round() {
-  if (!leadership_.leading()) return kStandby;
-  const Term term = leadership_.term();
-  const auto now = clock_.steady();
-  if (woken_.exchange(false)) {
-    // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
-    // (takt.enqueue), so a second look follows shortly.
-    wake_due(term);
-    if (now < next_slots_) return kLookAgain;
+  if (!leadership_.leading()) {
+    next_slots_ = {};
+    return kStandby;
   }
-  auto slots = scan_->schedules.run_once(term, settings_.scan_interval);
-  if (!slots.ticks.empty()) crash_point("dispatcher.after_tick_stored");
-  if (!slots.ticks.empty()) outbox_.offer(std::move(slots.ticks));
-  const auto due = wake_due(term);
-  if (slots.more) return Duration(0);
-  Duration wait = settings_.scan_interval;
-  if (slots.next_in) wait = std::min(wait, *slots.next_in);
-  next_slots_ = now + wait;
-  if (due.next_in) wait = std::min(wait, *due.next_in);
-  return std::max(wait, Duration(1));
+  const Term term = leadership_.term();
+  const bool may_look = clock_.steady() >= next_due_look_;
+  const bool woken = may_look && woken_.exchange(false);
+  // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
+  // (takt.enqueue), so a second look follows shortly.
+  if (woken) wake_due(term);
+  if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
+  Duration wait = woken ? kLookAgain : settings_.scan_interval;
+  if (may_look && !woken) wait = std::min(wait, wake_due(term).next_in.value_or(wait));
+  wait = std::max(wait, std::chrono::ceil<Duration>(next_due_look_ - clock_.steady()));
+  const auto until_slots = std::chrono::ceil<Duration>(next_slots_ - clock_.steady());
+  return std::clamp(until_slots, Duration(0), std::max(wait, Duration(1)));
+}
+
+SteadyTime Dispatcher::store_slots(const Term& term) {
+  const auto began = clock_.steady();
+  auto slots = scan_->schedules.run_once(term, kSlotsInterval);
+  if (!slots.ticks.empty()) {
+    crash_point("dispatcher.after_tick_stored");
+    outbox_.offer(std::move(slots.ticks));
+  }
+  return slots.more ? began : began + slots.next_in.value_or(kSlotsInterval);
 }
 
 DueScan::Result Dispatcher::wake_due(const Term& term) {
+  const auto began = clock_.steady();
   auto due = scan_->due.run_once(term);
+  const auto took = std::chrono::floor<Duration>(clock_.steady() - began);
+  if (took >= kSlowScan) next_due_look_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
   for (const auto& tick : due.ticks) {
     log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
     if (!outbox_.publish_unwatched(tick)) scan_->due.not_sent(tick.id);
@@ -149,7 +167,7 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
 
 Duration Dispatcher::publish_round() {
   if (!leadership_.leading()) return kStandby;
-  outbox_.publish_offered(leadership_.term(), kSweepInterval / 2);
+  outbox_.publish_offered(leadership_.term(), kSweepInterval);
   return Duration(0);
 }
 
@@ -168,8 +186,11 @@ Duration Dispatcher::duties_round() {
     metrics_.leases_rescued(rescued.returned, rescued.dead);
     wake_scan();
   }
-  republish_forgotten_ticks(database_, term, settings_.republish_after);
   const auto now = clock_.steady();
+  if (now >= next_forgotten_) {
+    republish_forgotten_ticks(database_, term, settings_.republish_after);
+    next_forgotten_ = now + kForgottenInterval;
+  }
   if (now >= next_gauges_) {
     refresh_gauges(database_, metrics_);
     for (const auto& [queue, messages] : publisher_.queue_depths()) metrics_.queue_messages(queue, static_cast<double>(messages));

@@ -52,6 +52,8 @@ class Dispatcher {
   Duration listen_round();
   void wake_scan();
   DueScan::Result wake_due(const Term& term);
+  /// When to look again.
+  SteadyTime store_slots(const Term& term);
 
   Database& database_;
   amqp::Publisher& publisher_;
@@ -61,11 +63,11 @@ class Dispatcher {
   Leadership leadership_;
   Outbox outbox_;
   class ScanState;
-  std::unique_ptr<ScanState> scan_;               // scan thread only
-  SteadyTime next_slots_{};                       // scan thread only
-  std::unique_ptr<DatabaseConnection> listener_;  // listen thread only
-  SteadyTime next_retention_{}, next_gauges_{};   // duties thread only
-  bool was_leading_ = false;                      // lease thread only
+  std::unique_ptr<ScanState> scan_;                                 // scan thread only
+  SteadyTime next_slots_{}, next_due_look_{};                       // scan thread only
+  std::unique_ptr<DatabaseConnection> listener_;                    // listen thread only
+  SteadyTime next_retention_{}, next_gauges_{}, next_forgotten_{};  // duties thread only
+  bool was_leading_ = false;                                        // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<bool> woken_{false};  // a notification came

@@ -22,6 +22,12 @@ constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
    LIMIT 1000
 )sql"};
 
+// One cheap look for both kinds, since most often there is neither.
+constexpr Statement kAnything{"outbox_anything", R"sql(
+  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - interval '2 s'),
+         EXISTS (SELECT 1 FROM takt.dead_letter_outbox)
+)sql"};
+
 constexpr Statement kPublished{"ticks_published", R"sql(
   UPDATE takt.ticks SET published_at = now()
    WHERE id = ANY ($3::text[]) AND published_at IS NULL
@@ -115,16 +121,21 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
 
 Outbox::Swept Outbox::sweep(const Term& term) {
   Swept swept;
+  const auto anything = database_.exec(kAnything);
+  if (anything.boolean(0, 0)) swept.all_confirmed = publish_unpublished(term, swept.ticks);
+  if (anything.boolean(0, 1)) swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
+  return swept;
+}
+
+bool Outbox::publish_unpublished(const Term& term, int& count) {
   const auto rows = database_.exec(kUnpublished);
   std::vector<TickRow> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     ticks.push_back({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), std::string(rows.text(i, 3)),
                      rows.time(i, 4), std::string(rows.text(i, 5))});
   }
-  swept.ticks = static_cast<int>(ticks.size());
-  if (!ticks.empty()) swept.all_confirmed = publish_ticks(term, ticks);
-  swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
-  return swept;
+  count = static_cast<int>(ticks.size());
+  return publish_ticks(term, ticks);
 }
 
 bool Outbox::publish_unwatched(const TickRow& tick) {

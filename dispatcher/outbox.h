@@ -36,6 +36,7 @@ class Outbox {
 
  private:
   bool publish_ticks(const Term& term, const std::vector<TickRow>& ticks);
+  bool publish_unpublished(const Term& term, int& count);
   bool publish_dead_letters(const Term& term, int& count);
 
   Database& database_;

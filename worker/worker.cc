@@ -67,7 +67,11 @@ void Worker::stop() {
     deliveries_.clear();
   }
   consumer_->stop();
-  duties_end_ = true;
+  {
+    const std::scoped_lock lock(mutex_);
+    duties_end_ = true;
+  }
+  duties_ending_.notify_all();
   if (duty_thread_.joinable()) duty_thread_.join();
 }
 
@@ -149,7 +153,7 @@ void Worker::publish_continuation(const CatalogJob& job, const std::string& tick
 void Worker::duty_loop() {
   bool failing = false;
   SteadyTime next_catalog{};
-  while (!duties_end_) {
+  for (bool ending = false; !ending;) {
     try {
       heartbeat_.beat(std::chrono::steady_clock::now());
       if (std::chrono::steady_clock::now() >= next_catalog) {
@@ -167,7 +171,8 @@ void Worker::duty_loop() {
     metrics_.broker("consumer", consuming.connected, consuming.blocked);
     const auto publishing = publisher_.state();
     metrics_.broker("publisher", publishing.connected, publishing.blocked);
-    for (int i = 0; i < 10 && !duties_end_; ++i) std::this_thread::sleep_for(kDutyInterval / 10);
+    std::unique_lock lock(mutex_);
+    ending = duties_ending_.wait_for(lock, kDutyInterval, [this] { return duties_end_; });
   }
 }
 

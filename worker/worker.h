@@ -79,10 +79,11 @@ class Worker {
 
   std::mutex mutex_;
   std::condition_variable arrived_;
+  std::condition_variable duties_ending_;
   std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_; at most runs × queues (the prefetch)
   std::atomic<bool> stopping_{false};
   std::atomic<bool> cancelled_{false};
-  std::atomic<bool> duties_end_{false};
+  bool duties_end_ = false;  // guarded by mutex_
   std::atomic<int> active_{0};
   std::vector<std::thread> threads_;
   std::thread duty_thread_;

@@ -79,6 +79,42 @@ class DatabaseFaults(ChaosTest):
         blocker.close()
         self.check_accepted(load.stop())
 
+    def test_P6_a_long_transaction_holds_back_vacuum(self):
+        self.running(CONFIG + "  noop: {batch_size: 100, handler: {native: {name: noop}}}\n")
+
+        def drain(count):
+            """Seconds until so many no-ops are done, which wait when it begins."""
+            self.takt("jobs", "pause", "noop")
+            self.one("SELECT count(*) FROM takt.enqueue_many('noop', array_fill('{}'::jsonb, ARRAY[%s]))", count)
+            before, began = self.one("SELECT coalesce(sum(done), 0) FROM takt.runs"), time.monotonic()
+            self.takt("jobs", "resume", "noop")
+            eventually(lambda: self.one("SELECT coalesce(sum(done), 0) FROM takt.runs") >= before + count, 60, "the drain")
+            return time.monotonic() - began
+
+        def size():
+            return self.one("SELECT pg_total_relation_size('takt.items')")
+
+        plain = [drain(20_000) for _ in range(3)]
+        self.db.cursor().execute("VACUUM takt.items")
+        before = size()
+        holder = psycopg2.connect(self.database_url)
+        holder.set_session("REPEATABLE READ")
+        holder.cursor().execute("SELECT count(*) FROM takt.jobs")
+        held = [drain(20_000) for _ in range(3)]
+        grown = size() - before
+        print(f"20,000 items drained in {min(plain):.2f} s, and in {min(held):.2f} s behind a transaction that holds back vacuum; {grown / 60_000:.0f} bytes an item grown")
+        self.assertLess(min(held), 1.5 * min(plain) + 0.3, f"seconds without and with it: {plain}, {held}")
+        self.assertLess(grown, 60_000 * 300, "what the items themselves took")
+        single = self.enqueue("noop")
+        eventually(lambda: self.state(single) == "done", 5, "a single item's end")
+        holder.close()
+        self.db.cursor().execute("VACUUM takt.items")
+        peak = size()
+        for _ in range(2):
+            drain(20_000)
+            self.db.cursor().execute("VACUUM takt.items")
+        self.assertLessEqual(size(), peak * 1.05, "what it left is used again")
+
     def test_P5_disk_full(self):
         """A tablespace on a small file system holds the items; it fills, and room returns."""
         folder = os.path.join(self.folder, "small")

@@ -1,6 +1,7 @@
 """Destinations that hang, drip, reset, lie about their length, never end, or are dead: the others do not notice."""
 import gzip
 import socket
+import statistics
 import threading
 import time
 
@@ -172,12 +173,20 @@ class DestinationFaults(ChaosTest):
 
     def test_H1d_a_dead_destination_costs_the_others_nothing(self):
         self.running_against(hang)
-        without = [self.rate(), self.rate()]
         self.one("SELECT count(*) FROM takt.enqueue_many('dead', array_fill('{}'::jsonb, ARRAY[5000]))")
         eventually(lambda: self.metric(self.worker, 'takt_circuit_open{job="dead"}') == 1, 20, "the open circuit in the metrics")
-        with_dead = [self.rate(), self.rate()]
-        self.assertGreater(max(with_dead) / max(without), 0.8, f"healthy items a second without and with a dead destination: {without}, {with_dead}")
-        print(f"healthy items a second: {max(without):.0f} without, {max(with_dead):.0f} with a dead destination: {max(with_dead) / max(without):.0%}")
+        without, with_dead, share = [], [], 0.0
+        # A single pair differs by a tenth from the next on a busy machine: in turn, and more of them where three do not tell.
+        for _ in range(12):
+            self.takt("jobs", "pause", "dead")
+            without.append(self.rate(2))
+            self.takt("jobs", "resume", "dead")
+            with_dead.append(self.rate(2))
+            share = statistics.median(with_dead) / statistics.median(without)
+            if len(without) >= 3 and share >= 0.95:
+                break
+        print(f"healthy items a second, medians of {len(without)}: {statistics.median(without):.0f} without, {statistics.median(with_dead):.0f} with a dead destination: {share:.0%}")
+        self.assertGreaterEqual(share, 0.95, f"healthy items a second without and with a dead destination: {without}, {with_dead}")
         self.assertIn('"held"', self.takt("status", "--json"))
         spent = self.one("SELECT count(*) FROM takt.failed_attempts")
         self.assertLess(spent, 300, "attempts are spent on probes alone while the circuit is open")
