@@ -257,15 +257,15 @@ class Simulation {
         clock_.advance(6s);
         database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s' WHERE state = 0"));
         break;
-      case 1: {
-        const auto rows = database_->exec(
-            std::string("UPDATE takt.items SET state = 0, attempt = 0, replay = replay + 1, run_at = now() WHERE state = 5 RETURNING id"));
-        for (std::size_t i = 0; i < rows.size(); ++i) ++lives_[rows.integer(i, 0)];
-        break;
-      }
+      case 1: retry_blocked(); break;
       case 2: scan_ = new_leader(); break;
       default: replay(); break;
     }
+  }
+  void retry_blocked() {
+    const auto rows = database_->exec(
+        std::string("UPDATE takt.items SET state = 0, attempt = 0, replay = replay + 1, run_at = now() WHERE state = 5 RETURNING id"));
+    for (std::size_t i = 0; i < rows.size(); ++i) ++lives_[rows.integer(i, 0)];
   }
   void replay() {
     const auto rows =
@@ -291,7 +291,8 @@ class Simulation {
       database_->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
       database_->exec(std::string("UPDATE takt.ticks SET created_at = created_at - interval '1 min' WHERE finished_at IS NULL"));
       clock_.advance(60s);
-      database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s', state = 0"));
+      retry_blocked();
+      database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s'"));
       rescue();
       scan();
       for (auto& worker : workers_) {
@@ -306,7 +307,25 @@ class Simulation {
     archive();
   }
 
+  /// The state machine: a final state is left by a replay alone, and nobody turns back.
+  void check_transitions() {
+    const auto rows = database_->exec(std::string("SELECT id, state, replay FROM takt.all_items"));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const State now{std::string(rows.text(i, 1)), static_cast<int>(rows.integer(i, 2))};
+      const auto [at, first] = states_.try_emplace(rows.integer(i, 0), now);
+      if (first) continue;
+      const State before = std::exchange(at->second, now);
+      if (now == before) continue;
+      EXPECT_NE(before.name, "done") << "left for " << now.name;
+      EXPECT_GE(now.replay, before.replay);
+      if (before.name == "dead" || before.name == "blocked") {
+        EXPECT_EQ(now.replay > before.replay, true) << before.name << " became " << now.name << " without an operator";
+      }
+    }
+  }
+
   void check() {
+    check_transitions();
     EXPECT_EQ(number("SELECT count(*) - count(DISTINCT id) FROM takt.all_items"), 0) << "an item in two places";
     EXPECT_EQ(number("SELECT count(*) FROM takt.all_items"), static_cast<std::int64_t>(accepted_.size()))
         << "an item is gone, or came from nowhere";
@@ -337,6 +356,12 @@ class Simulation {
   std::array<Worker, kWorkers> workers_;
   std::int64_t last_run_ = 0;
   std::set<std::int64_t> accepted_;
+  struct State {
+    std::string name;
+    int replay;
+    bool operator==(const State&) const = default;
+  };
+  std::map<std::int64_t, State> states_;                 ///< as of the last check
   std::map<std::int64_t, int> lives_;                    ///< how often an item began anew
   std::set<std::pair<std::int64_t, int>> calls_, done_;  ///< item and life × 1000 + attempt; item and life
   std::set<std::pair<std::int64_t, int>> unspent_;       ///< attempts that may come again under their number

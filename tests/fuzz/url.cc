@@ -1,0 +1,60 @@
+// Destinations: allow rules NUL deny rules NUL URL; rules separated by spaces. Denying "private" must hold for every spelling
+// of such an address, and no rule or URL ends the process otherwise than by naming the rule at fault.
+#include "core/http/url.h"
+
+#include <arpa/inet.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "core/http/outbound_policy.h"
+#include "core/text.h"
+#include "tests/fuzz/input.h"
+
+namespace {
+
+std::vector<std::string> rules(std::string_view text) {
+  std::vector<std::string> found;
+  for (const auto rule : takt::split(text, ' ')) {
+    if (!rule.empty()) found.emplace_back(rule);
+  }
+  return found;
+}
+
+bool is_private(const in_addr& address) {
+  const auto bytes = ntohl(address.s_addr);
+  return bytes >> 24U == 10 || bytes >> 24U == 127 || bytes >> 16U == 0xC0A8 || bytes >> 16U == 0xA9FE || bytes >> 20U == 0xAC1;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  using namespace takt;
+  Pieces pieces(data, size);
+  const auto allow = rules(pieces.next()), deny = rules(pieces.next());
+  const std::string text(pieces.rest());
+  try {
+    const OutboundPolicy policy(allow, deny);
+    const auto refused = policy.refuses_url(text);
+    require(!refused || !refused->empty());
+  } catch (const std::invalid_argument& error) {
+    require(std::strlen(error.what()) > 0);
+  }
+
+  const auto url = parse_url(text);
+  if (!url) return 0;
+  static const OutboundPolicy closed({}, {"private"});
+  if (url->has_user) require(closed.refuses_url(text).has_value());
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  if (::inet_pton(AF_INET, url->host.c_str(), &v4.sin_addr) == 1 && is_private(v4.sin_addr)) {
+    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(v4)));
+    sockaddr_in6 mapped{};
+    mapped.sin6_family = AF_INET6;
+    mapped.sin6_addr.s6_addr[10] = mapped.sin6_addr.s6_addr[11] = 0xFF;
+    std::memcpy(&mapped.sin6_addr.s6_addr[12], &v4.sin_addr, 4);
+    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(mapped)));
+  }
+  return 0;
+}
