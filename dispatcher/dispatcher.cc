@@ -1,5 +1,7 @@
 #include "dispatcher/dispatcher.h"
 
+#include <algorithm>
+
 #include "core/crash_point.h"
 #include "core/log.h"
 #include "core/random.h"
@@ -22,7 +24,7 @@ constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kStandby = std::chrono::milliseconds(500);
 constexpr Duration kLookAgain = std::chrono::milliseconds(10);
 /// Slow due-scans may take a tenth of the time, and no more: where a long transaction holds back vacuum, each walks over
-/// every item that was done since it began.
+/// every item that was done since it began. Slow is what all of the last few were: a single one was merely unlucky.
 constexpr Duration kSlowScan = std::chrono::milliseconds(5);
 constexpr int kScanShare = 10;
 constexpr Duration kLongestScanPause = std::chrono::seconds(5);
@@ -156,7 +158,8 @@ SteadyTime Dispatcher::store_slots(const Term& term) {
 DueScan::Result Dispatcher::wake_due(const Term& term) {
   const auto began = clock_.steady();
   auto due = scan_->due.run_once(term);
-  const auto took = std::chrono::floor<Duration>(clock_.steady() - began);
+  last_scans_[scans_++ % last_scans_.size()] = std::chrono::floor<Duration>(clock_.steady() - began);
+  const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());
   if (took >= kSlowScan) next_due_look_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
   for (const auto& tick : due.ticks) {
     log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});

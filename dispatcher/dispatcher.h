@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -65,6 +66,8 @@ class Dispatcher {
   class ScanState;
   std::unique_ptr<ScanState> scan_;                                 // scan thread only
   SteadyTime next_slots_{}, next_due_look_{};                       // scan thread only
+  std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
+  std::size_t scans_ = 0;                                           // scan thread only
   std::unique_ptr<DatabaseConnection> listener_;                    // listen thread only
   SteadyTime next_retention_{}, next_gauges_{}, next_forgotten_{};  // duties thread only
   bool was_leading_ = false;                                        // lease thread only

@@ -31,8 +31,8 @@ Leadership::Leadership(Database& database, Duration lease, const Clock& clock)
 bool Leadership::try_lead() {
   const auto asked = clock_.steady();
   std::int64_t term = term_.load();
-  const auto heard = [this](const Rows& rows) {
-    database_clock_.hear(rows.integer(0, 1));
+  const auto heard = [&](const Rows& rows) {
+    database_clock_.hear(rows.integer(0, 1), asked);
     return rows.integer(0, 0);
   };
   if (term != 0) {

@@ -58,6 +58,11 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
   const auto signature = delivery.header("webhook-signature");
   const TickMessage message{delivery.body, delivery.body_size, delivery.content_type, id, timestamp, signature};
   auto verdict = verify_tick(message, keys_, clock_.now(), max_tick_age_);
+  const auto* refused = std::get_if<RejectReason>(&verdict);
+  // This machine may have slept since it last heard PostgreSQL's time.
+  if (refused != nullptr && *refused == RejectReason::future_dated && catalog_.refresh_rarely()) {
+    verdict = verify_tick(message, keys_, clock_.now(), max_tick_age_);
+  }
   if (const auto* reason = std::get_if<RejectReason>(&verdict)) {
     if (quarantine(delivery, *reason)) return Disposed{};
     return NotNow{};

@@ -11,7 +11,7 @@ constexpr Statement kChanged{"catalog_changed", R"sql(
     FROM (SELECT clock_timestamp() AS now) c LEFT JOIN takt.jobs j ON j.version > $1 ORDER BY j.version
 )sql"};
 
-constexpr Duration kMissInterval = std::chrono::seconds(1);
+constexpr Duration kAskInterval = std::chrono::seconds(1);
 
 }  // namespace
 
@@ -21,8 +21,9 @@ void JobCatalog::refresh() {
     const std::scoped_lock lock(mutex_);
     known = version_;
   }
+  const auto asked = clock_.steady();
   const auto rows = database_.exec(kChanged, Params::of(known));
-  clock_.hear(rows.integer(0, 5));
+  clock_.hear(rows.integer(0, 5), asked);
   const std::scoped_lock lock(mutex_);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows.is_null(i, 0)) continue;
@@ -42,6 +43,17 @@ void JobCatalog::refresh() {
   }
 }
 
+bool JobCatalog::refresh_rarely() {
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_asked_ < kAskInterval) return false;
+    last_asked_ = now;
+  }
+  refresh();
+  return true;
+}
+
 std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
   const std::scoped_lock lock(mutex_);
   const auto found = jobs_.find(name);
@@ -50,14 +62,7 @@ std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
 
 std::shared_ptr<const CatalogJob> JobCatalog::find(const std::string& name) {
   if (auto job = known(name)) return job;
-  {
-    const std::scoped_lock lock(mutex_);
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_miss_ < kMissInterval) return nullptr;
-    last_miss_ = now;
-  }
-  refresh();
-  return known(name);
+  return refresh_rarely() ? known(name) : nullptr;
 }
 
 }  // namespace takt

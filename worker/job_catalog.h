@@ -23,6 +23,8 @@ class JobCatalog {
 
   /// Reads what changed since the last time, and PostgreSQL's time for `clock`; one cheap statement when nothing did.
   void refresh();
+  /// refresh(), unless that was done in the last second already; false then.
+  bool refresh_rarely();
   /// nullptr if the job is unknown or removed. A name that is not known is looked up once more in PostgreSQL, at most
   /// once a second over all names, so that forged or mistaken names cost nothing.
   std::shared_ptr<const CatalogJob> find(const std::string& name);
@@ -35,7 +37,7 @@ class JobCatalog {
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const CatalogJob>> jobs_;  // guarded by mutex_
   std::int64_t version_ = 0;                                       // guarded by mutex_
-  SteadyTime last_miss_{};                                         // guarded by mutex_
+  SteadyTime last_asked_{};                                        // of refresh_rarely(); guarded by mutex_
 };
 
 }  // namespace takt

@@ -13,8 +13,12 @@ class DatabaseClock final : public Clock {
  public:
   explicit DatabaseClock(const Clock& clock) : clock_(clock) {}
 
-  /// `unix_us`: clock_timestamp() of a statement that was answered just now.
-  void hear(std::int64_t unix_us) { ahead_us_ = unix_us - steady_us(); }
+  /// `unix_us`: clock_timestamp() of a statement that was sent at `asked` and is answered now. An answer that took longer than
+  /// a second says too little of now (this process may have been frozen), and is taken only if nothing was heard before.
+  void hear(std::int64_t unix_us, SteadyTime asked) {
+    if (heard() && clock_.steady() - asked > std::chrono::seconds(1)) return;
+    ahead_us_ = unix_us - steady_us();
+  }
   [[nodiscard]] bool heard() const { return ahead_us_.load() != 0; }
 
   [[nodiscard]] Timestamp now() const override { return heard() ? from_unix_us(steady_us() + ahead_us_.load()) : clock_.now(); }
