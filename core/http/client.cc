@@ -20,6 +20,8 @@ namespace takt {
 
 namespace {
 
+/// How long an address is remembered: a destination that moves is followed after that.
+constexpr std::chrono::duration<long> kKeepNames = std::chrono::seconds(10);
 constexpr std::size_t kMaxHeaderBytes = 64 * 1024;
 constexpr std::size_t kMaxIdleHandles = 256;
 
@@ -290,6 +292,10 @@ class HttpClient::Loop {
     curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
     curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    // A lookup that is given up is left to its thread, which ends when the resolver does: else libcurl waits for it, and
+    // with it this loop and every other request (20 s and more where a name server does not answer).
+    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
+    curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, kKeepNames.count());
     curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
     curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, &transfer);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);

@@ -46,15 +46,15 @@ class PostgreSQL:
     def pid(self):
         return int((PG / "data/postmaster.pid").read_text(encoding="utf-8").split()[0])
 
-    def control(self, *arguments):
-        subprocess.run([*PG_USER, f"{PG_BIN}/pg_ctl", "-D", str(PG / "data"), "-l", str(PG / "log"), *arguments], check=True, timeout=120,
+    def control(self, *arguments, **environment):
+        subprocess.run([*PG_USER, "env", *(f"{name}={value}" for name, value in environment.items()), f"{PG_BIN}/pg_ctl", "-D", str(PG / "data"), "-l", str(PG / "log"), *arguments], check=True, timeout=120,
                        stdout=subprocess.DEVNULL, cwd="/")
 
     def stop(self, mode="immediate"):
         self.control("-m", mode, "-w", "stop")
 
-    def start(self):
-        self.control("-o", f"-p {self.port}", "-w", "-t", "60", "start")
+    def start(self, **environment):
+        self.control("-o", f"-p {self.port}", "-w", "-t", "60", "start", **environment)
 
 
 class RabbitMQ:

@@ -62,7 +62,7 @@ def eventually(condition, seconds=30, what="the condition"):
 class Ledger:
     """A destination that records every delivery and answers as told: behave[path] = f(handler, nth delivery of the item)."""
 
-    def __init__(self):
+    def __init__(self, address=("127.0.0.1", 0)):
         self.deliveries = []
         self.of_item = collections.Counter()
         self.behave = {}
@@ -101,8 +101,8 @@ class Ledger:
             def handle_error(self, request, client_address):
                 pass  # a killed worker's connection
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.server = Server(address, Handler)
+        self.url = f"http://{address[0]}:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def of(self, path):
@@ -197,10 +197,10 @@ class TaktTest(unittest.TestCase):
         self.assertEqual(done.returncode, expect, f"takt {' '.join(arguments)}\n{done.stdout}\n{done.stderr}")
         return done.stdout if expect == 0 else done.stdout + done.stderr
 
-    def start(self, *arguments, wait="started"):
-        """A service process; waits for the log line `wait`."""
+    def start(self, *arguments, wait="started", prefix=()):
+        """A service process, behind the command `prefix` if there is one; waits for the log line `wait`."""
         with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".log", delete=False) as log:
-            process = subprocess.Popen([BINARY, *arguments, "--config", self.config, "--log-level", "debug"], env=self.environment, stdout=log, stderr=log)
+            process = subprocess.Popen([*prefix, BINARY, *arguments, "--config", self.config, "--log-level", "debug"], env=self.environment, stdout=log, stderr=log)
             process.log = log
         self.processes.append(process)
         eventually(lambda: wait in self.log_of(process) or process.poll() is not None, what=f"{wait!r} of takt {' '.join(arguments)}")

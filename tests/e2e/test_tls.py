@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 import unittest
+import warnings
 
 from harness import Ledger, TaktTest, eventually
 
@@ -19,14 +20,19 @@ jobs:
   untrusted:
     handler: {http: {url: "{https}/untrusted", method: POST}}
     max_attempts: 1
-  misnamed:
-    handler: {http: {url: "{misnamed}/misnamed", method: POST, ca_file: "{ca}"}}
+"""
+REFUSED = """  {name}:
+    handler: {http: {url: "{https}/{name}", method: POST, ca_file: "{ca}"}}
     max_attempts: 1
 """
 
 
+def run(*command):
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def openssl(*arguments):
-    subprocess.run(["openssl", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run("openssl", *arguments)
 
 
 class TlsProxy:
@@ -82,10 +88,16 @@ class Tls(TaktTest):
         self.proxies = [TlsProxy(self.good, host, port), TlsProxy(self.wrong, host, port)]
         self.ledger.close()
         self.ledger = Ledger()
-        self.https = []
         destination = self.ledger.server.server_address
-        self.proxies += [TlsProxy(self.good, *destination), TlsProxy(self.wrong, *destination)]
-        self.https = [f"https://127.0.0.1:{proxy.port}" for proxy in self.proxies[2:]]
+        refused = {"misnamed": self.wrong, "expired": self.certificate("expired", "IP:127.0.0.1", "faketime", "-f", "-5d"),
+                   "selfsigned": self.self_signed(), "outdated": self.outdated()}
+        self.proxies.append(TlsProxy(self.good, *destination))
+        self.jobs = CONFIG.replace("{https}", f"https://127.0.0.1:{self.proxies[-1].port}")
+        for name, context in refused.items():
+            self.proxies.append(TlsProxy(context, *destination))
+            self.jobs += REFUSED.replace("{https}", f"https://127.0.0.1:{self.proxies[-1].port}").replace("{name}", name)
+        self.jobs = self.jobs.replace("{ca}", self.ca)
+        self.refused = ["untrusted", *refused]
 
     def tearDown(self):
         for proxy in self.proxies:
@@ -95,12 +107,28 @@ class Tls(TaktTest):
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def certificate(self, name, alternative):
+    def self_signed(self):
+        openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=self", "-addext", "subjectAltName=IP:127.0.0.1",
+                "-keyout", self.path("self.key"), "-out", self.path("self.pem"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path("self.pem"), self.path("self.key"))
+        return context
+
+    def outdated(self):
+        """Speaks TLS 1.1 and nothing later."""
+        context = self.certificate("outdated", "IP:127.0.0.1")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        context.set_ciphers("DEFAULT@SECLEVEL=0")
+        return context
+
+    def certificate(self, name, alternative, *signed_by):
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", self.path(name + ".key"), "-out", self.path(name + ".csr"))
         with open(self.path(name + ".ext"), "w", encoding="utf-8") as file:
             file.write(f"subjectAltName={alternative}\n")
-        openssl("x509", "-req", "-in", self.path(name + ".csr"), "-CA", self.ca, "-CAkey", self.path("ca.key"), "-CAcreateserial", "-days", "2",
-                "-extfile", self.path(name + ".ext"), "-out", self.path(name + ".pem"))
+        run(*signed_by, "openssl", "x509", "-req", "-in", self.path(name + ".csr"), "-CA", self.ca, "-CAkey", self.path("ca.key"), "-CAcreateserial", "-days", "2",
+            "-extfile", self.path(name + ".ext"), "-out", self.path(name + ".pem"))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.path(name + ".pem"), self.path(name + ".key"))
         return context
@@ -110,19 +138,19 @@ class Tls(TaktTest):
 
     def test_H4_work_goes_through_verified_tls_and_stops_at_what_is_not(self):
         self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[0])
-        self.install(CONFIG.replace("{ca}", self.ca).replace("{https}", self.https[0]).replace("{misnamed}", self.https[1]))
+        self.install(self.jobs)
         self.start("up")
-        items = {job: self.enqueue(job) for job in ("trusted", "untrusted", "misnamed")}
+        items = {job: self.enqueue(job) for job in ("trusted", *self.refused)}
         eventually(lambda: self.state(items["trusted"]) == "done", what="the delivery over TLS")
-        for job in ("untrusted", "misnamed"):
+        for job in self.refused:
             eventually(lambda job=job: self.state(items[job]) == "dead", what=f"the refusal of {job}")
             reason, error = self.rows("SELECT reason, error FROM takt.failed_attempts WHERE item_id = %s", items[job])[0]
             self.assertEqual(reason, "tls")
-            self.assertRegex(error, "(?i)certificate|subject name|issuer")
+            self.assertRegex(error, {"outdated": "(?i)protocol version|unsupported protocol", "expired": "(?i)expired"}.get(job, "(?i)certificate|subject name|issuer"))
         self.assertEqual([d["path"] for d in self.ledger.deliveries], ["/trusted"], "nothing was sent to whom it was not meant for")
 
     def test_a_broker_that_is_not_the_one_named_is_refused(self):
-        self.install(CONFIG.replace("{ca}", self.ca).replace("{https}", self.https[0]).replace("{misnamed}", self.https[1]))
+        self.install(self.jobs)
         self.environment["TAKT_AMQP_URL"] = self.amqps(self.proxies[1])
         shown = self.takt("worker", expect=1)
         self.assertRegex(shown, "(?i)hostname|certificate|TLS|SSL")
