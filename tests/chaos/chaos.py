@@ -18,14 +18,15 @@ from proxy import Proxy  # noqa: E402
 
 CRASHING = os.environ["TAKT_CRASHING"]
 
-CONFIG = """
+IMPATIENT = """
 metrics: {listen: "127.0.0.1:0"}
 broker: {heartbeat: 2s, connect_timeout: 2s}
 database: {connect_timeout: 2s}
 dispatcher: {leader_lease: 2s}
 worker: {grace: 3s}
 jobs:
-  work:
+"""
+CONFIG = IMPATIENT + """  work:
     lease: 2s
     batch_size: 10
     max_attempts: 20
@@ -167,10 +168,20 @@ class ChaosTest(TaktTest):
         return len(os.listdir(f"/proc/{process.pid}/fd"))
 
     def footprint(self, process):
-        """What a process holds: descriptors, threads, resident MiB."""
+        """What a process holds: descriptors, threads, resident MiB. Connections kept alive to the destination do not count: their
+        bound is worker.host_connections."""
+        with open("/proc/net/tcp", encoding="utf-8") as file:
+            lines = [line.split() for line in file][1:]
+        kept = {f"socket:[{line[9]}]" for line in lines if int(line[2].split(":")[1], 16) == self.ledger.server.server_address[1]}
+        folder, held = f"/proc/{process.pid}/fd", 0
+        for name in os.listdir(folder):
+            try:
+                held += os.readlink(os.path.join(folder, name)) not in kept
+            except OSError:
+                pass  # closed meanwhile
         with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
             status = dict(line.split(":", 1) for line in file)
-        return self.descriptors(process), int(status["Threads"]), int(status["VmRSS"].split()[0]) / 1024
+        return held, int(status["Threads"]), int(status["VmRSS"].split()[0]) / 1024
 
     def drained(self, seconds=60):
         eventually(lambda: self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0, seconds, "the drain")

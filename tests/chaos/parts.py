@@ -58,6 +58,10 @@ class PostgreSQL:
 
 
 class RabbitMQ:
+    # Seconds. RabbitMQ 3.10 writes which quorum queues it has, and their terms, to disk some seconds after they were declared:
+    # killed before, it starts with an empty queue that never elects a leader (docs/operating.md says what to do then).
+    SETTLES = 8
+
     def __init__(self):
         conf = (RABBIT / "rabbitmq.conf").read_text(encoding="utf-8")
         self.port = int(re.search(r"listeners.tcp.1 = .*:(\d+)", conf)[1])

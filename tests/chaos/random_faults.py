@@ -3,25 +3,17 @@ import collections
 import os
 import random
 import signal
-import threading
 import time
 
-from chaos import ChaosTest, Load, eventually
-from parts import listens
+from chaos import IMPATIENT, ChaosTest, eventually
+from parts import RabbitMQ, listens
 
 SETTLED_AFTER = 8  # seconds until a process has opened what it works with: its footprint then is what it must come back to
 
 SECONDS = float(os.environ.get("TAKT_CHAOS_SECONDS", "60"))
 SEED = int(os.environ.get("TAKT_CHAOS_SEED", "1"))
 
-CONFIG = """
-metrics: {listen: "127.0.0.1:0"}
-broker: {heartbeat: 2s, connect_timeout: 2s}
-database: {connect_timeout: 2s}
-dispatcher: {leader_lease: 2s}
-worker: {grace: 3s}
-jobs:
-  work: {lease: 3s, batch_size: 10, max_attempts: 1000, backoff: [200ms], handler: {http: {url: "{url}/work", method: POST, timeout: 5s}}}
+CONFIG = IMPATIENT + """  work: {lease: 3s, batch_size: 10, max_attempts: 1000, backoff: [200ms], handler: {http: {url: "{url}/work", method: POST, timeout: 5s}}}
   flaky: {lease: 3s, max_attempts: 1000, backoff: [300ms], handler: {http: {url: "{url}/flaky", method: POST, timeout: 5s}}}
   slow: {lease: 3s, max_attempts: 1000, backoff: [300ms], handler: {http: {url: "{url}/slow", method: POST, timeout: 10s}}}
   hopeless: {lease: 3s, max_attempts: 2, backoff: [300ms], handler: {http: {url: "{url}/hopeless", method: POST, circuit_failures: 0}}}
@@ -50,6 +42,8 @@ def schedule():
     at, faults = 5.0, []
     while at < SECONDS - 5:
         kind = dice.choices(list(FAULTS), FAULTS.values())[0]
+        if kind == "kill broker" and at < 5 + RabbitMQ.SETTLES:
+            kind = "cut broker"
         faults.append((at, kind, dice.randrange(1_000_000)))
         at += dice.uniform(2, 8) + (10 if kind in ("restart broker", "kill broker", "kill database") else 0)
     return faults

@@ -2,12 +2,7 @@
 import time
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
-from parts import listens, until
-
-
-# RabbitMQ 3.10 writes which quorum queues it has, and their terms, to disk some seconds after they were declared: killed
-# before, it starts with an empty queue that never elects a leader (docs/operating.md says what to do then).
-BROKER_SETTLES = 8
+from parts import RabbitMQ, listens, until
 
 
 class BrokerFaults(ChaosTest):
@@ -20,7 +15,7 @@ class BrokerFaults(ChaosTest):
         self.running(CONFIG + EVERY_SECOND)
         load = self.load(100)
         eventually(lambda: len(self.ledger.of("/work")) > 50)
-        time.sleep(BROKER_SETTLES)
+        time.sleep(RabbitMQ.SETTLES)
         begin = self.now() + 1
         end()
         time.sleep(2)

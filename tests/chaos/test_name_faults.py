@@ -1,7 +1,6 @@
 """Names that do not resolve, resolve too late, or resolve to somewhere else than before: the others do not notice."""
 import os
 import socket
-import subprocess
 import threading
 import time
 import unittest
