@@ -486,8 +486,8 @@ END $$;
 -- Begins a run: the ledger entry, the overlap lock where the job is exclusive, and at most `most` due items, oldest first
 -- within priority, which leave takt.items for the run's row. No row: the tick was seen before, finished or under another
 -- run's lease; or none was given. Otherwise one row without an item (source, locked), then one an item.
--- `from_priority`, `from_run_at`, `from_id`: begin behind that place in items_due and not at its start, where the entries of rows that were just
--- deleted lie until a vacuum takes them away: walking over them again for each batch would make a long drain slower and
+-- `from_priority`, `from_run_at`, `from_id`: begin behind that place in items_due and not at its start, where the entries
+-- of rows that were just deleted lie until a vacuum takes them away: walking over them again for each batch would make a long drain slower and
 -- slower. A run that continues another passes where that one ended, and now and then NULL, so that what came in
 -- before that place (a higher priority, an earlier run_at, a transaction that committed late) is not passed over.
 -- Planner settings: the path is the index's, whatever statistics say of a table that was empty a minute ago.
@@ -669,8 +669,8 @@ BEGIN
 END $$;
 
 -- Ends a run that leaves nothing behind (every item done or noop) and begins the next of its chain under the same tick, whose
--- source is 'more' and whose lease is longer than nine tenths: what end_run() and begin_run() do, with three statements and
--- four rows written instead of nine and six. The tick's row is the fence and the lease here too, and is updated in its place;
+-- source is 'more' and whose lease is longer than nine tenths: what end_run() and begin_run() do, in two statements instead of
+-- ten, and three written rows beside the items instead of four. The tick's row is the fence and the lease here too, and is updated in its place;
 -- the lease is renewed once a tenth of it is over.
 -- No row: the run is no longer the caller's. One row without an item: nothing more is due, and the chain has ended.
 -- `from_last`: as begin_run()'s place; false: search from the oldest.

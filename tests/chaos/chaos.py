@@ -164,9 +164,6 @@ class ChaosTest(TaktTest):
             fields = stat.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def descriptors(self, process):
-        return len(os.listdir(f"/proc/{process.pid}/fd"))
-
     def footprint(self, process):
         """What a process holds: descriptors, threads, resident MiB. Connections kept alive to the destination do not count: their
         bound is worker.host_connections."""

@@ -122,19 +122,15 @@ class DestinationFaults(ChaosTest):
         self.running_against(behave)
         self.enqueue("healthy")
         eventually(lambda: self.ledger.of("/healthy"))
-        before = self.resident(self.worker)
+        _, _, before = self.footprint(self.worker)
         items = [self.enqueue("faulty") for _ in range(10)]
         eventually(lambda: all(self.state(item) == "dead" for item in items), 40, "the ends of ten items")
         seen = {row[0] for row in self.rows("SELECT DISTINCT reason FROM takt.failed_attempts")}
         self.assertLessEqual(seen, set(reasons))
         self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 30)
-        self.assertLess(self.resident(self.worker) - before, 20 * 1024, "KiB more than before")
+        self.assertLess(self.footprint(self.worker)[2] - before, 20, "MiB more than before")
         self.assertTrue(all(row[0] for row in self.rows("SELECT error FROM takt.failed_attempts")), "each says why in words")
         self.check_invariants()
-
-    def resident(self, process):
-        with open(f"/proc/{process.pid}/status", encoding="utf-8") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
     def test_H1_hanging_destination_times_out(self):
         self.ends_dead(hang, "timeout")

@@ -11,10 +11,28 @@ from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
 from parts import SETTINGS, until, listens
 
 
-MISFIRE = """  {policy}:
-    handler: {{http: {{url: "{url}/every", method: POST}}}}
-    schedules: [{{name: second, cron: "* * * * * *", misfire: {policy}, misfire_after: 5s, misfire_limit: 8}}]
-"""
+MISFIRES = "".join("""  POLICY:
+    handler: {http: {url: "{url}/every", method: POST}}
+    schedules: [{name: second, cron: "* * * * * *", misfire: POLICY, misfire_after: 5s, misfire_limit: 8}]
+""".replace("POLICY", policy) for policy in ("skip", "once", "all"))
+
+
+class FakeClock:
+    """The wall clock of processes that start with its environment; it jumps when told, and within two seconds they see it."""
+
+    def __init__(self, file, offset, library):
+        self.file = file
+        self.set(offset)
+        self.environment = {"LD_PRELOAD": glob.glob(f"/usr/lib/*/faketime/{library}")[0], "FAKETIME_TIMESTAMP_FILE": file,
+                            "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+    def set(self, offset):
+        with open(self.file, "w", encoding="utf-8") as file:
+            file.write(offset)
+
+    def turn(self, offset):
+        self.set(offset)
+        time.sleep(2)
 
 
 class DispatcherFaults(ChaosTest):
@@ -104,23 +122,18 @@ logfile = {folder}/log
 
     def start_with_clock(self, offset, *arguments):
         """A service whose wall clock is wrong by `offset`, until turn_clock() says otherwise."""
-        normal, file = self.environment, os.path.join(self.folder, f"clock-{len(self.processes)}")
-        with open(file, "w", encoding="utf-8") as clock:
-            clock.write(offset)
-        library = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")[0]
-        self.environment = dict(normal, LD_PRELOAD=library, FAKETIME_TIMESTAMP_FILE=file, FAKETIME_CACHE_DURATION="1", FAKETIME_DONT_FAKE_MONOTONIC="1")
+        normal = self.environment
+        clock = FakeClock(os.path.join(self.folder, f"clock-{len(self.processes)}"), offset, "libfaketimeMT.so.1")
+        self.environment = dict(normal, **clock.environment)
         try:
             process = self.start(*arguments)
         finally:
             self.environment = normal
-        process.clock = file
+        process.clock = clock
         return process
 
     def turn_clock(self, process, offset):
-        """The wall clock of a running service jumps; within two seconds it sees it."""
-        with open(process.clock, "w", encoding="utf-8") as clock:
-            clock.write(offset)
-        time.sleep(2)
+        process.clock.turn(offset)
         logged = datetime.datetime.fromisoformat(self.log_of(process).splitlines()[-1].split("Z ")[0]).timestamp() - time.timezone
         self.assertGreater(abs(logged - time.time()), 1800, "the clock did not jump")
 
@@ -165,25 +178,17 @@ logfile = {folder}/log
             self.assertLess(abs(int(delivery["headers"]["webhook-timestamp"]) - self.now()), 120, "a receiver would refuse the signature")
 
     def test_D4c_clock_of_the_database_jumps_an_hour_ahead_and_back(self):
-        library = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")[0]
-        file = os.path.join(self.folder, "clock")
-
-        def turn(offset):
-            with open(file, "w", encoding="utf-8") as clock:
-                clock.write(offset)
-            time.sleep(2)
-
         os.chmod(self.folder, 0o755)
-        turn("+0")
+        clock = FakeClock(os.path.join(self.folder, "clock"), "+0", "libfaketime.so.1")
         self.postgresql.stop("fast")
-        self.postgresql.start(LD_PRELOAD=library, FAKETIME_TIMESTAMP_FILE=file, FAKETIME_CACHE_DURATION="1", FAKETIME_DONT_FAKE_MONOTONIC="1")
+        self.postgresql.start(**clock.environment)
         self.addCleanup(lambda: (self.postgresql.stop("fast"), self.postgresql.start()))
         self.reconnect()
-        self.running(CONFIG + "".join(MISFIRE.format(policy=policy, url="{url}") for policy in ("skip", "once", "all")))
+        self.running(CONFIG + MISFIRES)
         eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'") >= 6, what="the first slots")
         load = self.load(20)
         before = self.one("SELECT now()")
-        turn("+1h")
+        clock.turn("+1h")
         self.assertGreater((self.one("SELECT now()") - before).total_seconds(), 3000, "the clock did not jump")
         eventually(lambda: self.one("SELECT bool_and(next_due > now() - interval '2 s') FROM takt.schedules"), 20, "the way to the present")
         late = dict(self.rows("""SELECT j.name, count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
@@ -191,7 +196,7 @@ logfile = {folder}/log
         self.assertEqual(late.get("skip", 0), 0, "skip: none of the hour's")
         self.assertLessEqual(late.get("once", 0), 1, "once: the latest at most")
         self.assertLessEqual(late.get("all", 0), 8, "all: up to its limit, no storm")
-        turn("+0")
+        clock.turn("+0")
         ticks = self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'")
         time.sleep(3)
         self.assertLessEqual(self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'"), ticks + 3, "slots of the hour that was ticked already")
@@ -204,7 +209,7 @@ logfile = {folder}/log
         self.check_accepted(accepted, repeats=len(accepted))
 
     def test_D3_both_dispatchers_down_and_the_misfire_policies(self):
-        self.install(CONFIG + "".join(MISFIRE.format(policy=policy, url="{url}") for policy in ("skip", "once", "all")))
+        self.install(CONFIG + MISFIRES)
         dispatchers = [self.start("dispatcher"), self.start("dispatcher")]
         self.start("worker")
         eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'") >= 3, what="the first slots")

@@ -34,7 +34,6 @@ class NameServer:
 
     def __init__(self, addresses):
         self.addresses = addresses
-        self.asked = []
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((SERVER, 53))
         threading.Thread(target=self.serve, daemon=True).start()
@@ -50,7 +49,6 @@ class NameServer:
                 labels.append(query[at + 1:at + 1 + query[at]].decode())
                 at += 1 + query[at]
             name, kind, question = ".".join(labels), query[at + 2], query[12:at + 5]
-            self.asked.append(name)
             address = self.addresses.get(name, "")
             if address is None:
                 continue

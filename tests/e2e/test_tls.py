@@ -110,9 +110,7 @@ class Tls(TaktTest):
     def self_signed(self):
         openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=self", "-addext", "subjectAltName=IP:127.0.0.1",
                 "-keyout", self.path("self.key"), "-out", self.path("self.pem"))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.path("self.pem"), self.path("self.key"))
-        return context
+        return self.server_context("self")
 
     def outdated(self):
         """Speaks TLS 1.1 and nothing later."""
@@ -129,6 +127,9 @@ class Tls(TaktTest):
             file.write(f"subjectAltName={alternative}\n")
         run(*signed_by, "openssl", "x509", "-req", "-in", self.path(name + ".csr"), "-CA", self.ca, "-CAkey", self.path("ca.key"), "-CAcreateserial", "-days", "2",
             "-extfile", self.path(name + ".ext"), "-out", self.path(name + ".pem"))
+        return self.server_context(name)
+
+    def server_context(self, name):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.path(name + ".pem"), self.path(name + ".key"))
         return context

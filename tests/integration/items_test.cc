@@ -42,6 +42,16 @@ struct ItemsTest : testing::Test {
     run.settlements.assign(claim.items.size(), {ItemState::done, Duration(0), true, ""});
     return run;
   }
+  /// Continues run 1, which took two of the due items, in run 2 under the tick more:1.
+  Claim chain(const CatalogJob& job) {
+    Claim second;
+    const auto first = claim(job, "due:1", 2, 1);
+    settle_and_claim(*database, ended("due:1", 1, job, first), goes_on(job, 2), second);
+    return second;
+  }
+  static ClaimRequest goes_on(const CatalogJob& job, std::int64_t run) {
+    return {job, "more:1", SystemClock().now(), "more", run, "test-worker", 2, false, true};
+  }
   /// Ends a run with one class for all its items.
   Settled settle(const CatalogJob& job, const std::string& tick, std::int64_t run_id, const Claim& claim, ItemClass item_class,
                  bool drains = false) {
@@ -329,13 +339,10 @@ TEST_F(ItemsTest, OfAChainThatLostItsLeaseAreNotSettledByIt) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
   enqueue(4, "demo");
-  Claim second, third;
-  const auto first = claim(job, "due:1", 2, 1);
-  const ClaimRequest more{job, "more:1", SystemClock().now(), "more", 2, "test-worker", 2, false, true};
-  settle_and_claim(*database, ended("due:1", 1, job, first), more, second);
+  const auto second = chain(job);
+  Claim third;
   database->exec(std::string("UPDATE takt.ticks SET run_id = 99 WHERE id = 'more:1'"));
-  const ClaimRequest next{job, "more:1", SystemClock().now(), "more", 3, "test-worker", 2, false, true};
-  EXPECT_FALSE(settle_and_claim(*database, ended("more:1", 2, job, second), next, third).recorded);
+  EXPECT_FALSE(settle_and_claim(*database, ended("more:1", 2, job, second), goes_on(job, 3), third).recorded);
   EXPECT_EQ(third.outcome, ClaimOutcome::duplicate);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items"), 2);
 }
@@ -344,13 +351,10 @@ TEST_F(ItemsTest, OfAPausedJobEndTheirChain) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
   enqueue(6, "demo");
-  Claim second, third;
-  const auto first = claim(job, "due:1", 2, 1);
-  settle_and_claim(*database, ended("due:1", 1, job, first), {job, "more:1", SystemClock().now(), "more", 2, "test-worker", 2, false, true},
-                   second);
+  const auto second = chain(job);
+  Claim third;
   database->exec(std::string("UPDATE takt.jobs SET paused = true"));
-  const auto settled = settle_and_claim(*database, ended("more:1", 2, job, second),
-                                        {job, "more:1", SystemClock().now(), "more", 3, "test-worker", 2, false, true}, third);
+  const auto settled = settle_and_claim(*database, ended("more:1", 2, job, second), goes_on(job, 3), third);
   EXPECT_FALSE(settled.continues);
   EXPECT_EQ(settled.remaining, 2);
   EXPECT_EQ(database.number("SELECT remaining FROM takt.runs WHERE id = 2"), 2);
