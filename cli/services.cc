@@ -54,6 +54,9 @@ Worker::Settings worker_settings(const Config& config) {
   settings.payload_in_errors = config.worker.payload_in_errors;
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
+  // What else the worker may open: its pools, two connections to RabbitMQ, who reads /metrics, files of certificates.
+  settings.reserved_descriptors = config.database.pool + 16;
+  for (const auto& [name, database] : config.databases) settings.reserved_descriptors += database.pool;
   return settings;
 }
 
@@ -69,6 +72,7 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
 
   amqp::Publisher::Settings publishing;
   publishing.window = static_cast<std::size_t>(config.broker.window);
+  publishing.confirm_timeout = config.broker.confirm_timeout;
   publishing.queues = config.queues();
   publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publishing);
   if (which.archive) {

@@ -157,6 +157,10 @@ SteadyTime Dispatcher::store_slots(const Term& term) {
 
 DueScan::Result Dispatcher::wake_due(const Term& term) {
   const auto began = clock_.steady();
+  if (const auto losses = publisher_.losses(); losses != losses_) {
+    scan_->due.forget_sent();
+    losses_ = losses;
+  }
   auto due = scan_->due.run_once(term);
   last_scans_[scans_++ % last_scans_.size()] = std::chrono::floor<Duration>(clock_.steady() - began);
   const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());

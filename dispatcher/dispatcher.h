@@ -66,6 +66,7 @@ class Dispatcher {
   class ScanState;
   std::unique_ptr<ScanState> scan_;                                 // scan thread only
   SteadyTime next_slots_{}, next_due_look_{};                       // scan thread only
+  std::uint64_t losses_ = 0;                                        // publisher_.losses() when last looked; scan thread only
   std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
   std::size_t scans_ = 0;                                           // scan thread only
   std::unique_ptr<DatabaseConnection> listener_;                    // listen thread only

@@ -14,7 +14,8 @@ namespace takt {
 /// pending items cost nothing.
 ///
 /// A job gets one tick when none is under way, and up to `parallel_ticks` while a run has reported more to do. A tick
-/// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then. Those
+/// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then, or at
+/// once if its connection was lost. Those
 /// that no worker has begun yet are known to this process alone (at most one a job and scan of the last 10 s); a new
 /// leader makes them once more, which costs a run without items.
 ///
@@ -32,6 +33,8 @@ class DueScan {
   Result run_once(const Term& term);
   /// A tick of the last run_once() was not published: the next one makes another.
   void not_sent(const std::string& tick_id);
+  /// The connection that ticks were sent on is gone, and they perhaps with it: jobs still due get others.
+  void forget_sent() { sent_.clear(); }
 
  private:
   struct Sent {

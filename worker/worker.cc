@@ -24,7 +24,7 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
       settings_(std::move(settings)),
       catalog_(database, clock_),
       heartbeat_(database),
-      http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound}),
+      http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors}),
       http_(http_client_, keys, clock_, metrics, settings_.payload_in_errors),
       sql_(settings_.databases, metrics),
       native_(settings_.native, metrics),
@@ -46,6 +46,9 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
 Worker::~Worker() { stop(); }
 
 void Worker::start() {
+  if (http_client_.connections() < settings_.host_connections) {
+    log_warn("few file descriptors", {{"http_connections", http_client_.connections()}, {"hint", "raise the limit (ulimit -n)"}});
+  }
   duty_thread_ = std::thread([this] { duty_loop(); });
   for (int i = 0; i < settings_.runs; ++i) threads_.emplace_back([this] { run_loop(); });
   consumer_->start();

@@ -56,6 +56,7 @@ Stand::Stand(Context& context, const Options& options)
   remove_traces();
   amqp::Publisher::Settings publishing;
   publishing.window = static_cast<std::size_t>(context.config_or_defaults().broker.window);
+  publishing.confirm_timeout = context.config_or_defaults().broker.confirm_timeout;
   publishing.queues = queues_;
   publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt bench publisher"), publishing);
   publisher_->start();

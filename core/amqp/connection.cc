@@ -111,13 +111,13 @@ void Connection::run() {
 void Connection::serve(Channel& channel) {
   const auto on_any = [&](Event&& event) { on_event(channel, std::move(event)); };
   // Heartbeats are sent and checked inside process(); four looks an interval are enough.
-  const int wait_ms = static_cast<int>(std::clamp<std::int64_t>(settings_.heartbeat.count() / 4, 100, 5000));
+  const auto look = std::clamp(settings_.heartbeat / 4, Duration(100), Duration(5000));
   while (!stopping_) {
     channel.process(on_any);
     on_wake(channel);
     if (channel.has_buffered()) continue;
     std::array<pollfd, 2> watched{{{channel.socket(), POLLIN, 0}, {wake_fd_, POLLIN, 0}}};
-    ::poll(watched.data(), watched.size(), wait_ms);
+    ::poll(watched.data(), watched.size(), static_cast<int>(std::min(look, next_look()).count()));
     if (watched[1].revents != 0) drain_wakeups();
   }
   on_wake(channel);  // acknowledgements that were asked for before stop()

@@ -46,6 +46,9 @@ class Connection {
   /// The connection is gone, with everything unacknowledged or unconfirmed on it.
   virtual void on_lost(const std::string& why) = 0;
 
+  /// on_wake() is called again after this long at most, without a wake().
+  [[nodiscard]] virtual Duration next_look() const { return Duration::max(); }
+
   /// Makes the thread call on_wake() soon. Any thread.
   void wake();
   void set_blocked(std::optional<std::string> reason);

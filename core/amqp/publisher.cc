@@ -57,7 +57,7 @@ std::vector<Outcome> Publisher::publish_all(std::vector<Message> messages, Durat
         if (!room_.wait_until(lock, deadline, [&] { return held_ < settings_.window || stopping(); })) break;
       }
       if (stopping()) break;
-      waiting_.push_back({std::move(messages[given]), batch, given, false});
+      waiting_.push_back({std::move(messages[given]), batch, given});
       ++held_;
     }
   }
@@ -78,7 +78,7 @@ bool Publisher::publish_unwatched(Message message) {
   {
     const std::scoped_lock lock(mutex_);
     if (held_ >= settings_.window || stopping()) return false;
-    waiting_.push_back({std::move(message), nullptr, 0, false});
+    waiting_.push_back({std::move(message), nullptr, 0});
     ++held_;
   }
   wake();
@@ -114,13 +114,18 @@ void Publisher::on_connected(Channel& channel) {
   declare_topology(channel, settings_.queues);
   channel.select_confirms();
   last_tag_ = 0;
-  blocked_ = false;
+  blocked_ = refused_ = false;
+  connected_ = std::chrono::steady_clock::now();
 }
 
 void Publisher::settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok) {
   std::size_t count = 0;
   for (auto it = first; it != last; ++it, ++count) {
     finish(it->second, it->second.returned ? Outcome::unroutable : ok ? Outcome::confirmed : Outcome::refused);
+    if (!ok && !it->second.batch) ++losses_;
+  }
+  if (!ok && !std::exchange(refused_, true)) {
+    log_warn("message refused", {{"exchange", first->second.message.exchange}, {"routing_key", first->second.message.routing_key}});
   }
   unconfirmed_.erase(first, last);
   {
@@ -151,6 +156,7 @@ void Publisher::on_event(Channel& /*channel*/, Event&& event) {
     }
   } else if (const auto* blocked = std::get_if<Blocked>(&event)) {
     blocked_ = blocked->reason.has_value();
+    for (auto& [tag, entry] : unconfirmed_) entry.sent = std::chrono::steady_clock::now();  // what it blocked cost is not counted
     set_blocked(blocked->reason);
   }
 }
@@ -162,6 +168,11 @@ void Publisher::on_wake(Channel& channel) {
   }();
   if (inspect) inspect_queues(channel);
   if (blocked_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (!unconfirmed_.empty() && now - unconfirmed_.begin()->second.sent > settings_.confirm_timeout) {
+    throw BrokerUnavailable("broker: no confirm within " + format_duration(settings_.confirm_timeout));
+  }
+  if (refused_ && now - connected_ > settings_.confirm_timeout) throw BrokerUnavailable("broker: a message was refused");
   const auto first = last_tag_ + 1;
   {
     const std::scoped_lock lock(mutex_);
@@ -174,9 +185,18 @@ void Publisher::on_wake(Channel& channel) {
   std::optional<Channel::Cork> cork;
   if (last_tag_ > first) cork.emplace(channel);
   for (auto it = unconfirmed_.lower_bound(first); it != unconfirmed_.end(); ++it) {
+    it->second.sent = now;
     channel.publish(it->second.message);
     crash_point("publisher.before_confirm");
   }
+}
+
+Duration Publisher::next_look() const {
+  auto due = SteadyTime::max();
+  if (!blocked_ && !unconfirmed_.empty()) due = unconfirmed_.begin()->second.sent + settings_.confirm_timeout;
+  if (refused_) due = std::min(due, connected_ + settings_.confirm_timeout);
+  if (due == SteadyTime::max()) return Duration::max();
+  return std::max(Duration(1), std::chrono::ceil<Duration>(due - std::chrono::steady_clock::now()));
 }
 
 void Publisher::on_lost(const std::string& /*why*/) {
@@ -187,6 +207,7 @@ void Publisher::on_lost(const std::string& /*why*/) {
     held_ = 0;
   }
   for (const auto& [tag, entry] : unconfirmed_) finish(entry, Outcome::lost);
+  if (!unconfirmed_.empty() || !waiting.empty()) ++losses_;
   unconfirmed_.clear();
   for (const auto& entry : waiting) finish(entry, Outcome::lost);
   room_.notify_all();

@@ -25,6 +25,11 @@ class Publisher final : public Connection {
  public:
   struct Settings {
     std::size_t window = 1000;
+    /// The connection is given up when a message has waited this long for its confirm and the broker does not block, and
+    /// when it is this old and the broker refuses a message on it. A channel that met a quorum queue while its leader was
+    /// gone may owe a confirm for ever (rabbitmq-server pull request 14589), or refuse for ever (3.10, looking for the
+    /// leader on the node that died); a new one does neither.
+    Duration confirm_timeout = std::chrono::seconds(5);
     /// Declared after every connect; a mismatch is logged and connecting is tried again.
     std::vector<std::string> queues{"default"};
   };
@@ -37,6 +42,8 @@ class Publisher final : public Connection {
   /// Messages ready in each of Takt's queues as of the last answer, and asks the broker for newer ones. Empty until the
   /// first answer. Never waits.
   std::map<std::string, std::uint64_t> queue_depths();
+  /// How often messages given to this object may have been lost with a connection. Any thread.
+  [[nodiscard]] std::uint64_t losses() const { return losses_.load(); }
   /// Publishes and forgets: for messages whose loss changes nothing but latency. False if there is no room now.
   bool publish_unwatched(Message message);
 
@@ -47,17 +54,20 @@ class Publisher final : public Connection {
     std::shared_ptr<Batch> batch;  // null: nobody waits
     std::size_t index = 0;
     bool returned = false;
+    SteadyTime sent{};
   };
 
   void on_connected(Channel& channel) override;
   void on_event(Channel& channel, Event&& event) override;
   void on_wake(Channel& channel) override;
   void on_lost(const std::string& why) override;
+  [[nodiscard]] Duration next_look() const override;
   void inspect_queues(Channel& channel);
   void settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok);
   static void finish(const Entry& entry, Outcome outcome);
 
   const Settings settings_;
+  std::atomic<std::uint64_t> losses_{0};
   std::mutex mutex_;
   std::condition_variable room_;
   std::deque<Entry> waiting_;                    // guarded by mutex_
@@ -67,6 +77,8 @@ class Publisher final : public Connection {
   std::map<std::uint64_t, Entry> unconfirmed_;   // connection thread only
   std::uint64_t last_tag_ = 0;                   // connection thread only
   bool blocked_ = false;                         // connection thread only
+  bool refused_ = false;                         // on this connection; connection thread only
+  SteadyTime connected_{};                       // connection thread only
 };
 
 }  // namespace takt::amqp

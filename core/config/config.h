@@ -25,7 +25,7 @@ struct Config {
     bool transaction_pooler = false;
   } database;
   struct {
-    Duration heartbeat{}, connect_timeout{};
+    Duration heartbeat{}, connect_timeout{}, confirm_timeout{};
     int window = 0;
     std::string ca_file;
   } broker;

@@ -39,6 +39,9 @@ constexpr std::array kDatabase{
 constexpr std::array kBroker{
     Field{"heartbeat", duration, kSecond, 600 * kSecond, "20s", nullptr, "a silent connection is given up after two of these"},
     Field{"connect_timeout", duration, kSecond, 60 * kSecond, "5s", nullptr, "to connect and log in"},
+    Field{"confirm_timeout", duration, 100, 600 * kSecond, "5s", nullptr,
+          "a connection on which a message waits longer for its confirm is given up, and the message published on a new one; also one this "
+          "old on which a message is refused"},
     Field{"window", integer, 1, 100000, "1000", nullptr, "messages a publisher holds at most, waiting or unconfirmed"},
     Field{"ca_file", text, 0, 4096, "", nullptr, "PEM file with the certificates trusted for amqps; empty: the system's"},
 };

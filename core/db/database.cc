@@ -21,21 +21,33 @@ Database::Database(Secret url, DatabaseSettings settings) : url_(std::move(url))
 Database::~Database() = default;
 
 std::unique_ptr<DatabaseConnection> Database::take() {
+  const auto deadline = std::chrono::steady_clock::now() + settings_.connect_timeout;
   std::unique_lock lock(mutex_);
-  const bool got = freed_.wait_for(lock, settings_.connect_timeout, [&] { return !idle_.empty() || open_ < settings_.pool; });
-  if (!got) throw DatabaseUnavailable("database: all " + std::to_string(settings_.pool) + " connections of the pool are busy");
-  if (!idle_.empty()) {
-    auto connection = std::move(idle_.back());
-    idle_.pop_back();
-    return connection;
-  }
-  ++open_;
-  lock.unlock();
-  try {
-    return connect_database(url_, settings_);
-  } catch (...) {
-    give_back(nullptr);
-    throw;
+  bool may_open = true;
+  std::exception_ptr refused;
+  while (true) {
+    const bool got =
+        freed_.wait_until(lock, deadline, [&] { return !idle_.empty() || (open_ < settings_.pool && (may_open || open_ == 0)); });
+    if (!got && refused) std::rethrow_exception(refused);
+    if (!got) throw DatabaseUnavailable("database: all " + std::to_string(settings_.pool) + " connections of the pool are busy");
+    if (!idle_.empty()) {
+      auto connection = std::move(idle_.back());
+      idle_.pop_back();
+      return connection;
+    }
+    ++open_;
+    lock.unlock();
+    try {
+      return connect_database(url_, settings_);
+    } catch (...) {
+      // The server has no more room, or this process no descriptor: those that are open go on serving.
+      refused = std::current_exception();
+    }
+    lock.lock();
+    --open_;
+    freed_.notify_one();
+    if (open_ == 0) std::rethrow_exception(refused);
+    may_open = false;
   }
 }
 
@@ -49,7 +61,7 @@ void Database::give_back(std::unique_ptr<DatabaseConnection> connection) {
       idle_.clear();  // what broke one has most likely broken the idle ones too
     }
   }
-  freed_.notify_one();
+  freed_.notify_all();  // a broken one makes room for more than one
 }
 
 void Database::with_connection(const std::function<void(DatabaseConnection&)>& body) {

@@ -2,12 +2,14 @@
 
 #include <curl/curl.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <uv.h>
 
 #include <atomic>
 #include <deque>
+#include <filesystem>
 #include <mutex>
 #include <stdexcept>
 #include <thread>
@@ -24,6 +26,7 @@ namespace {
 constexpr std::chrono::duration<long> kKeepNames = std::chrono::seconds(10);
 constexpr std::size_t kMaxHeaderBytes = 64 * 1024;
 constexpr std::size_t kMaxIdleHandles = 256;
+constexpr int kMostConnections = 65'536;
 
 /// One request on its way.
 struct Transfer {
@@ -37,8 +40,9 @@ struct Transfer {
   curl_slist* headers = nullptr;
   std::size_t header_bytes = 0;
   bool too_large = false;
-  bool refused = false;   ///< an address it would have gone to
-  bool admitted = false;  ///< counted among its host's active ones
+  bool refused = false;    ///< an address it would have gone to
+  bool exhausted = false;  ///< no descriptor was left for its connection
+  bool admitted = false;   ///< counted among its host's active ones
   SteadyTime asked, started;
   char error[CURL_ERROR_SIZE] = {};
 };
@@ -73,11 +77,23 @@ size_t on_header(char* data, size_t size, size_t count, void* user) {
   return bytes;
 }
 
+bool means_exhausted(int error) { return error == EMFILE || error == ENFILE; }
+
 /// True if this process may open nothing more: then it is not the destination that failed.
 bool out_of_descriptors() {
   const int descriptor = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
-  if (descriptor >= 0) ::close(descriptor);
-  return descriptor < 0 && (errno == EMFILE || errno == ENFILE);
+  if (descriptor < 0) return means_exhausted(errno);
+  ::close(descriptor);
+  return false;
+}
+
+/// Connections that the limit of descriptors has room for beside what is open and what is reserved.
+int connections_possible(int reserved) {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur > kMostConnections) return kMostConnections;
+  std::error_code unknown;
+  const auto open = std::distance(std::filesystem::directory_iterator("/proc/self/fd", unknown), std::filesystem::directory_iterator());
+  return std::max(1, static_cast<int>(limit.rlim_cur) - static_cast<int>(open) - reserved);
 }
 
 bool is_connected(curl_socket_t socket) {
@@ -89,9 +105,10 @@ bool is_connected(curl_socket_t socket) {
 HttpFault fault_of(CURLcode code, const Transfer& transfer) {
   if (transfer.too_large) return HttpFault::too_large;
   if (transfer.refused && code != CURLE_OK) return HttpFault::refused;
-  if ((code == CURLE_COULDNT_CONNECT || code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_OUT_OF_MEMORY) && out_of_descriptors()) {
-    return HttpFault::exhausted;
-  }
+  if (transfer.exhausted && code != CURLE_OK) return HttpFault::exhausted;
+  // What failed inside libcurl does not say why. A descriptor may have become free since, hence the reserved ones.
+  const bool inside = code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_OUT_OF_MEMORY || code == CURLE_SSL_CACERT_BADFILE;
+  if (inside && out_of_descriptors()) return HttpFault::exhausted;
   switch (code) {
     case CURLE_OK: return HttpFault::none;
     case CURLE_OPERATION_TIMEDOUT: return HttpFault::timeout;
@@ -127,7 +144,7 @@ std::string_view to_string(HttpFault fault) {
 /// Everything below the queue runs on thread_ alone.
 class HttpClient::Loop {
  public:
-  explicit Loop(Settings settings) : settings_(std::move(settings)) {
+  explicit Loop(Settings settings) : settings_(std::move(settings)), connections_(connections_possible(settings_.reserved_descriptors)) {
     static const bool initialised = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK;
     multi_ = initialised ? curl_multi_init() : nullptr;
     if (multi_ == nullptr || uv_loop_init(&loop_) != 0) throw std::runtime_error("libcurl or libuv cannot be started");
@@ -135,7 +152,9 @@ class HttpClient::Loop {
     curl_multi_setopt(multi_, CURLMOPT_SOCKETDATA, this);
     curl_multi_setopt(multi_, CURLMOPT_TIMERFUNCTION, on_timer_wanted);
     curl_multi_setopt(multi_, CURLMOPT_TIMERDATA, this);
-    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(settings_.idle_connections));
+    curl_multi_setopt(multi_, CURLMOPT_MAXCONNECTS, static_cast<long>(std::min(settings_.idle_connections, connections_)));
+    // Never reached by active ones (admit() sees to that): it makes libcurl close an idle one for a new one.
+    curl_multi_setopt(multi_, CURLMOPT_MAX_TOTAL_CONNECTIONS, static_cast<long>(connections_));
     curl_multi_setopt(multi_, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
     uv_timer_init(&loop_, &timer_);
     timer_.data = this;
@@ -170,6 +189,7 @@ class HttpClient::Loop {
   }
 
   void cancel(std::uint64_t id) { command(id); }
+  [[nodiscard]] int connections() const { return connections_; }
 
  private:
   using Command = std::variant<std::unique_ptr<Transfer>, std::uint64_t>;
@@ -246,27 +266,48 @@ class HttpClient::Loop {
     auto* transfer = owned.get();
     transfer->host = host_of(transfer->request.url);
     transfers_[transfer->id] = std::move(owned);
-    auto& host = hosts_[transfer->host];
-    if (host.active < settings_.host_connections) {
-      ++host.active;
-      begin(transfer);
+    const auto host = hosts_.find(transfer->host);
+    if (host != hosts_.end() && host->second.active >= settings_.host_connections) {
+      host->second.waiting.push_back(transfer->id);
+    } else if (active_ >= connections_) {
+      waiting_.push_back(transfer->id);
     } else {
-      host.waiting.push_back(transfer->id);
+      begin(transfer);
     }
   }
 
-  /// One request to this host has ended; the next one that still wants to go takes its place.
+  /// A request to this host has ended; one that waits takes its place: this host's next, behind those of others that
+  /// already wait for a place among all.
   void release(const std::string& name) {
-    auto& host = hosts_[name];
-    while (!host.waiting.empty()) {
-      const auto found = transfers_.find(host.waiting.front());
-      host.waiting.pop_front();
-      if (found != transfers_.end()) return begin(found->second.get());
+    --active_;
+    --hosts_[name].active;
+    bring_forward(name);
+    while (!waiting_.empty()) {
+      const auto found = transfers_.find(waiting_.front());
+      waiting_.pop_front();
+      if (found == transfers_.end()) continue;  // cancelled
+      auto& host = hosts_[found->second->host];
+      if (host.active < settings_.host_connections) return begin(found->second.get());
+      host.waiting.push_front(found->first);
     }
-    if (--host.active == 0) hosts_.erase(name);
+  }
+
+  /// A request to this host no longer goes or waits; the next that waits for the host waits for a place among all.
+  void bring_forward(const std::string& name) {
+    const auto host = hosts_.find(name);
+    if (host == hosts_.end()) return;
+    auto& waiting = host->second.waiting;
+    while (!waiting.empty() && !transfers_.contains(waiting.front())) waiting.pop_front();
+    if (!waiting.empty()) {
+      waiting_.push_back(waiting.front());
+      waiting.pop_front();
+    }
+    if (waiting.empty() && host->second.active == 0) hosts_.erase(host);
   }
 
   void begin(Transfer* transfer) {
+    ++active_;
+    ++hosts_[transfer->host].active;
     transfer->started = std::chrono::steady_clock::now();
     const auto waited = std::chrono::duration_cast<Duration>(transfer->started - transfer->asked);
     transfer->request.timeout -= waited;
@@ -349,7 +390,10 @@ class HttpClient::Loop {
     owned->response.fault = fault;
     owned->response.error = std::move(error);
     owned->response.seconds = owned->admitted ? seconds_between(owned->started, std::chrono::steady_clock::now()) : 0;
-    if (owned->admitted) release(owned->host);
+    if (owned->admitted)
+      release(owned->host);
+    else
+      bring_forward(owned->host);
     owned->done(std::move(owned->response));
   }
 
@@ -391,7 +435,10 @@ class HttpClient::Loop {
       return CURL_SOCKET_BAD;
     }
     const int socket = ::socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
-    if (socket < 0) return CURL_SOCKET_BAD;
+    if (socket < 0) {
+      transfer.exhausted = means_exhausted(errno);
+      return CURL_SOCKET_BAD;
+    }
     Watch* watch = self->watch(socket);
     if (watch == nullptr) {
       ::close(socket);
@@ -482,6 +529,9 @@ class HttpClient::Loop {
   uv_prepare_t before_poll_{};
   CURLM* multi_ = nullptr;
   const Settings settings_;
+  const int connections_;  // active ones at most
+  int active_ = 0;
+  std::deque<std::uint64_t> waiting_;  // ids, for a place among connections_; those cancelled meanwhile are skipped
   std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<curl_socket_t, std::unique_ptr<Watch>> watches_;
   std::unordered_map<std::string, Host> hosts_;              // those with requests
@@ -499,5 +549,6 @@ HttpClient::HttpClient(Settings settings) : loop_(std::make_unique<Loop>(std::mo
 HttpClient::~HttpClient() = default;
 std::uint64_t HttpClient::start(HttpRequest request, Done done) { return loop_->start(std::move(request), std::move(done)); }
 void HttpClient::cancel(std::uint64_t id) { loop_->cancel(id); }
+int HttpClient::connections() const { return loop_->connections(); }
 
 }  // namespace takt

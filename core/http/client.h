@@ -47,9 +47,10 @@ struct HttpResponse {
 class HttpClient {
  public:
   struct Settings {
-    int host_connections = 50;   ///< to one host at most; further requests wait, and the wait is part of their timeout
-    int idle_connections = 200;  ///< kept open for reuse
-    OutboundPolicy outbound{};   ///< judges the URL, and the very address that is connected to; no second lookup
+    int host_connections = 50;      ///< to one host at most; further requests wait, and the wait is part of their timeout
+    int idle_connections = 200;     ///< kept open for reuse
+    OutboundPolicy outbound{};      ///< judges the URL, and the very address that is connected to; no second lookup
+    int reserved_descriptors = 16;  ///< of the process's limit left to everything else; see connections()
   };
   using Done = std::function<void(HttpResponse&&)>;
 
@@ -61,6 +62,10 @@ class HttpClient {
   std::uint64_t start(HttpRequest request, Done done);
   /// Ends the request with HttpFault::cancelled unless it is done already.
   void cancel(std::uint64_t id);
+  /// Connections to all hosts together at most: what the process's limit of file descriptors (RLIMIT_NOFILE) left when
+  /// this object was made, without the reserved ones, and at least one. Requests over it wait as those over
+  /// host_connections do.
+  [[nodiscard]] int connections() const;
 
  private:
   class Loop;

@@ -20,7 +20,7 @@ CRASHING = os.environ["TAKT_CRASHING"]
 
 IMPATIENT = """
 metrics: {listen: "127.0.0.1:0"}
-broker: {heartbeat: 2s, connect_timeout: 2s}
+broker: {heartbeat: 2s, connect_timeout: 2s, confirm_timeout: 2s}
 database: {connect_timeout: 2s}
 dispatcher: {leader_lease: 2s}
 worker: {grace: 3s}

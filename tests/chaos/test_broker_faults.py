@@ -66,6 +66,21 @@ class BrokerFaults(ChaosTest):
         proxy.cut()
         self.check_accepted(load.stop())
 
+    def test_R3b_confirm_that_never_comes(self):
+        """As a quorum queue may do that has just changed its leader: the connection lives, one message is nowhere."""
+        proxy = self.through_proxy("rabbitmq")
+        self.running(CONFIG.replace("heartbeat: 2s", "heartbeat: 60s"))
+        self.enqueue("work")
+        self.drained()
+        time.sleep(1)  # the dispatcher has asked how long the queues are; the next time is in 10 s
+        proxy.silent = True
+        self.enqueue("work")
+        eventually(lambda: "no confirm within 2s" in self.log_of(self.dispatcher), 5, "the dispatcher's notice")
+        proxy.mend()
+        eventually(lambda: len(self.ledger.of("/work")) == 2, 5, "the item's delivery")
+        self.drained()
+        self.check_invariants()
+
     def test_R4_memory_alarm_blocks_publishers_and_health_says_why(self):
         self.running()
         load = self.load(50)

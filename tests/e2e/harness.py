@@ -144,11 +144,9 @@ class TaktTest(unittest.TestCase):
                 process.kill()
             process.wait()
             process.log.close()
-        failed = any(error for _, error in getattr(self._outcome, "errors", []) or [] if error)
-        if failed:
-            for process in self.processes:
-                with open(process.log.name, encoding="utf-8", errors="replace") as log:
-                    print(f"--- {' '.join(process.args[1:])}\n" + log.read()[-4000:])
+        result = self._outcome.result
+        if any(test is self for test, _ in result.failures + result.errors):
+            self.show_logs()
         self.check_no_secret_in_logs()
         self.ledger.close()
         if self.db:
@@ -157,6 +155,13 @@ class TaktTest(unittest.TestCase):
         self.admin.close()
         self.delete_queues()
         subprocess.run(["rm", "-rf", self.folder], check=True)
+
+    def show_logs(self):
+        """Of each process what it warned of, and its last lines."""
+        for process in self.processes:
+            lines = self.log_of(process).splitlines()
+            notable = [line for line in lines[:-10] if " debug " not in line]
+            print("\n".join([f"--- {' '.join(process.args[1:])}", *notable[-30:], *lines[-10:]]))
 
     def check_no_secret_in_logs(self):
         password = SERVICES["PGPASSWORD"]

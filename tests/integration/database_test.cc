@@ -67,6 +67,33 @@ TEST(Pool, EndsAWaitForAConnectionThatNeverComes) {
   EXPECT_NO_THROW(small.exec(std::string("SELECT 1")));
 }
 
+TEST(Pool, GoesOnWithWhatItHasWhenItMayOpenNoMore) {
+  TestDatabase database;
+  const std::string role = "few_" + database.url().substr(database.url().rfind('/') + 1);
+  database->exec("CREATE ROLE " + role + " LOGIN PASSWORD 'few' CONNECTION LIMIT 1");
+  DatabaseSettings settings;
+  settings.pool = 4;
+  std::string url = database.url();
+  const auto user = url.find("://") + 3;
+  Database pool(Secret(url.replace(user, url.find('@') - user, role + ":few")), settings);
+  const std::string who = "SELECT pg_backend_pid()";
+  const auto first = pool.exec(who).integer(0, 0);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int n = 0; n < 5; ++n) EXPECT_EQ(pool.exec("SELECT pg_backend_pid() FROM pg_sleep(0.02)").integer(0, 0), first);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  pool.with_connection([&](DatabaseConnection&) { EXPECT_THROW(pool.exec(who), DatabaseUnavailable) << "the wait has an end"; });
+  database->exec("ALTER ROLE " + role + " NOLOGIN");
+  database->exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '" + role + "'");
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM pg_stat_activity WHERE usename = '" + role + "'") == 0; }));
+  EXPECT_THROW(pool.exec(who), DatabaseUnavailable);
+  database->exec("ALTER ROLE " + role + " LOGIN");
+  EXPECT_NO_THROW(pool.exec(who)) << "and the lack too";
+}
+
 TEST(Pool, AppliesStatementAndLockTimeouts) {
   TestDatabase database;
   DatabaseSettings settings;

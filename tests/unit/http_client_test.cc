@@ -1,7 +1,11 @@
 #include "core/http/client.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -173,6 +177,67 @@ TEST(HttpClient, BoundsConnectionsToOneHost) {
   for (int i = 0; i < 60; ++i) calls.push_back(std::make_unique<Call>(client, post(server.url())));
   for (auto& call : calls) EXPECT_EQ(call->wait().status, 200);
   EXPECT_LE(server.connections(), 3);
+}
+
+/// While it lives, the process may open `more` descriptors, and no further ones.
+class FewDescriptors {
+ public:
+  explicit FewDescriptors(rlim_t more) {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const int lowest_free = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+    ::close(lowest_free);
+    few_ = {static_cast<rlim_t>(lowest_free) + more, before_.rlim_max};
+    limit(true);
+  }
+  ~FewDescriptors() { limit(false); }
+  FewDescriptors(const FewDescriptors&) = delete;
+  FewDescriptors& operator=(const FewDescriptors&) = delete;
+
+  void limit(bool on) const { ::setrlimit(RLIMIT_NOFILE, on ? &few_ : &before_); }
+
+ private:
+  rlimit before_{}, few_{};
+};
+
+TEST(HttpClient, SaysThatTheProcessLackedADescriptorEvenIfOneIsFreeAgain) {
+  MisbehavingServer server([](int socket) {
+    MisbehavingServer::read_request(socket);
+    MisbehavingServer::send_all(socket, MisbehavingServer::response(200, "", "Connection: close\r\n"));
+  });
+  HttpClient client({});
+  const FewDescriptors none(0);
+  std::atomic<bool> over{false};
+  std::thread flicker([&] {
+    for (bool on = true; !over; on = !on) none.limit(on);
+  });
+  int exhausted = 0;
+  for (int i = 0; i < 300; ++i) {
+    // Short, since the server, in this process, may be without a descriptor for its end.
+    const auto response = Call(client, post(server.url(), 10ms)).wait();
+    EXPECT_NE(response.fault, HttpFault::connect) << response.error;
+    if (response.fault == HttpFault::exhausted) ++exhausted;
+  }
+  over = true;
+  flicker.join();
+  EXPECT_GT(exhausted, 0);
+}
+
+TEST(HttpClient, SharesWhatTheLimitOfDescriptorsLeavesAmongAllHosts) {
+  const auto serve = [](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); };
+  MisbehavingServer one(serve), other(serve);
+  std::vector<std::unique_ptr<Call>> calls;
+  const FewDescriptors few(60);
+  HttpClient client({.host_connections = 50, .idle_connections = 200, .reserved_descriptors = 40});
+  ASSERT_GE(client.connections(), 1);
+  ASSERT_LE(client.connections(), 20);
+  for (int i = 0; i < 200; ++i) calls.push_back(std::make_unique<Call>(client, post(i % 3 == 0 ? other.url() : one.url())));
+  for (int i = 0; i < 200; i += 7) client.cancel(calls[static_cast<std::size_t>(i)]->id);
+  for (int i = 0; i < 200; ++i) {
+    const auto response = calls[static_cast<std::size_t>(i)]->wait();
+    EXPECT_TRUE(response.status == 200 || (i % 7 == 0 && response.fault == HttpFault::cancelled))
+        << to_string(response.fault) << ": " << response.error;
+  }
+  EXPECT_EQ(Call(client, post(other.url())).wait().status, 200);
 }
 
 }  // namespace
