@@ -1,5 +1,7 @@
 #include "dispatcher/dispatcher.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 #include "core/crash_point.h"
@@ -16,7 +18,13 @@ namespace {
 constexpr Duration kAfterFailure = std::chrono::milliseconds(500);
 /// How long a changed schedule may go unnoticed; one that is known is looked at when it is due.
 constexpr Duration kSlotsInterval = std::chrono::seconds(1);
+constexpr Duration kOffersInterval = std::chrono::seconds(5);
 constexpr Duration kSweepInterval = std::chrono::milliseconds(500);
+/// Where nothing has been due or under way for a while, only an enqueue can bring work, and that notifies; for a while,
+/// since one that commits late may have left the notification to another (docs/schema.md, Waking up).
+constexpr Duration kQuietAfter = std::chrono::seconds(5);
+constexpr Duration kQuietScanInterval = std::chrono::seconds(1);
+constexpr Duration kQuietSweepInterval = std::chrono::seconds(2);
 constexpr Duration kDutiesInterval = std::chrono::seconds(1);
 constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
@@ -74,6 +82,7 @@ void Dispatcher::stop() {
     stopping_ = true;
   }
   changed_.notify_all();
+  outbox_.stop();
   for (auto& thread : threads_) thread.join();
   threads_.clear();
   try {
@@ -84,6 +93,7 @@ void Dispatcher::stop() {
 }
 
 void Dispatcher::repeat(const char* what, const std::function<Duration()>& round) {
+  ::pthread_setname_np(::pthread_self(), what);  // as top -H shows it
   bool failing = false;
   while (true) {
     Duration wait{};
@@ -136,10 +146,15 @@ Duration Dispatcher::scan_round() {
   const bool woken = may_look && woken_.exchange(false);
   // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
   // (takt.enqueue), so a second look follows shortly.
-  if (woken) wake_due(term);
+  if (woken) {
+    last_busy_ = clock_.steady();
+    wake_due(term);
+  }
   if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
-  Duration wait = woken ? kLookAgain : settings_.scan_interval;
-  if (may_look && !woken) wait = std::min(wait, wake_due(term).next_in.value_or(wait));
+  std::optional<Duration> next_in;
+  if (may_look && !woken) next_in = wake_due(term).next_in;
+  const Duration unasked = quiet_ && listening_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
+  Duration wait = woken ? kLookAgain : std::min(unasked, next_in.value_or(unasked));
   wait = std::max(wait, std::chrono::ceil<Duration>(next_due_look_ - clock_.steady()));
   const auto until_slots = std::chrono::ceil<Duration>(next_slots_ - clock_.steady());
   return std::clamp(until_slots, Duration(0), std::max(wait, Duration(1)));
@@ -162,6 +177,8 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
     losses_ = losses;
   }
   auto due = scan_->due.run_once(term);
+  if (!due.quiet) last_busy_ = clock_.steady();
+  quiet_ = clock_.steady() - last_busy_ > kQuietAfter;
   last_scans_[scans_++ % last_scans_.size()] = std::chrono::floor<Duration>(clock_.steady() - began);
   const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());
   if (took >= kSlowScan) next_due_look_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
@@ -174,20 +191,23 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
 
 Duration Dispatcher::publish_round() {
   if (!leadership_.leading()) return kStandby;
-  outbox_.publish_offered(leadership_.term(), kSweepInterval);
+  const auto offered = outbox_.take_offered(kOffersInterval);
+  if (!offered.empty()) outbox_.publish(leadership_.term(), offered);
   return Duration(0);
 }
 
 Duration Dispatcher::sweep_round() {
   if (!leadership_.leading()) return kStandby;
   const auto swept = outbox_.sweep(leadership_.term());
-  return swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000 ? Duration(0) : kSweepInterval;
+  if (swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000) return Duration(0);
+  return quiet_ ? kQuietSweepInterval : kSweepInterval;
 }
 
 Duration Dispatcher::duties_round() {
   if (!leadership_.leading()) return kStandby;
   const Term term = leadership_.term();
-  const auto rescued = rescue_expired_leases(database_, term, kRescueBatch);
+  // Leases are those of unfinished ticks.
+  const auto rescued = quiet_ ? Rescued{} : rescue_expired_leases(database_, term, kRescueBatch);
   if (rescued.runs > 0) {
     log_warn("leases rescued", {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"items_dead", rescued.dead}});
     metrics_.leases_rescued(rescued.returned, rescued.dead);
@@ -214,16 +234,19 @@ Duration Dispatcher::duties_round() {
 Duration Dispatcher::listen_round() {
   if (!leadership_.leading()) {
     listener_.reset();
+    listening_ = false;
     return kStandby;
   }
   try {
     if (!listener_) listener_ = database_.dedicated();
+    listening_ = true;
     if (listener_->wait_notification(std::chrono::milliseconds(500))) {
       woken_ = true;
       wake_scan();
     }
   } catch (...) {
     listener_.reset();
+    listening_ = false;
     throw;
   }
   return Duration(0);

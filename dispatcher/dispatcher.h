@@ -65,7 +65,7 @@ class Dispatcher {
   Outbox outbox_;
   class ScanState;
   std::unique_ptr<ScanState> scan_;                                 // scan thread only
-  SteadyTime next_slots_{}, next_due_look_{};                       // scan thread only
+  SteadyTime next_slots_{}, next_due_look_{}, last_busy_{};         // scan thread only
   std::uint64_t losses_ = 0;                                        // publisher_.losses() when last looked; scan thread only
   std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
   std::size_t scans_ = 0;                                           // scan thread only
@@ -74,9 +74,11 @@ class Dispatcher {
   bool was_leading_ = false;                                        // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::atomic<bool> woken_{false};  // a notification came
-  bool stopping_ = false;           // guarded by mutex_
-  bool scan_wanted_ = false;        // guarded by mutex_
+  std::atomic<bool> woken_{false};      // a notification came
+  std::atomic<bool> listening_{false};  // and will
+  std::atomic<bool> quiet_{false};      // nothing was due or under way in the last due-scans
+  bool stopping_ = false;               // guarded by mutex_
+  bool scan_wanted_ = false;            // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 

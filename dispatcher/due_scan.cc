@@ -12,8 +12,8 @@ namespace {
 constexpr Duration kReplaceAfter = std::chrono::seconds(10);
 
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
-// Rows: a job to be woken (job, name, queue, due, -, -), when the next item is due (-, -, -, -, ms, -), and each tick of $5
-// that no worker has begun (-, -, -, -, -, tick).
+// Rows: a job to be woken (job, name, queue, due, -, -, -), when the next item is due and whether any tick is unfinished
+// (-, -, -, -, ms, -, unfinished), and each tick of $5 that no worker has begun (-, -, -, -, -, tick, -).
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -42,14 +42,15 @@ constexpr Statement kScan{"due_scan", R"sql(
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text
+  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, NULL::boolean
     FROM ready r JOIN under_way u USING (job_id)
    WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now()), NULL
+  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now()), NULL,
+         EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL)
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id FROM not_begun n
+  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL FROM not_begun n
 )sql"};
 
 }  // namespace
@@ -72,14 +73,16 @@ DueScan::Result DueScan::run_once(const Term& term) {
       const std::string id = "due:" + random_id();
       result.ticks.push_back({id, std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}});
       sent_now.push_back({rows.integer(i, 0), id, now});
-    } else if (!rows.is_null(i, 4)) {
-      result.next_in = Duration(rows.integer(i, 4) + 1);
+    } else if (!rows.is_null(i, 6)) {
+      if (!rows.is_null(i, 4)) result.next_in = Duration(rows.integer(i, 4) + 1);
+      result.quiet = !rows.boolean(i, 6);
     } else if (!rows.is_null(i, 5)) {
       not_begun.emplace(rows.text(i, 5));
     }
   }
   std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
   std::move(sent_now.begin(), sent_now.end(), std::back_inserter(sent_));
+  result.quiet = result.quiet && sent_.empty();
   return result;
 }
 

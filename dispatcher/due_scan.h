@@ -25,6 +25,7 @@ class DueScan {
   struct Result {
     std::vector<TickRow> ticks;       ///< wake ticks, to be published at once
     std::optional<Duration> next_in;  ///< until the next item of any job is due
+    bool quiet = false;               ///< nothing is due, and no tick of any kind is unfinished
   };
 
   DueScan(Database& database, const Clock& clock, int parallel_ticks)

@@ -60,20 +60,26 @@ void Outbox::offer(std::vector<TickRow> ticks) {
   offered_.notify_one();
 }
 
-void Outbox::publish_offered(const Term& term, Duration timeout) {
-  std::vector<TickRow> batch;
+void Outbox::stop() {
   {
-    std::unique_lock lock(mutex_);
-    offered_.wait_for(lock, timeout, [&] { return !fresh_.empty(); });
-    while (!fresh_.empty() && batch.size() < kBatch) {
-      batch.push_back(std::move(fresh_.front()));
-      fresh_.pop_front();
-    }
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
   }
-  if (!batch.empty()) publish_ticks(term, batch);
+  offered_.notify_all();
 }
 
-bool Outbox::publish_ticks(const Term& term, const std::vector<TickRow>& ticks) {
+std::vector<TickRow> Outbox::take_offered(Duration timeout) {
+  std::vector<TickRow> batch;
+  std::unique_lock lock(mutex_);
+  offered_.wait_for(lock, timeout, [&] { return stopping_ || !fresh_.empty(); });
+  while (!fresh_.empty() && batch.size() < kBatch) {
+    batch.push_back(std::move(fresh_.front()));
+    fresh_.pop_front();
+  }
+  return batch;
+}
+
+bool Outbox::publish(const Term& term, const std::vector<TickRow>& ticks) {
   std::vector<amqp::Message> messages;
   messages.reserve(ticks.size());
   for (const auto& tick : ticks) messages.push_back(tick_message(tick, keys_, clock_.now()));
@@ -135,7 +141,7 @@ bool Outbox::publish_unpublished(const Term& term, int& count) {
                      rows.time(i, 4), std::string(rows.text(i, 5))});
   }
   count = static_cast<int>(ticks.size());
-  return publish_ticks(term, ticks);
+  return publish(term, ticks);
 }
 
 bool Outbox::publish_unwatched(const TickRow& tick) {

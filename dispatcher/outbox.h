@@ -27,15 +27,18 @@ class Outbox {
   /// Fresh tick rows, so that they need not wait for a sweep. Any thread. Holds at most 20,000; further ones are left
   /// to the sweep.
   void offer(std::vector<TickRow> ticks);
-  /// Waits up to `timeout` for offers and publishes them.
-  void publish_offered(const Term& term, Duration timeout);
+  /// Waits up to `timeout` for offers: the oldest, at most 500.
+  std::vector<TickRow> take_offered(Duration timeout);
+  /// Publishes tick rows and marks those confirmed. True if all were.
+  bool publish(const Term& term, const std::vector<TickRow>& ticks);
+  /// Ends the waits for offers.
+  void stop();
   /// Tick rows older than 2 s without a confirm, and dead letters; at most 1,000 of each.
   Swept sweep(const Term& term);
   /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
   bool publish_unwatched(const TickRow& tick);
 
  private:
-  bool publish_ticks(const Term& term, const std::vector<TickRow>& ticks);
   bool publish_unpublished(const Term& term, int& count);
   bool publish_dead_letters(const Term& term, int& count);
 
@@ -47,6 +50,7 @@ class Outbox {
   std::mutex mutex_;
   std::condition_variable offered_;
   std::deque<TickRow> fresh_;  // guarded by mutex_
+  bool stopping_ = false;      // guarded by mutex_
 };
 
 }  // namespace takt

@@ -46,7 +46,8 @@ constexpr std::array kBroker{
     Field{"ca_file", text, 0, 4096, "", nullptr, "PEM file with the certificates trusted for amqps; empty: the system's"},
 };
 constexpr std::array kDispatcher{
-    Field{"scan_interval", duration, 10, 60 * kSecond, "200ms", nullptr, "how often due items are looked for when no wake-up comes"},
+    Field{"scan_interval", duration, 10, 60 * kSecond, "200ms", nullptr,
+          "how often due items are looked for when no wake-up comes; once a second while nothing is due or under way"},
     Field{"leader_lease", duration, kSecond, 60 * kSecond, "3s", nullptr,
           "a standby leads this long after the leader's last sign of life, at most one second later"},
     Field{"parallel_ticks", integer, 1, 1000, "4", nullptr,

@@ -27,6 +27,9 @@ constexpr std::chrono::duration<long> kKeepNames = std::chrono::seconds(10);
 constexpr std::size_t kMaxHeaderBytes = 64 * 1024;
 constexpr std::size_t kMaxIdleHandles = 256;
 constexpr int kMostConnections = 65'536;
+/// From this size on libcurl would ask the server before it sends a body, and wait a second for servers that do not know
+/// of it (RFC 9110, section 10.1.1).
+constexpr std::size_t kExpectsFrom = 1024 * 1024;
 
 /// One request on its way.
 struct Transfer {
@@ -37,7 +40,8 @@ struct Transfer {
   HttpResponse response;
   std::string host;  ///< scheme://host:port, as Loop::hosts_ counts them
   CURL* easy = nullptr;
-  curl_slist* headers = nullptr;
+  std::string header_text;               ///< "Name: value", each with its NUL
+  std::vector<curl_slist> header_lines;  ///< into header_text
   std::size_t header_bytes = 0;
   bool too_large = false;
   bool refused = false;    ///< an address it would have gone to
@@ -69,11 +73,13 @@ size_t on_header(char* data, size_t size, size_t count, void* user) {
   const std::string_view line(data, bytes);
   const auto colon = line.find(':');
   if (colon == std::string_view::npos) return bytes;
-  const auto name = to_lower(line.substr(0, colon));
-  const auto value = std::string(trim(line.substr(colon + 1)));
-  if (name == "content-type") transfer.response.content_type = value;
-  if (name == "retry-after") transfer.response.retry_after = value;
-  if (name == "upstash-nonretryable-error") transfer.response.non_retryable = to_lower(value) == "true";
+  const auto is = [name = line.substr(0, colon)](std::string_view wanted) {
+    return name.size() == wanted.size() && to_lower(name) == wanted;
+  };
+  const auto value = trim(line.substr(colon + 1));
+  if (is("content-type")) transfer.response.content_type = value;
+  if (is("retry-after")) transfer.response.retry_after = value;
+  if (is("upstash-nonretryable-error")) transfer.response.non_retryable = to_lower(value) == "true";
   return bytes;
 }
 
@@ -170,7 +176,7 @@ class HttpClient::Loop {
     stopping_ = true;
     uv_async_send(&wake_);
     thread_.join();
-    for (auto* easy : idle_) curl_easy_cleanup(easy);
+    for (const auto& idle : idle_) curl_easy_cleanup(idle.easy);
     curl_multi_cleanup(multi_);
     uv_run(&loop_, UV_RUN_DEFAULT);  // close callbacks of sockets that the clean-up ended
     uv_loop_close(&loop_);
@@ -249,11 +255,28 @@ class HttpClient::Loop {
     uv_stop(&loop_);
   }
 
-  CURL* take_handle() {
-    if (idle_.empty()) return curl_easy_init();
-    CURL* easy = idle_.back();
-    idle_.pop_back();
-    return easy;
+  /// A handle that is kept with what it was last set up for: most often the next request is like it.
+  struct Handle {
+    CURL* easy = nullptr;
+    std::string url, method, ca_file;
+  };
+
+  void take_handle(Transfer& transfer) {
+    const auto& request = transfer.request;
+    Handle handle;
+    if (!idle_.empty()) {
+      handle = std::move(idle_.back());
+      idle_.pop_back();
+      if (handle.url == request.url && handle.method == request.method && handle.ca_file == request.ca_file) {
+        transfer.easy = handle.easy;
+        return;
+      }
+      curl_easy_reset(handle.easy);
+    } else {
+      handle.easy = curl_easy_init();
+    }
+    transfer.easy = handle.easy;
+    if (transfer.easy != nullptr) set_up(transfer);
   }
 
   static std::string host_of(const std::string& url) {
@@ -320,25 +343,23 @@ class HttpClient::Loop {
       url_refused_ = settings_.outbound.refuses_url(judged_url_);
     }
     if (url_refused_) return finish(transfer, HttpFault::refused, "the URL " + *url_refused_);
-    transfer->easy = take_handle();
+    take_handle(*transfer);
     if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
     configure(*transfer);
     const CURLMcode code = curl_multi_add_handle(multi_, transfer->easy);
     if (code != CURLM_OK) finish(transfer, HttpFault::protocol, curl_multi_strerror(code));
   }
 
-  void configure(Transfer& transfer) {
+  /// What requests to one place have in common.
+  void set_up(const Transfer& transfer) {
     CURL* easy = transfer.easy;
     const auto& request = transfer.request;
-    curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
-    curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     // A lookup that is given up is left to its thread, which ends when the resolver does: else libcurl waits for it, and
     // with it this loop and every other request (20 s and more where a name server does not answer).
     curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
     curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, kKeepNames.count());
     curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
-    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, &transfer);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, this);
     curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
@@ -347,31 +368,63 @@ class HttpClient::Loop {
     curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_2TLS);
     curl_easy_setopt(easy, CURLOPT_SSLVERSION, CURL_SSLVERSION_TLSv1_2);
-    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
-    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(request.connect_timeout.count()));
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(easy, CURLOPT_WRITEDATA, &transfer);
     curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(easy, CURLOPT_HEADERDATA, &transfer);
     if (!request.ca_file.empty()) {
       curl_easy_setopt(easy, CURLOPT_CAINFO, request.ca_file.c_str());
       curl_easy_setopt(easy, CURLOPT_CAPATH, nullptr);
     }
-    for (const auto& [name, value] : request.headers) {
-      // "Name;" is libcurl's way to send a header with an empty value.
-      std::string line = name;
-      line.append(value.empty() ? ";" : ": ").append(value);
-      transfer.headers = curl_slist_append(transfer.headers, line.c_str());
-    }
-    transfer.headers = curl_slist_append(transfer.headers, "Expect:");
-    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.headers);
     if (request.method == "HEAD") {
       curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
     } else if (request.method != "GET") {
-      curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
-      curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
+      curl_easy_setopt(easy, CURLOPT_POST, 1L);
       curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request.method.c_str());
     }
+  }
+
+  /// What is this request's own.
+  static void configure(Transfer& transfer) {
+    CURL* easy = transfer.easy;
+    const auto& request = transfer.request;
+    curl_easy_setopt(easy, CURLOPT_PRIVATE, &transfer);
+    curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer.error);
+    curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, &transfer);
+    curl_easy_setopt(easy, CURLOPT_WRITEDATA, &transfer);
+    curl_easy_setopt(easy, CURLOPT_HEADERDATA, &transfer);
+    curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
+    curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(request.connect_timeout.count()));
+    write_headers(transfer);
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.header_lines.data());
+    if (request.method != "GET" && request.method != "HEAD") {
+      curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
+      curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
+    }
+  }
+
+  /// libcurl's list of lines, in two allocations instead of two a line. It reads the list and leaves it to its owner.
+  static void write_headers(Transfer& transfer) {
+    static constexpr std::string_view kNoExpect = "Expect:";
+    const auto& headers = transfer.request.headers;
+    std::size_t bytes = kNoExpect.size() + 1;
+    for (const auto& [name, value] : headers) bytes += name.size() + value.size() + 3;
+    auto& text = transfer.header_text;
+    auto& lines = transfer.header_lines;
+    text.reserve(bytes);
+    lines.reserve(headers.size() + 1);
+    const auto add = [&](auto... parts) {
+      lines.push_back({text.data() + text.size(), nullptr});
+      (text.append(parts), ...);
+      text.push_back('\0');
+    };
+    for (const auto& [name, value] : headers) {
+      // "Name;" is libcurl's way to send a header with an empty value.
+      if (value.empty())
+        add(std::string_view(name), ";");
+      else
+        add(std::string_view(name), ": ", std::string_view(value));
+    }
+    if (transfer.request.body.size() >= kExpectsFrom || lines.empty()) add(kNoExpect);
+    for (std::size_t i = 1; i < lines.size(); ++i) lines[i - 1].next = &lines[i];
   }
 
   void finish(Transfer* transfer, HttpFault fault, std::string error) {
@@ -380,13 +433,12 @@ class HttpClient::Loop {
     transfers_.erase(found);
     if (owned->easy != nullptr) {
       curl_multi_remove_handle(multi_, owned->easy);
-      curl_easy_reset(owned->easy);
+      curl_easy_setopt(owned->easy, CURLOPT_ERRORBUFFER, nullptr);
       if (idle_.size() < kMaxIdleHandles)
-        idle_.push_back(owned->easy);
+        idle_.push_back({owned->easy, std::move(owned->request.url), std::move(owned->request.method), std::move(owned->request.ca_file)});
       else
         curl_easy_cleanup(owned->easy);
     }
-    curl_slist_free_all(owned->headers);
     owned->response.fault = fault;
     owned->response.error = std::move(error);
     owned->response.seconds = owned->admitted ? seconds_between(owned->started, std::chrono::steady_clock::now()) : 0;
@@ -537,7 +589,7 @@ class HttpClient::Loop {
   std::unordered_map<std::string, Host> hosts_;              // those with requests
   std::string judged_url_;                                   // the last one begun: a run's requests all have the same
   std::optional<std::string> url_refused_ = "is not a URL";  // why the policy refuses it
-  std::vector<CURL*> idle_;
+  std::vector<Handle> idle_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_
   std::atomic<std::uint64_t> last_id_{0};

@@ -68,6 +68,36 @@ class Stage:
         """takt bench …: {(bench, measure): value}."""
         return {(row["bench"], row["measure"]): row["value"] for row in json.loads(self.takt("bench", *arguments, "--json"))}
 
+    def configure(self, text):
+        """A takt.yaml, applied; its path."""
+        path = os.path.join(self.folder, "takt.yaml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        self.takt("apply", "--config", path)
+        return path
+
+    def service(self, config, *arguments):
+        return subprocess.Popen([os.path.join(BUILD, "takt"), *arguments, "--config", config, "--log-level", "warn"], env=self.env)
+
+    def idle_service(self, config, *arguments, seconds=20):
+        """(resident MiB, share of a core) of a service that has nothing to do, five seconds after its start."""
+        process = self.service(config, *arguments)
+        time.sleep(5)
+
+        def used():
+            with open(f"/proc/{process.pid}/stat", encoding="utf-8") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+            with open(f"/proc/{process.pid}/status", encoding="utf-8") as status:
+                resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), resident / 1024
+
+        before, _ = used()
+        time.sleep(seconds)
+        after, resident = used()
+        process.terminate()
+        process.wait(60)
+        return resident, (after - before) / seconds
+
     def spawn(self, command):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         atexit.register(process.wait, 10)

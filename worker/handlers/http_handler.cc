@@ -42,6 +42,7 @@ struct Progress {
   std::condition_variable finished;
   std::map<std::size_t, std::uint64_t> in_flight;  // item index → request; guarded by mutex
   std::size_t next = 0;                            // guarded by mutex
+  std::vector<double> seconds;                     // of those done; guarded by mutex
 };
 
 }  // namespace
@@ -108,10 +109,10 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
     progress.in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index, pass](HttpResponse&& response) {
       auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
       circuits_.end(destination, config.circuit, *pass, destination_works(response));
-      metrics_.handler_latency(context.job.name, response.seconds);
       const std::scoped_lock done_lock(progress.mutex);  // held while notifying: run() must not return before this ends
       crash_point("worker.mid_handler");
       results[index] = std::move(result);
+      progress.seconds.push_back(response.seconds);
       progress.in_flight.erase(index);
       begin_next();
       if (progress.in_flight.empty()) progress.finished.notify_one();
@@ -126,6 +127,7 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
     }
     progress.finished.wait_for(lock, kLookAtControl);
   }
+  metrics_.handler_latencies(context.job.name, progress.seconds);
 }
 
 }  // namespace takt

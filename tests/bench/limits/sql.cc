@@ -129,6 +129,21 @@ double insert_sets(int rows) {
   return rows / std::chrono::duration<double>(Clock::now() - began).count();
 }
 
+double copy(int rows) {
+  const auto on = connect();
+  prepare_inserts(on.get());
+  const std::string line = "1\t{\"pad\": \"" + kPad + "\"}\n";
+  const auto began = Clock::now();
+  const Result in(PQexec(on.get(), "COPY limit_items (job_id, payload) FROM STDIN"));
+  if (PQresultStatus(in.get()) != PGRES_COPY_IN) throw std::runtime_error(PQerrorMessage(on.get()));
+  for (int i = 0; i < rows; ++i) {
+    if (PQputCopyData(on.get(), line.data(), static_cast<int>(line.size())) != 1) throw std::runtime_error(PQerrorMessage(on.get()));
+  }
+  if (PQputCopyEnd(on.get(), nullptr) != 1) throw std::runtime_error(PQerrorMessage(on.get()));
+  while (PGresult* result = PQgetResult(on.get())) checked(on.get(), result);
+  return rows / std::chrono::duration<double>(Clock::now() - began).count();
+}
+
 double insert_single(int connections, int rows) {
   const auto setup = connect();
   prepare_inserts(setup.get());
@@ -162,6 +177,7 @@ int main() {
       std::printf("claim+update_%d %.0f\n", batch, drain(kUpdate, batch, 4, rows));
     }
     std::printf("insert_sets %.0f\n", insert_sets(200'000));
+    std::printf("copy %.0f\n", copy(200'000));
     std::printf("insert_one_1 %.0f\n", insert_single(1, 10'000));
     std::printf("insert_one_16 %.0f\n", insert_single(16, 40'000));
     std::printf("insert_one_50 %.0f\n", insert_single(50, 40'000));

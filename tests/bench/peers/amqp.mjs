@@ -1,6 +1,6 @@
-// amqplib on a quorum queue, prefetch 200, each message acknowledged, no database. Usage: node amqp.mjs consume|latency
+// amqplib on a quorum queue, prefetch 200, each message acknowledged, no database. Usage: node amqp.mjs consume|latency|idle
 import amqp from "amqplib";
-import { COUNT, LATENCY_COUNT, payload, percentile, print } from "./common.mjs";
+import { COUNT, LATENCY_COUNT, idle, payload, percentile, print } from "./common.mjs";
 
 const connection = await amqp.connect(process.env.TAKT_AMQP_URL, { noDelay: true });
 const channel = await connection.createConfirmChannel();
@@ -22,6 +22,9 @@ if (mode === "consume") {
   await channel.consume(queue, (message) => { if (message === null) return; channel.ack(message); if (++got === COUNT) finish(); });
   await all;
   print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "idle") {
+  await channel.consume(queue, () => {});
+  await idle();
 } else {
   const sent = new Map(), ms = [];
   await channel.consume(queue, (message) => { if (message === null) return; ms.push(performance.now() - sent.get(JSON.parse(message.content.toString()).n)); channel.ack(message); });

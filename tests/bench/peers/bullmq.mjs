@@ -1,10 +1,17 @@
-// BullMQ on Redis, synced once a second or always. Usage: node bullmq.mjs drain|enqueue-one|http|latency [always]
-import { Queue, Worker } from "bullmq";
+// BullMQ on Redis, synced once a second or always, or on PostgreSQL.
+// Usage: node bullmq.mjs drain|enqueue-one|http|latency|idle [always|postgres]
+import { Queue, Worker, createPostgresBackend } from "bullmq";
 import { Redis } from "ioredis";
-import { COUNT, LATENCY_COUNT, payload, percentile, poster, print } from "./common.mjs";
+import { COUNT as MANY, LATENCY_COUNT, idle, payload, percentile, poster, print } from "./common.mjs";
 
-const connection = new Redis({ host: "127.0.0.1", port: Number(process.argv[3] === "always" ? process.env.BENCH_REDIS_ALWAYS_PORT : process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null });
-const queue = new Queue("work", { connection });
+const store = process.argv[3] ?? "everysec";
+const onPostgres = store === "postgres";
+const COUNT = onPostgres ? MANY / 5 : MANY;
+const connection = onPostgres
+  ? { connectionString: process.env.TAKT_DATABASE_URL, max: 20 }
+  : new Redis({ host: "127.0.0.1", port: Number(store === "always" ? process.env.BENCH_REDIS_ALWAYS_PORT : process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null });
+const backend = onPostgres ? [createPostgresBackend] : [];
+const queue = new Queue("work", { connection }, ...backend);
 await queue.obliterate({ force: true });
 const kept = { removeOnComplete: true };
 
@@ -18,7 +25,7 @@ async function drained(count, concurrency, task) {
   let done = 0, finish;
   const all = new Promise((resolve) => (finish = resolve));
   const began = process.hrtime.bigint();
-  const worker = new Worker("work", async (job) => { await task(job.data); }, { connection, concurrency });
+  const worker = new Worker("work", async (job) => { await task(job.data); }, { connection, concurrency }, ...backend);
   worker.on("completed", () => { if (++done === count) finish(); });
   await all;
   const rate = count / (Number(process.hrtime.bigint() - began) / 1e9);
@@ -42,7 +49,7 @@ if (mode === "drain") {
   print(count / (Number(process.hrtime.bigint() - began) / 1e9));
 } else if (mode === "latency") {
   const added = new Map(), ms = [];
-  const worker = new Worker("work", async (job) => { const now = performance.now(); ms.push(now - (added.get(job.data.n) ?? now)); }, { connection, concurrency: 8 });
+  const worker = new Worker("work", async (job) => { const now = performance.now(); ms.push(now - (added.get(job.data.n) ?? now)); }, { connection, concurrency: 8 }, ...backend);
   await worker.waitUntilReady();
   for (let n = 0; n < LATENCY_COUNT; n++) {
     const next = performance.now() + 10;
@@ -53,6 +60,11 @@ if (mode === "drain") {
   while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
   await worker.close();
   print(percentile(ms, 0.5), percentile(ms, 0.99));
+} else if (mode === "idle") {
+  const worker = new Worker("work", async () => {}, { connection, concurrency: 8 }, ...backend);
+  await worker.waitUntilReady();
+  await idle();
+  await worker.close();
 } else {
   throw new Error(`unknown mode ${mode}`);
 }

@@ -14,6 +14,15 @@ export function percentile(values, share) {
   return values[Math.min(values.length - 1, Math.floor(share * values.length))];
 }
 
+/** Waits as one does that has nothing to do; prints resident MiB and the share of a core in per cent. */
+export async function idle() {
+  await new Promise((resolve) => setTimeout(resolve, 5000));
+  const before = process.cpuUsage(), began = performance.now();
+  await new Promise((resolve) => setTimeout(resolve, 10000));
+  const used = process.cpuUsage(before);
+  print(process.memoryUsage.rss() / 2 ** 20, (used.user + used.system) / 10 / (performance.now() - began));
+}
+
 export const print = (...values) => console.log("RESULT " + values.map((v) => v.toFixed(3)).join(" "));
 
 /** Signs and posts a payload as a job would; resolves when the answer is read. */

@@ -1,7 +1,7 @@
-// graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency
+// graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency|idle
 import pg from "pg";
 import { run, makeWorkerUtils } from "graphile-worker";
-import { COUNT, LATENCY_COUNT, payload, percentile, poster, print } from "./common.mjs";
+import { COUNT, LATENCY_COUNT, idle, payload, percentile, poster, print } from "./common.mjs";
 
 const connectionString = process.env.TAKT_DATABASE_URL;
 const pool = new pg.Pool({ connectionString, max: 20 });
@@ -72,6 +72,10 @@ if (mode === "drain") {
   while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
   await runner.stop();
   print(percentile(ms, 0.5), percentile(ms, 0.99));
+} else if (mode === "idle") {
+  const runner = await run({ preset: prompt, taskList: { work: async () => {} }, noHandleSignals: true });
+  await idle();
+  await runner.stop();
 } else {
   throw new Error(`unknown mode ${mode}`);
 }

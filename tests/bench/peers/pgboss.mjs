@@ -1,6 +1,6 @@
-// pg-boss, fetched and completed in batches of 500. Usage: node pgboss.mjs drain|enqueue
+// pg-boss, fetched and completed in batches of 500. Usage: node pgboss.mjs drain|enqueue|latency|idle
 import PgBoss from "pg-boss";
-import { COUNT, payload, print } from "./common.mjs";
+import { COUNT, LATENCY_COUNT, idle, payload, percentile, print } from "./common.mjs";
 
 const boss = new PgBoss({ connectionString: process.env.TAKT_DATABASE_URL, supervise: false, schedule: false });
 await boss.start();
@@ -14,11 +14,10 @@ async function fill() {
 }
 
 const mode = process.argv[2];
-let began = process.hrtime.bigint();
-await fill();
 if (mode === "drain") {
+  await fill();
   await boss.getDb().executeSql("VACUUM ANALYZE pgboss.job");
-  began = process.hrtime.bigint();
+  const began = process.hrtime.bigint();
   await Promise.all(Array.from({ length: 4 }, async () => {
     for (;;) {
       const jobs = await boss.fetch("work", { batchSize: 500 });
@@ -26,9 +25,40 @@ if (mode === "drain") {
       await boss.complete("work", jobs.map((job) => job.id));
     }
   }));
-} else if (mode !== "enqueue") {
+  print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "enqueue") {
+  const began = process.hrtime.bigint();
+  await fill();
+  print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
+} else if (mode === "latency") {
+  // Its own worker looks twice a second at most; this one fetches again every 10 ms.
+  const added = new Map(), ms = [];
+  let over = false;
+  const worker = (async () => {
+    while (!over) {
+      for (const job of await boss.fetch("work", { batchSize: 50 })) {
+        const now = performance.now();
+        ms.push(now - (added.get(job.data.n) ?? now));
+        await boss.complete("work", job.id);
+      }
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  })();
+  for (let n = 0; n < LATENCY_COUNT; n++) {
+    const next = performance.now() + 10;
+    await boss.send("work", payload(n));
+    added.set(n, performance.now());
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
+  }
+  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  over = true;
+  await worker;
+  print(percentile(ms, 0.5), percentile(ms, 0.99));
+} else if (mode === "idle") {
+  await boss.work("work", { pollingIntervalSeconds: 0.5 }, async () => {});
+  await idle();
+} else {
   throw new Error(`unknown mode ${mode}`);
 }
-print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
 await boss.stop({ graceful: false });
 process.exit(0);
