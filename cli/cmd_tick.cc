@@ -1,9 +1,7 @@
-#include <unistd.h>
-
-#include <fstream>
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/enqueue_file.h"
 #include "core/amqp/publisher.h"
 #include "core/amqp/topology.h"
 #include "core/random.h"
@@ -15,61 +13,10 @@ namespace takt {
 
 namespace {
 
-constexpr std::size_t kLinesABatch = 1000;
-constexpr std::size_t kMaxLineBytes = 600 * 1024;
-
 struct EnqueueOptions {
   std::string job, payload = "{}", key, run_at, file;
   int priority = 0;
 };
-
-void check_json(const std::string& text, const std::string& where) {
-  try {
-    const auto parsed = nlohmann::json::parse(text);
-    if (parsed.dump().find("\\u0000") != std::string::npos)
-      throw UsageError(where + ": holds a NUL character, which PostgreSQL cannot store");
-  } catch (const nlohmann::json::parse_error& error) {
-    throw UsageError(where + ": not JSON, at character " + std::to_string(error.byte));
-  }
-}
-
-/// One payload a line, in batches of 1,000, each its own transaction; progress on standard error.
-void enqueue_file(Context& context, const EnqueueOptions& options) {
-  std::ifstream file(options.file);
-  if (!file) throw CommandFailed(options.file + ": cannot be read");
-  auto& database = context.current_database();
-  std::vector<std::string> payloads;
-  std::size_t line_number = 0, stored = 0;
-  const auto flush = [&] {
-    if (payloads.empty()) return;
-    database.transaction([&](Session& on) {
-      on.exec(std::string("SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, array_fill($3::integer, "
-                          "ARRAY[cardinality($2::jsonb[])]))"),
-              Params::of(options.job, payloads, options.priority));
-    });
-    stored += payloads.size();
-    payloads.clear();
-    if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r" << stored << " items" << std::flush;
-  };
-  std::string line;
-  try {
-    while (std::getline(file, line)) {
-      ++line_number;
-      if (trim(line).empty()) continue;
-      const std::string where = options.file + ":" + std::to_string(line_number);
-      if (line.size() > kMaxLineBytes) throw UsageError(where + ": longer than 600 KiB");
-      check_json(line, where);
-      payloads.push_back(line);
-      if (payloads.size() == kLinesABatch) flush();
-    }
-    flush();
-  } catch (const std::exception&) {
-    std::cerr << stored << " items of " << options.file << " were stored, none from the line at fault on\n";
-    throw;
-  }
-  if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r";
-  std::cout << stored << " items enqueued\n";
-}
 
 void enqueue_one(Context& context, const EnqueueOptions& options) {
   check_json(options.payload, "payload");
@@ -121,7 +68,7 @@ void add_tick(CLI::App& app, Context& context) {
     if (options->file.empty())
       enqueue_one(context, *options);
     else
-      enqueue_file(context, *options);
+      std::cout << enqueue_file(context.current_database(), options->file, options->job, options->priority) << " items enqueued\n";
   });
 
   struct TickOptions {

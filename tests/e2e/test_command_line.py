@@ -146,9 +146,23 @@ class Commands(TaktTest):
         self.assertIn("2500 items", self.takt("enqueue", "demo", "--file", path))
         self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
         with open(path, "w", encoding="utf-8") as file:
-            file.write('{"n": 1}\n{"n": \n')
-        self.assertIn("items.ndjson:2: not JSON", self.takt("enqueue", "demo", "--file", path, expect=2))
-        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
+            file.writelines(json.dumps({"n": n}) + "\n" for n in range(2299))
+            file.write('{"n": \n')
+        said = self.takt("enqueue", "demo", "--file", path, expect=2)
+        self.assertIn("items.ndjson:2300: not JSON", said)
+        self.assertIn("2000 items of", said)
+        self.assertIn("not known to be: all from line 2001 on", said)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 4500)
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"pad": "p" * (600_000 if 1200 <= n < 1203 else 1)}) + "\n" for n in range(5000))
+        said = self.takt("enqueue", "demo", "--file", path, expect=1)
+        self.assertIn("a payload has more than 524288 bytes", said)
+        self.assertIn("not known to be: lines 1001 to 2000, all from line", said)
+        stored = int(re.search(r"(\d+) items of", said)[1])
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 4500 + stored)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"n": "\\u0000"}\n')
+        self.assertIn("items.ndjson:1: holds a NUL", self.takt("enqueue", "demo", "--file", path, expect=2))
 
     def test_tick_run_now_pause_and_resume(self):
         self.install(CONFIG)

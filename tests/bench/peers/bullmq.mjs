@@ -8,7 +8,7 @@ const store = process.argv[3] ?? "everysec";
 const onPostgres = store === "postgres";
 const COUNT = onPostgres ? MANY / 5 : MANY;
 const connection = onPostgres
-  ? { connectionString: process.env.TAKT_DATABASE_URL, max: 20 }
+  ? { connectionString: process.env.TAKT_DATABASE_URL, max: 20, migrate: true }
   : new Redis({ host: "127.0.0.1", port: Number(store === "always" ? process.env.BENCH_REDIS_ALWAYS_PORT : process.env.BENCH_REDIS_PORT), maxRetriesPerRequest: null });
 const backend = onPostgres ? [createPostgresBackend] : [];
 const queue = new Queue("work", { connection }, ...backend);

@@ -1,0 +1,136 @@
+#include "cli/enqueue_file.h"
+
+#include <unistd.h>
+
+#include <deque>
+#include <fstream>
+#include <future>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "cli/commands.h"
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::size_t kLinesASet = 1000;
+constexpr std::size_t kBytesASet = 8 * 1024 * 1024;
+constexpr std::size_t kMaxLineBytes = 600 * 1024;
+constexpr std::size_t kSetsUnderWay = 2;
+
+constexpr Statement kEnqueue{"enqueue_many", "SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, $3::integer[])"};
+
+class FileEnqueue {
+ public:
+  FileEnqueue(Database& database, const std::string& path, const std::string& job, int priority)
+      : database_(database), path_(path), job_(job), priority_(priority) {}
+
+  std::size_t run() {
+    std::ifstream file(path_);
+    if (!file) throw CommandFailed(path_ + ": cannot be read");
+    try {
+      for (std::string line; std::getline(file, line);) {
+        ++line_;
+        if (trim(line).empty()) continue;
+        take(std::move(line));
+        if (set_.size() == kLinesASet || bytes_ >= kBytesASet) send();
+      }
+      send();
+      while (!under_way_.empty()) wait_for_oldest();
+    } catch (const std::exception&) {
+      explain();
+      throw;
+    }
+    if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r";
+    return stored_;
+  }
+
+ private:
+  struct Set {
+    std::size_t first_line, last_line, size;
+    std::future<void> stored;
+  };
+
+  void take(std::string&& line) {
+    const std::string where = path_ + ":" + std::to_string(line_);
+    if (line.size() > kMaxLineBytes) throw UsageError(where + ": longer than 600 KiB");
+    check_json(line, where);
+    if (set_.empty()) first_line_ = line_;
+    bytes_ += line.size();
+    set_.push_back(std::move(line));
+  }
+
+  void send() {
+    if (set_.empty()) return;
+    if (under_way_.size() == kSetsUnderWay) wait_for_oldest();
+    std::optional<std::vector<std::int64_t>> priorities;
+    if (priority_ != 0) priorities.emplace(set_.size(), priority_);
+    const std::size_t size = set_.size();
+    under_way_.push_back({first_line_, line_, size, std::async(std::launch::async, [this, payloads = std::move(set_), priorities] {
+                            database_.exec_retrying(kEnqueue, Params::of(job_, payloads, priorities));
+                          })});
+    set_.clear();
+    bytes_ = 0;
+  }
+
+  void wait_for_oldest() {
+    under_way_.front().stored.get();
+    stored_ += under_way_.front().size;
+    stored_to_ = under_way_.front().last_line;
+    under_way_.pop_front();
+    if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r" << stored_ << " items" << std::flush;
+  }
+
+  /// Sets end in any order: what follows one that failed may be stored.
+  void explain() {
+    std::string not_stored;
+    while (!under_way_.empty()) {
+      auto& set = under_way_.front();
+      bool failed = !set.stored.valid();  // it is the one that was thrown
+      try {
+        if (!failed) set.stored.get();
+      } catch (const std::exception&) {
+        failed = true;
+      }
+      if (failed)
+        not_stored += "lines " + std::to_string(set.first_line) + " to " + std::to_string(set.last_line) + ", ";
+      else
+        stored_ += set.size;
+      stored_to_ = set.last_line;
+      under_way_.pop_front();
+    }
+    std::cerr << stored_ << " items of " << path_ << " were stored; not known to be: " << not_stored << "all from line " << stored_to_ + 1
+              << " on\n";
+  }
+
+  Database& database_;
+  const std::string path_, job_;
+  const int priority_;
+  std::size_t line_ = 0, stored_ = 0;
+  std::size_t stored_to_ = 0;  // the last line of the sets that have ended
+  std::vector<std::string> set_;
+  std::size_t first_line_ = 0, bytes_ = 0;  // of set_
+  std::deque<Set> under_way_;
+};
+
+}  // namespace
+
+void check_json(const std::string& text, const std::string& where) {
+  // Most often one pass that builds nothing.
+  const bool may_hold_nul = text.find("\\u0000") != std::string::npos;
+  if (!may_hold_nul && nlohmann::json::accept(text)) return;
+  try {
+    if (nlohmann::json::parse(text).dump().find("\\u0000") != std::string::npos)
+      throw UsageError(where + ": holds a NUL character, which PostgreSQL cannot store");
+  } catch (const nlohmann::json::parse_error& error) {
+    throw UsageError(where + ": not JSON, at character " + std::to_string(error.byte));
+  }
+}
+
+std::size_t enqueue_file(Database& database, const std::string& path, const std::string& job, int priority) {
+  return FileEnqueue(database, path, job, priority).run();
+}
+
+}  // namespace takt
