@@ -176,7 +176,13 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
     scan_->due.forget_sent();
     losses_ = losses;
   }
-  auto due = scan_->due.run_once(term);
+  DueScan::Result due;
+  try {
+    due = scan_->due.run_once(term);
+  } catch (...) {
+    quiet_ = false;  // as far as anybody knows
+    throw;
+  }
   if (!due.quiet) last_busy_ = clock_.steady();
   quiet_ = clock_.steady() - last_busy_ > kQuietAfter;
   last_scans_[scans_++ % last_scans_.size()] = std::chrono::floor<Duration>(clock_.steady() - began);

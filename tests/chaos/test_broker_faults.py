@@ -135,6 +135,7 @@ class BrokerFaults(ChaosTest):
             eventually(lambda: self.one("SELECT count(*) FROM takt.ended_items WHERE state = 3") == 17, what="the dead items")
             eventually(lambda: self.metric(self.dispatcher, 'takt_publish_failed_total{outcome="refused"}'), 20, "a refused letter in the metrics")
             self.assertGreater(self.one("SELECT count(*) FROM takt.dead_letter_outbox"), 0, "the outbox keeps what was refused")
+            eventually(lambda: "a message was refused" in self.log_of(self.dispatcher), 10, "the end of the connection that was refused on")
         finally:
             self.rabbitmq.ctl("clear_policy", "-p", self.vhost, "full")
         channel.queue_delete("takt.dead")

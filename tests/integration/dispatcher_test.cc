@@ -173,6 +173,31 @@ TEST_F(DispatcherTest, KnowsWhenTheNextItemIsDue) {
   EXPECT_GT(*result.next_in, 9s);
 }
 
+TEST_F(DispatcherTest, IsQuietWhileNothingIsDueAndNoTickIsOnItsWay) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  EXPECT_TRUE(due_scan.run_once(term).quiet);
+  database->exec(std::string("SELECT takt.enqueue('demo', run_at => now() + interval '1 hour')"));
+  EXPECT_TRUE(due_scan.run_once(term).quiet) << "that is known to be later";
+  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at) SELECT 'slot', id, 'schedule', now() FROM takt.jobs"));
+  EXPECT_FALSE(due_scan.run_once(term).quiet) << "a worker may have it, die of it, or put items back";
+  database->exec(std::string("UPDATE takt.ticks SET finished_at = now()"));
+  EXPECT_TRUE(due_scan.run_once(term).quiet);
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_FALSE(due_scan.run_once(term).quiet);
+  EXPECT_FALSE(due_scan.run_once(term).quiet) << "the wake tick has no row yet";
+}
+
+TEST_F(DispatcherTest, TicksThatWentWithAConnectionAreMadeAgainAtOnce) {
+  database.apply(plain_job("demo"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_ticks(term), 1);
+  EXPECT_EQ(due_ticks(term), 0);
+  due_scan.forget_sent();
+  EXPECT_EQ(due_ticks(term), 1);
+}
+
 TEST_F(DispatcherTest, DoesNotWakeAJobThatTakesOneBatchATick) {
   database.apply(plain_job("demo", "drain: false"));
   const Term term = lead();
