@@ -1,5 +1,5 @@
 """What both bench runs share: installing, building, private services, rounds, medians, tables."""
-import atexit, json, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time
+import atexit, glob, json, os, re, shutil, socket, statistics, subprocess, sys, tempfile, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.join(ROOT, "build", "release")
@@ -80,16 +80,18 @@ class Stage:
         return subprocess.Popen([os.path.join(BUILD, "takt"), *arguments, "--config", config, "--log-level", "warn"], env=self.env)
 
     def idle_service(self, config, *arguments, seconds=20):
-        """(resident MiB, share of a core) of a service that has nothing to do, five seconds after its start."""
+        """(resident MiB, share of a core) of a service that has nothing to do, ten seconds after its start."""
         process = self.service(config, *arguments)
-        time.sleep(5)
+        time.sleep(10)
 
         def used():
-            with open(f"/proc/{process.pid}/stat", encoding="utf-8") as stat:
-                fields = stat.read().rsplit(")", 1)[1].split()
+            seconds = 0.0
+            for thread in glob.glob(f"/proc/{process.pid}/task/*/schedstat"):  # in nanoseconds, where stat counts in hundredths
+                with open(thread, encoding="utf-8") as stat:
+                    seconds += int(stat.read().split()[0]) / 1e9
             with open(f"/proc/{process.pid}/status", encoding="utf-8") as status:
                 resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
-            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), resident / 1024
+            return seconds, resident / 1024
 
         before, _ = used()
         time.sleep(seconds)
