@@ -168,8 +168,8 @@ void read_services(SectionReader& top, Config& config, Faults& faults) {
   config.database = {static_cast<int>(database.integer("pool")), database.duration("connect_timeout"),
                      database.duration("statement_timeout"), database.duration("lock_timeout"), database.text("pooler") == "transaction"};
   auto broker = open("broker");
-  config.broker = {broker.duration("heartbeat"), broker.duration("connect_timeout"), broker.duration("confirm_timeout"), static_cast<int>(broker.integer("window")),
-                   broker.text("ca_file")};
+  config.broker = {broker.duration("heartbeat"), broker.duration("connect_timeout"), broker.duration("confirm_timeout"),
+                   static_cast<int>(broker.integer("window")), broker.text("ca_file")};
   auto dispatcher = open("dispatcher");
   config.dispatcher = {dispatcher.duration("scan_interval"), dispatcher.duration("leader_lease"), dispatcher.duration("republish_after"),
                        static_cast<int>(dispatcher.integer("parallel_ticks"))};
