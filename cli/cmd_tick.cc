@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/enqueue_file.h"
+#include "cli/services.h"
 #include "core/amqp/publisher.h"
 #include "core/amqp/topology.h"
 #include "core/random.h"
@@ -42,11 +43,9 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   tick.set_batch_size(batch_size);
   tick.set_dry_run(dry_run);
   set_timestamp(*tick.mutable_due_at(), clock.now());
-  amqp::Publisher::Settings settings;
-  settings.queues = context.config_or_defaults().queues();
   auto broker = context.broker("takt tick");
   { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
-  amqp::Publisher publisher(std::move(broker), settings);
+  amqp::Publisher publisher(std::move(broker), publisher_settings(context.config_or_defaults()));
   publisher.start();
   const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
                                                         tick.SerializeAsString(), context.keys(), clock.now()),

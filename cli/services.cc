@@ -33,6 +33,10 @@ void require_broker(Context& context, const std::string& name) {
 
 }  // namespace
 
+amqp::Publisher::Settings publisher_settings(const Config& config) {
+  return {static_cast<std::size_t>(config.broker.window), config.broker.confirm_timeout, config.queues()};
+}
+
 Dispatcher::Settings dispatcher_settings(const Config& config) {
   Dispatcher::Settings settings;
   settings.scan_interval = config.dispatcher.scan_interval;
@@ -54,8 +58,8 @@ Worker::Settings worker_settings(const Config& config) {
   settings.payload_in_errors = config.worker.payload_in_errors;
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
-  // What else the worker may open: its pools, two connections to RabbitMQ, who reads /metrics, files of certificates.
-  settings.reserved_descriptors = config.database.pool + 16;
+  // Beside two connections to RabbitMQ, who reads /metrics, and files of certificates, the worker may open its pools.
+  settings.reserved_descriptors += config.database.pool;
   for (const auto& [name, database] : config.databases) settings.reserved_descriptors += database.pool;
   return settings;
 }
@@ -70,11 +74,7 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   auto& database = context.current_database();
   require_broker(context, "takt " + name);
 
-  amqp::Publisher::Settings publishing;
-  publishing.window = static_cast<std::size_t>(config.broker.window);
-  publishing.confirm_timeout = config.broker.confirm_timeout;
-  publishing.queues = config.queues();
-  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publishing);
+  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publisher_settings(config));
   if (which.archive) {
     archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_, config.queues());
   }

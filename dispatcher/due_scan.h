@@ -15,9 +15,8 @@ namespace takt {
 ///
 /// A job gets one tick when none is under way, and up to `parallel_ticks` while a run has reported more to do. A tick
 /// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then, or at
-/// once if its connection was lost. Those
-/// that no worker has begun yet are known to this process alone (at most one a job and scan of the last 10 s); a new
-/// leader makes them once more, which costs a run without items.
+/// once if its connection was lost. Those that no worker has begun yet are known to this process alone (at most one a job
+/// and scan of the last 10 s); a new leader makes them once more, which costs a run without items.
 ///
 /// One thread's.
 class DueScan {

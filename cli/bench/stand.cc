@@ -54,9 +54,7 @@ Stand::Stand(Context& context, const Options& options)
     amqp::declare_topology(probe, queues_);
   }
   remove_traces();
-  amqp::Publisher::Settings publishing;
-  publishing.window = static_cast<std::size_t>(context.config_or_defaults().broker.window);
-  publishing.confirm_timeout = context.config_or_defaults().broker.confirm_timeout;
+  auto publishing = publisher_settings(context.config_or_defaults());
   publishing.queues = queues_;
   publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt bench publisher"), publishing);
   publisher_->start();

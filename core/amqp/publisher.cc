@@ -156,7 +156,8 @@ void Publisher::on_event(Channel& /*channel*/, Event&& event) {
     }
   } else if (const auto* blocked = std::get_if<Blocked>(&event)) {
     blocked_ = blocked->reason.has_value();
-    for (auto& [tag, entry] : unconfirmed_) entry.sent = std::chrono::steady_clock::now();  // what it blocked cost is not counted
+    const auto now = std::chrono::steady_clock::now();
+    for (auto& [tag, entry] : unconfirmed_) entry.sent = now;  // the time in which it blocked is not counted
     set_blocked(blocked->reason);
   }
 }

@@ -394,7 +394,7 @@ class HttpClient::Loop {
     curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(request.connect_timeout.count()));
     write_headers(transfer);
-    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.header_lines.data());
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer.header_lines.empty() ? nullptr : transfer.header_lines.data());
     if (request.method != "GET" && request.method != "HEAD") {
       curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
       curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
@@ -423,7 +423,7 @@ class HttpClient::Loop {
       else
         add(std::string_view(name), ": ", std::string_view(value));
     }
-    if (transfer.request.body.size() >= kExpectsFrom || lines.empty()) add(kNoExpect);
+    if (transfer.request.body.size() >= kExpectsFrom) add(kNoExpect);
     for (std::size_t i = 1; i < lines.size(); ++i) lines[i - 1].next = &lines[i];
   }
 

@@ -1,6 +1,6 @@
 // amqplib on a quorum queue, prefetch 200, each message acknowledged, no database. Usage: node amqp.mjs consume|latency|idle
 import amqp from "amqplib";
-import { COUNT, LATENCY_COUNT, idle, payload, percentile, print } from "./common.mjs";
+import { COUNT, idle, latencies, payload, print } from "./common.mjs";
 
 const connection = await amqp.connect(process.env.TAKT_AMQP_URL, { noDelay: true });
 const channel = await connection.createConfirmChannel();
@@ -28,14 +28,10 @@ if (mode === "consume") {
 } else {
   const sent = new Map(), ms = [];
   await channel.consume(queue, (message) => { if (message === null) return; ms.push(performance.now() - sent.get(JSON.parse(message.content.toString()).n)); channel.ack(message); });
-  for (let n = 0; n < LATENCY_COUNT; n++) {
-    const next = performance.now() + 10;
+  await latencies(ms, (n) => {
     sent.set(n, performance.now());
     channel.sendToQueue(queue, Buffer.from(JSON.stringify(payload(n))), { persistent: true });
-    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
-  }
-  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
-  print(percentile(ms, 0.5), percentile(ms, 0.99));
+  });
 }
 await channel.deleteQueue(queue);
 await connection.close();

@@ -2,7 +2,7 @@
 // Usage: node bullmq.mjs drain|enqueue-one|http|latency|idle [always|postgres]
 import { Queue, Worker, createPostgresBackend } from "bullmq";
 import { Redis } from "ioredis";
-import { COUNT as MANY, LATENCY_COUNT, idle, payload, percentile, poster, print } from "./common.mjs";
+import { COUNT as MANY, idle, latencies, payload, poster, print } from "./common.mjs";
 
 const store = process.argv[3] ?? "everysec";
 const onPostgres = store === "postgres";
@@ -51,15 +51,11 @@ if (mode === "drain") {
   const added = new Map(), ms = [];
   const worker = new Worker("work", async (job) => { const now = performance.now(); ms.push(now - (added.get(job.data.n) ?? now)); }, { connection, concurrency: 8 }, ...backend);
   await worker.waitUntilReady();
-  for (let n = 0; n < LATENCY_COUNT; n++) {
-    const next = performance.now() + 10;
+  await latencies(ms, async (n) => {
     await queue.add("work", payload(n), kept);
     added.set(n, performance.now());
-    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
-  }
-  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  });
   await worker.close();
-  print(percentile(ms, 0.5), percentile(ms, 0.99));
 } else if (mode === "idle") {
   const worker = new Worker("work", async () => {}, { connection, concurrency: 8 }, ...backend);
   await worker.waitUntilReady();

@@ -18,16 +18,12 @@ app.conf.update(task_acks_late=True, task_ignore_result=True, task_default_queue
 counted = None
 
 
+@worker_process_init.connect
 def open_counter(**_):
+    """Each process counts in its own slot, so that counting costs no lock."""
     global counted
     with open(COUNTER, "r+b") as file:
         counted = mmap.mmap(file.fileno(), 0)
-
-
-@worker_process_init.connect
-def open_own_counter(**_):
-    """Each process counts in its own slot, so that counting costs no lock."""
-    open_counter()
 
 
 def count(slot):

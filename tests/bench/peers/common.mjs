@@ -3,13 +3,13 @@ import { createHmac } from "node:crypto";
 import http from "node:http";
 
 export const COUNT = Number(process.env.BENCH_COUNT ?? 100000);
-export const LATENCY_COUNT = Number(process.env.BENCH_LATENCY_COUNT ?? 500);
+const LATENCY_COUNT = Number(process.env.BENCH_LATENCY_COUNT ?? 500);
 const pad = "p".repeat(170);
 
 /** About 200 bytes as JSON. */
 export const payload = (n) => ({ n, pad });
 
-export function percentile(values, share) {
+function percentile(values, share) {
   values.sort((a, b) => a - b);
   return values[Math.min(values.length - 1, Math.floor(share * values.length))];
 }
@@ -21,6 +21,17 @@ export async function idle() {
   await new Promise((resolve) => setTimeout(resolve, 10000));
   const used = process.cpuUsage(before);
   print(process.memoryUsage.rss() / 2 ** 20, (used.user + used.system) / 10 / (performance.now() - began));
+}
+
+/** Sends one every 10 ms until LATENCY_COUNT, waits until `ms` has as many latencies, and prints their p50 and p99. */
+export async function latencies(ms, send) {
+  for (let n = 0; n < LATENCY_COUNT; n++) {
+    const next = performance.now() + 10;
+    await send(n);
+    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
+  }
+  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  print(percentile(ms, 0.5), percentile(ms, 0.99));
 }
 
 export const print = (...values) => console.log("RESULT " + values.map((v) => v.toFixed(3)).join(" "));

@@ -1,7 +1,7 @@
 // graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency|idle
 import pg from "pg";
 import { run, makeWorkerUtils } from "graphile-worker";
-import { COUNT, LATENCY_COUNT, idle, payload, percentile, poster, print } from "./common.mjs";
+import { COUNT, idle, latencies, payload, poster, print } from "./common.mjs";
 
 const connectionString = process.env.TAKT_DATABASE_URL;
 const pool = new pg.Pool({ connectionString, max: 20 });
@@ -61,17 +61,13 @@ if (mode === "drain") {
 } else if (mode === "latency") {
   const committed = new Map(), ms = [];
   const runner = await run({ preset: prompt, taskList: { work: async (p) => { const now = performance.now(); ms.push(now - (committed.get(p.n) ?? now)); } }, noHandleSignals: true });
-  for (let n = 0; n < LATENCY_COUNT; n++) {
-    const next = performance.now() + 10;
+  await latencies(ms, async (n) => {
     const added = utils.addJob("work", payload(n));
     committed.set(n, performance.now());
     await added;
     committed.set(n, performance.now());
-    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
-  }
-  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  });
   await runner.stop();
-  print(percentile(ms, 0.5), percentile(ms, 0.99));
 } else if (mode === "idle") {
   const runner = await run({ preset: prompt, taskList: { work: async () => {} }, noHandleSignals: true });
   await idle();

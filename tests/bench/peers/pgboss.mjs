@@ -1,6 +1,6 @@
 // pg-boss, fetched and completed in batches of 500. Usage: node pgboss.mjs drain|enqueue|latency|idle
 import PgBoss from "pg-boss";
-import { COUNT, LATENCY_COUNT, idle, payload, percentile, print } from "./common.mjs";
+import { COUNT, idle, latencies, payload, print } from "./common.mjs";
 
 const boss = new PgBoss({ connectionString: process.env.TAKT_DATABASE_URL, supervise: false, schedule: false });
 await boss.start();
@@ -45,16 +45,12 @@ if (mode === "drain") {
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
   })();
-  for (let n = 0; n < LATENCY_COUNT; n++) {
-    const next = performance.now() + 10;
+  await latencies(ms, async (n) => {
     await boss.send("work", payload(n));
     added.set(n, performance.now());
-    await new Promise((resolve) => setTimeout(resolve, Math.max(0, next - performance.now())));
-  }
-  while (ms.length < LATENCY_COUNT) await new Promise((resolve) => setTimeout(resolve, 10));
+  });
   over = true;
   await worker;
-  print(percentile(ms, 0.5), percentile(ms, 0.99));
 } else if (mode === "idle") {
   await boss.work("work", { pollingIntervalSeconds: 0.5 }, async () => {});
   await idle();
