@@ -63,11 +63,11 @@ void accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
   database.exec_retrying(kAccept, Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), payloads, keys, run_ats, priorities));
 }
 
-std::vector<ClaimedItem> claimed_items(const Rows& rows, std::size_t first_column) {
+std::vector<ClaimedItem> claimed_items(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end) {
   std::vector<ClaimedItem> items;
-  items.reserve(rows.size());
+  items.reserve(end - first);
   const auto at = [first_column](std::size_t column) { return first_column + column; };
-  for (std::size_t i = 0; i < rows.size(); ++i) {
+  for (std::size_t i = first; i < end; ++i) {
     if (rows.is_null(i, at(2))) continue;
     items.push_back({rows.integer(i, at(2)), static_cast<int>(rows.integer(i, at(3))), std::string(rows.text(i, at(4))),
                      std::string(rows.text(i, at(5))), Duration(rows.integer(i, at(6))), Duration(rows.integer(i, at(7)))});
@@ -75,10 +75,12 @@ std::vector<ClaimedItem> claimed_items(const Rows& rows, std::size_t first_colum
   return items;
 }
 
-Claim read_claim(const Rows& rows, std::size_t first_column) {
-  if (rows.empty() || rows.is_null(0, first_column)) return {};
-  return {rows.boolean(0, first_column + 1) ? ClaimOutcome::locked : ClaimOutcome::claimed, std::string(rows.text(0, first_column)),
-          claimed_items(rows, first_column)};
+Claim read_claim(const Rows& rows, std::size_t first_column) { return read_claim(rows, first_column, 0, rows.size()); }
+
+Claim read_claim(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end) {
+  if (first == end || rows.is_null(first, first_column)) return {};
+  return {rows.boolean(first, first_column + 1) ? ClaimOutcome::locked : ClaimOutcome::claimed, std::string(rows.text(first, first_column)),
+          claimed_items(rows, first_column, first, end)};
 }
 
 Params claim_params(const ClaimRequest& request) {
@@ -107,7 +109,8 @@ std::int64_t RunIds::next() {
 }
 
 std::vector<ClaimedItem> peek_due_items(Database& database, std::int64_t job_id, int most) {
-  return claimed_items(database.exec(kPeek, Params::of(job_id, most)), 0);
+  const auto rows = database.exec(kPeek, Params::of(job_id, most));
+  return claimed_items(rows, 0, 0, rows.size());
 }
 
 }  // namespace takt

@@ -35,6 +35,7 @@ RunExecutor::RunExecutor(Database& database, Handlers handlers, Heartbeat& heart
     : database_(database),
       clock_(clock),
       handlers_(handlers),
+      chains_(database),
       heartbeat_(heartbeat),
       random_(random),
       metrics_(metrics),
@@ -149,7 +150,7 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
       false,
       std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
-  const auto settled = while_unavailable("settling", give_up, [&] { return settle_and_claim(database_, run, request, claim); });
+  const auto settled = while_unavailable("settling", give_up, [&] { return chains_.settle_and_claim(run, request, claim); });
   if (claim.outcome != ClaimOutcome::duplicate) {
     next = held(next_job, request.tick_id, next_run, std::move(claim));
     if (request.goes_on) next->searched = searched;

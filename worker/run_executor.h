@@ -7,6 +7,7 @@
 #include "core/metrics.h"
 #include "core/random.h"
 #include "core/tick.h"
+#include "worker/chains.h"
 #include "worker/claim.h"
 #include "worker/handler.h"
 #include "worker/heartbeat.h"
@@ -66,6 +67,7 @@ class RunExecutor {
   Database& database_;
   const Clock& clock_;
   Handlers handlers_;
+  Chains chains_;
   Heartbeat& heartbeat_;
   Random& random_;
   Metrics& metrics_;

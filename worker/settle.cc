@@ -24,10 +24,10 @@ constexpr Statement kEndAndBegin{"end_run_begin_next",
                                  " e.from_priority, e.from_run_at, CASE WHEN $36 THEN e.from_id END) b ON true"};
 constexpr std::size_t kEndColumns = 3;
 
-// The same for a run that leaves nothing behind, in a chain: see takt.go_on.
-constexpr Statement kGoOn{"go_on",
-                          "SELECT * FROM takt.go_on($1, $2, $3, $4, $5::integer[], $6, $7, $8::jsonb, $9::real[], $10::bigint[], $11, $12, "
-                          "$13, $14, $15, $16)"};
+// The same for runs that leave nothing behind, in chains: see takt.go_on.
+constexpr Statement kGoOn{"go_on", "SELECT * FROM takt.go_on($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"};
+constexpr std::size_t kGoOnColumns = 2;  // the number of a run that was still ours; what is due all the same
+constexpr std::size_t kGoOnItem = kGoOnColumns + 2;
 
 struct Counts {
   int done = 0, noop = 0, skipped = 0, blocked = 0, error = 0, dead = 0, handed_back = 0;
@@ -151,13 +151,38 @@ bool leaves_nothing(const RunRecord& run) {
          std::all_of(run.settlements.begin(), run.settlements.end(), stays) && !first_errors(run);
 }
 
-Rows go_on(Database& database, const RunRecord& run, const ClaimRequest& next) {
-  const auto staying = staying_items(run);
-  const auto counts = count(run);
-  return database.exec_retrying(kGoOn, Params::of(run.tick_id, run.run_id, run.job->id, run.job->definition.dedupe_window,
-                                                  std::vector<std::int64_t>{run.scanned, counts.done, counts.noop}, run.oldest_age_s,
-                                                  run.duration_ms, reported(run), staying.durations, staying.noops, staying.has_keys,
-                                                  next.run_id, next.worker, next.job.definition.lease, next.batch_size, next.goes_on));
+/// An array literal, for an array of arrays of unequal length.
+template <typename Values>
+std::optional<std::string> literal(const Values& values) {
+  return Params::of(values).values().front();
+}
+
+Rows go_on(Database& database, const std::vector<Continuation*>& chains) {
+  std::vector<std::string> ticks;
+  std::vector<std::int64_t> runs, next_runs;
+  std::vector<double> oldest, took;
+  std::vector<std::optional<std::string>> sums, durations, noops;
+  bool has_keys = false;
+  bool goes_on = true;
+  for (const auto* chain : chains) {
+    const auto& run = chain->run;
+    const auto staying = staying_items(run);
+    ticks.push_back(run.tick_id);
+    runs.push_back(run.run_id);
+    next_runs.push_back(chain->next.run_id);
+    oldest.push_back(run.oldest_age_s);
+    took.push_back(run.duration_ms);
+    sums.push_back(reported(run));
+    durations.push_back(literal(staying.durations));
+    noops.push_back(literal(staying.noops));
+    has_keys = has_keys || staying.has_keys;
+    goes_on = goes_on && chain->next.goes_on;
+  }
+  const auto& ended = *chains.front()->run.job;
+  const auto& next = chains.front()->next;
+  return database.exec_retrying(
+      kGoOn, Params::of(ticks, runs, next_runs, oldest, took, sums, durations, noops, has_keys, ended.id, ended.definition.dedupe_window,
+                        next.worker, next.job.definition.lease, next.batch_size, goes_on));
 }
 
 Rows end_and_begin(Database& database, const RunRecord& run, const ClaimRequest& next) {
@@ -170,6 +195,13 @@ Settled settled_of(const RunRecord& run, const Rows& rows) {
   const bool recorded = !rows.empty() && rows.boolean(0, 0);
   if (!recorded) return {};
   return {recorded, run.scanned, static_cast<int>(rows.integer(0, 1)), rows.boolean(0, 2)};
+}
+
+/// For a run that was not recorded. It was ended already: by this very statement, before its answer was lost, or by a rescue.
+Settled recovered(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim) {
+  claim = recover_claim(database, next.tick_id, next.run_id);
+  if (claim.outcome == ClaimOutcome::duplicate) return {};
+  return {true, run.scanned, static_cast<int>(claim.items.size()), true};
 }
 
 }  // namespace
@@ -193,16 +225,39 @@ Settled settle_run(Database& database, const RunRecord& run) {
 }
 
 Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim) {
-  const auto rows = next.tick_id == run.tick_id ? go_on(database, run, next) : end_and_begin(database, run, next);
-  auto settled = settled_of(run, rows);
-  if (settled.recorded) {
-    claim = read_claim(rows, kEndColumns);
-    return settled;
+  if (goes_on_in_place(run, next)) {
+    Continuation only{run, next, claim, {}};
+    settle_and_claim(database, {&only});
+    return only.settled;
   }
-  // Ended already: by this very statement, before its answer was lost, or by a rescue.
-  claim = recover_claim(database, next.tick_id, next.run_id);
-  if (claim.outcome != ClaimOutcome::duplicate) settled = {true, run.scanned, static_cast<int>(claim.items.size()), true};
+  const auto rows = end_and_begin(database, run, next);
+  const auto settled = settled_of(run, rows);
+  if (!settled.recorded) return recovered(database, run, next, claim);
+  claim = read_claim(rows, kEndColumns);
   return settled;
+}
+
+bool goes_on_in_place(const RunRecord& run, const ClaimRequest& next) { return next.tick_id == run.tick_id; }
+
+void settle_and_claim(Database& database, const std::vector<Continuation*>& chains) {
+  const auto rows = go_on(database, chains);
+  std::size_t row = 0;
+  std::size_t end = rows.size();
+  for (auto* chain : chains) chain->settled = {};
+  std::vector<Continuation*> recorded;  // in the order in which items are dealt to them
+  for (; row < end && !rows.is_null(row, 0); ++row) recorded.push_back(chains[static_cast<std::size_t>(rows.integer(row, 0)) - 1]);
+  const bool some_ended = end > row && rows.is_null(end - 1, kGoOnItem);
+  const int due = some_ended ? static_cast<int>(rows.integer(--end, 1)) : 0;
+  for (auto* chain : recorded) {
+    const auto behind = std::min(end, row + static_cast<std::size_t>(chain->next.batch_size));
+    const auto items = static_cast<int>(behind - row);
+    chain->settled = {true, chain->run.scanned, items > 0 ? items : due, items > 0};
+    chain->claim = read_claim(rows, kGoOnColumns, row, behind);
+    row = behind;
+  }
+  for (auto* chain : chains) {
+    if (!chain->settled.recorded) chain->settled = recovered(database, chain->run, chain->next, chain->claim);
+  }
 }
 
 }  // namespace takt

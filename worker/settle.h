@@ -53,4 +53,18 @@ Settled settle_run(Database& database, const RunRecord& run);
 /// statement and commit. `claim` is what that run holds; `duplicate` if none was begun.
 Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim);
 
+/// Whether `next` begins under the tick of `run`, which leaves nothing behind: then many can share a statement.
+bool goes_on_in_place(const RunRecord& run, const ClaimRequest& next);
+
+/// A run of a chain that ends, the one that follows it, and what became of both.
+struct Continuation {
+  const RunRecord& run;
+  const ClaimRequest& next;
+  Claim& claim;
+  Settled settled;
+};
+
+/// settle_and_claim() for many runs of one job that go on in place, with one batch size: one statement, one commit.
+void settle_and_claim(Database& database, const std::vector<Continuation*>& chains);
+
 }  // namespace takt

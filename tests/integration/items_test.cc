@@ -5,6 +5,7 @@
 
 #include "dispatcher/lease_rescue.h"
 #include "tests/support/fixture.h"
+#include "tests/support/runs.h"
 #include "worker/claim.h"
 #include "worker/heartbeat.h"
 #include "worker/settle.h"
@@ -24,23 +25,6 @@ struct ItemsTest : testing::Test {
   }
   Claim claim(const CatalogJob& job, const std::string& tick, int batch, std::int64_t run_id) {
     return claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run_id, "test-worker", batch});
-  }
-  /// A run whose items all ended done.
-  static RunRecord ended(const std::string& tick, std::int64_t run_id, const CatalogJob& job, const Claim& claim) {
-    RunRecord run;
-    run.run_id = run_id;
-    run.job = &job;
-    run.tick_id = tick;
-    run.source = claim.source;
-    run.worker = "test-worker";
-    run.items = claim.items;
-    run.scanned = static_cast<int>(claim.items.size());
-    run.drains = true;
-    HandlerResult done;
-    done.item_class = ItemClass::done;
-    run.results.assign(claim.items.size(), done);
-    run.settlements.assign(claim.items.size(), {ItemState::done, Duration(0), true, ""});
-    return run;
   }
   /// Continues run 1, which took two of the due items, in run 2 under the tick more:1.
   Claim chain(const CatalogJob& job) {
@@ -361,6 +345,57 @@ TEST_F(ItemsTest, OfAPausedJobEndTheirChain) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 2);
 }
 
+TEST_F(ItemsTest, OfManyChainsGoOnInOneStatement) {
+  database.apply(plain_job("demo", "dedupe_window: 1h"));
+  const auto job = database.job("demo");
+  enqueue(14, "demo", ", key => 'k' || n, priority => (n % 2)::integer, run_at => now() - n * interval '1 s'");
+  std::vector<RunRecord> runs;
+  for (int i = 1; i <= 4; ++i) {
+    const auto tick = continuation_id(i);
+    runs.push_back(ended(tick, i, job, claim(job, tick, 2, i)));
+  }
+  runs[2].results[1].item_class = ItemClass::noop;
+  database->exec(std::string("UPDATE takt.ticks SET run_id = 99 WHERE id = 'more:2'"));  // its lease was lost
+  // Eight of the fourteen are held; six are left, for which three chains ask, four a batch.
+  std::vector<ClaimRequest> next;
+  for (int i = 1; i <= 4; ++i)
+    next.push_back({job, continuation_id(i), SystemClock().now(), "more", 10 + i, "test-worker", 4, false, true});
+  std::vector<Claim> claims(4);
+  std::vector<Continuation> chains;
+  for (std::size_t i = 0; i < 4; ++i) chains.push_back({runs[i], next[i], claims[i], {}});
+  const auto before = database->round_trips();
+  settle_and_claim(*database, {chains.data(), &chains[1], &chains[2], &chains[3]});
+  EXPECT_EQ(database->round_trips() - before, 2U) << "one statement, and one more about the run that was lost";
+
+  EXPECT_FALSE(chains[1].settled.recorded);
+  EXPECT_EQ(database.text("SELECT status FROM takt.runs WHERE id = 2"), "running") << "the fence stands for one run alone";
+  std::map<std::size_t, int> shares;
+  std::set<std::int64_t> taken;
+  for (const std::size_t i : {0, 2, 3}) {
+    EXPECT_TRUE(chains[i].settled.recorded);
+    EXPECT_EQ(chains[i].settled.continues, !claims[i].items.empty());
+    ++shares[claims[i].items.size()];
+    for (const auto& item : claims[i].items) taken.insert(item.id);
+    if (!claims[i].items.empty()) {
+      const auto run = "FROM takt.runs WHERE id = " + std::to_string(next[i].run_id);
+      EXPECT_EQ(database.number("SELECT cardinality(payloads) " + run), static_cast<std::int64_t>(claims[i].items.size()));
+      EXPECT_EQ(database.number("SELECT last_id " + run), claims[i].items.back().id);
+      EXPECT_EQ(database.number("SELECT item_ids[1] " + run), claims[i].items.front().id);
+      EXPECT_EQ(database.number("SELECT item_max - item_min " + run),
+                database.number("SELECT max(i) - min(i) FROM (SELECT unnest(item_ids) AS i " + run + ") x"));
+      EXPECT_EQ(database.text("SELECT keys[1] " + run), claims[i].items.front().key);
+    }
+  }
+  EXPECT_EQ(shares, (std::map<std::size_t, int>{{0, 1}, {2, 1}, {4, 1}})) << "one chain has ended";
+  EXPECT_EQ(taken.size(), 6U);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'completed' AND done = 2 AND noop = 0"), 2);
+  EXPECT_EQ(database.text("SELECT done || ' ' || noop FROM takt.runs WHERE id = 3"), "1 1");
+  EXPECT_EQ(database.number("SELECT sum(remaining) FROM takt.runs WHERE status = 'completed'"), 6);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NOT NULL AND lease_until IS NULL"), 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NOT NULL"), 6) << "not those of the lost run";
+}
+
 // Deterministic, unlike a time: what a batch costs, whatever its size. docs/performance.md states these figures.
 TEST_F(ItemsTest, CostTwoRoundTripsABatchAndOneIfTheyContinue) {
   database.apply(plain_job("demo"));
@@ -411,10 +446,9 @@ TEST_F(ItemsTest, CostNoMoreThanTheseRowsWrittenABatch) {
   database->exec(std::string("SELECT count(*) FROM takt.begin_run('more:1', 1, now(), 'more', 2, 'w', 30000, false, 100, false)"));
   database->transaction([&](Session& on) {
     const auto before = total(on);
-    on.exec(
-        std::string("SELECT count(*) FROM takt.go_on('more:1', 2, $1, 0, '{100,100,0}', 0, 1, NULL, array_fill(1::real, ARRAY[100]), NULL,"
-                    " false, 3, 'w', 30000, 100, true)"),
-        Params::of(job.id));
+    on.exec(std::string("SELECT count(*) FROM takt.go_on('{more:1}', '{2}', '{3}', '{0}', '{1}', '{NULL}',"
+                        " ARRAY[array_fill(1::real, ARRAY[100])::text], '{NULL}', false, $1, 0, 'w', 30000, 100, true)"),
+            Params::of(job.id));
     gone_on = since(on, before);
   });
   EXPECT_EQ(gone_on, (Written{1, 2, 100})) << "the next run; the tick and the run before; the items leave";

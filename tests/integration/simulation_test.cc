@@ -35,6 +35,9 @@ class Simulation {
     for (const char* name : {"demo", "solo"}) jobs_.push_back(database_.job(name));
   }
 
+  /// How often chains ended their runs together.
+  [[nodiscard]] int together() const { return together_; }
+
   void run() {
     for (int turn = 0; turn < kTurns; ++turn) {
       take_turn();
@@ -73,7 +76,7 @@ class Simulation {
 
   void take_turn() {
     auto& worker = workers_[static_cast<std::size_t>(roll(kWorkers))];
-    switch (roll(14)) {
+    switch (roll(15)) {
       case 0:
       case 1: return enqueue();
       case 2:
@@ -87,6 +90,7 @@ class Simulation {
       case 10: return chance(50) ? crash(worker) : freeze(worker);
       case 11: return rescue();
       case 12: return archive();
+      case 13: return finish_together();
       default: return interfere();
     }
   }
@@ -126,12 +130,12 @@ class Simulation {
       const auto again = claim_batch(*database_, request);
       ASSERT_EQ(again.items.size(), claim.items.size());
     }
-    hold(worker, message.job, message.tick, std::move(claim));
+    hold(worker, message.job, message.tick, request.run_id, std::move(claim));
   }
 
-  void hold(Worker& worker, std::size_t job, const std::string& tick, Claim&& claim) {
+  void hold(Worker& worker, std::size_t job, const std::string& tick, std::int64_t run_id, Claim&& claim) {
     RunRecord run;
-    run.run_id = last_run_;
+    run.run_id = run_id;
     run.job = &jobs_[job];
     run.tick_id = tick;
     run.source = claim.source;
@@ -160,7 +164,8 @@ class Simulation {
     run.settlements.clear();
     for (std::size_t i = 0; i < run.items.size(); ++i) {
       run.results[i].item_class = all_done ? ItemClass::done : kClasses[static_cast<std::size_t>(roll(std::size(kClasses)))];
-      run.results[i].reason = "simulated";
+      const bool well = run.results[i].item_class == ItemClass::done || run.results[i].item_class == ItemClass::noop;
+      if (!well) run.results[i].reason = "simulated";
       run.settlements.push_back(settle_item(run.items[i], run.results[i], run.job->definition, 0ms, 0.5));
     }
   }
@@ -174,6 +179,59 @@ class Simulation {
     const bool goes_on = run.drains && chance(50);
     const ClaimRequest request{*run.job, next_tick_id(run), clock_.now(), "more", ++last_run_, "w", run.job->definition.batch_size};
     const auto settled = goes_on ? settle_and_claim(*database_, run, request, next) : settle_run(*database_, run);
+    conclude(worker, run, settled);
+    if (!goes_on && chance(20)) {
+      EXPECT_EQ(settle_run(*database_, run).items, 0) << "settled again after its answer was lost";
+    }
+    if (goes_on && next.outcome != ClaimOutcome::duplicate)
+      hold(worker, worker.job, request.tick_id, request.run_id, std::move(next));
+    else if (settled.continues)
+      publish({continuation_id(run.run_id), worker.job});
+  }
+
+  /// The runs of all chains of one job end done, and go on in one statement.
+  void finish_together() {
+    std::vector<Worker*> group;
+    for (auto& worker : workers_) {
+      if (worker.held && worker.held->source == "more" && worker.held->drains && worker.job == 0) group.push_back(&worker);
+    }
+    if (group.empty()) return;
+    std::vector<RunRecord> runs;
+    std::vector<ClaimRequest> requests;
+    for (auto* worker : group) {
+      runs.push_back(*std::exchange(worker->held, std::nullopt));
+      judge(runs.back(), true);
+      const auto& job = *runs.back().job;
+      requests.push_back(
+          {job, next_tick_id(runs.back()), clock_.now(), "more", ++last_run_, "w", job.definition.batch_size, false, chance(80)});
+    }
+    std::vector<Claim> claims(group.size());
+    std::vector<Continuation> chains;
+    std::vector<Continuation*> together;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      ASSERT_TRUE(goes_on_in_place(runs[i], requests[i]));
+      chains.push_back({runs[i], requests[i], claims[i], {}});
+    }
+    for (auto& chain : chains) together.push_back(&chain);
+    settle_and_claim(*database_, together);
+    std::vector<Settled> settled;
+    for (const auto& chain : chains) settled.push_back(chain.settled);
+    if (chance(20)) {  // the answer was lost
+      const auto held = claims;
+      settle_and_claim(*database_, together);
+      for (std::size_t i = 0; i < group.size(); ++i) {
+        EXPECT_EQ(chains[i].settled.continues, settled[i].continues);
+        EXPECT_EQ(claims[i].items.size(), held[i].items.size()) << "what was committed is found, and nothing more is claimed";
+      }
+    }
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      conclude(*group[i], runs[i], settled[i]);
+      if (settled[i].continues) hold(*group[i], 0, requests[i].tick_id, requests[i].run_id, std::move(claims[i]));
+    }
+    if (group.size() > 1) ++together_;
+  }
+
+  void conclude(const Worker& worker, const RunRecord& run, const Settled& settled) {
     if (worker.lost) {
       // Rescued meanwhile or not: if it was, nothing of it may be written.
       if (number("SELECT count(*) FROM takt.runs WHERE id = " + std::to_string(run.run_id) + " AND status = 'failed'") > 0) {
@@ -183,13 +241,6 @@ class Simulation {
       EXPECT_EQ(settled.items, static_cast<int>(run.items.size()));
     }
     if (settled.items > 0) note(run);
-    if (!goes_on && chance(20)) {
-      EXPECT_EQ(settle_run(*database_, run).items, 0) << "settled again after its answer was lost";
-    }
-    if (goes_on && next.outcome != ClaimOutcome::duplicate)
-      hold(worker, worker.job, request.tick_id, std::move(next));
-    else if (settled.continues)
-      publish({continuation_id(run.run_id), worker.job});
   }
 
   void note(const RunRecord& run) {
@@ -355,6 +406,7 @@ class Simulation {
   std::vector<Message> queue_;
   std::array<Worker, kWorkers> workers_;
   std::int64_t last_run_ = 0;
+  int together_ = 0;
   std::set<std::int64_t> accepted_;
   struct State {
     std::string name;
@@ -378,11 +430,17 @@ TEST(Simulation, KeepsEveryInvariantWhateverTheSeed) {
   const char* many = std::getenv("TAKT_SIMULATION_SEEDS");
   const unsigned first = one != nullptr ? static_cast<unsigned>(std::atoi(one)) : 1;
   const unsigned last = one != nullptr ? first : many != nullptr ? static_cast<unsigned>(std::atoi(many)) : 25;
+  int together = 0;
   for (unsigned seed = first; seed <= last; ++seed) {
     ASSERT_TRUE(leadership.try_lead());
     SCOPED_TRACE("TAKT_SIMULATION_SEED=" + std::to_string(seed));
-    Simulation(database, leadership, seed).run();
+    Simulation simulation(database, leadership, seed);
+    simulation.run();
+    together += simulation.together();
     if (testing::Test::HasFailure()) break;
+  }
+  if (one == nullptr) {
+    EXPECT_GT(together, 0) << "chains that end their runs together were not simulated";
   }
 }
 
