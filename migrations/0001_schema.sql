@@ -681,7 +681,7 @@ CREATE FUNCTION takt.go_on(tick_ids text[], run_ids bigint[], next_runs bigint[]
                            the_worker text, lease_ms bigint, most integer, from_last boolean)
 RETURNS TABLE (n integer, remaining integer, source text, locked boolean, item_id bigint, attempt integer, key text, payload text,
                age_ms bigint, overdue_ms bigint)
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
   mine integer[]; begans timestamptz[]; from_priorities smallint[]; from_run_ats timestamptz[]; from_ids bigint[];
@@ -692,7 +692,8 @@ BEGIN
        SET run_id = w.next_run, begun_at = now(),
            lease_until = CASE WHEN t.lease_until < now() + lease_ms * interval '0.9 ms' THEN now() + lease_ms * interval '1 ms' ELSE t.lease_until END
       FROM unnest(tick_ids, run_ids, next_runs) WITH ORDINALITY AS w(tick, run, next_run, n), takt.runs r
-     WHERE t.id = w.tick AND t.run_id = w.run AND t.finished_at IS NULL AND r.id = w.run AND r.started_at = t.begun_at
+     WHERE t.id = w.tick AND t.run_id = w.run AND coalesce(t.finished_at, 'infinity') = 'infinity'  -- so written, no partial index serves it
+       AND r.id = w.run AND r.started_at = t.begun_at
     RETURNING w.n::integer AS n, r.started_at, r.last_priority, r.last_run_at, r.last_id)
   SELECT array_agg(f.n), array_agg(f.started_at), array_agg(f.last_priority), array_agg(f.last_run_at), array_agg(f.last_id)
     INTO mine, begans, from_priorities, from_run_ats, from_ids

@@ -319,6 +319,30 @@ TEST_F(ItemsTest, OfAChainOfRunsAreTakenUnderOneTickUntilNoneIsLeft) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'completed'"), 4);
 }
 
+// The planner knows nothing yet of the ticks that came in a moment ago; going on must not read them.
+TEST_F(ItemsTest, OfAChainGoOnAtTheSameCostHoweverManyTicksAreUnfinished) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  enqueue(30, "demo");
+  for (int i = 1; i <= 2; ++i) claim(job, continuation_id(i), 5, i);
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) "
+                  "SELECT 'demo/s@' || n, 1, 'schedule', now(), now() FROM generate_series(1, 3000) n"));
+  for (const char* statistics : {"SELECT 1", "ANALYZE takt.ticks"}) {
+    const auto connection = database->dedicated();
+    auto& on = connection->session();
+    on.script(statistics);
+    on.script("BEGIN");
+    const auto rows = on.script(
+        "SELECT n, item_id FROM takt.go_on('{more:1,more:2}', '{1,2}', '{3,4}', '{0,0}', '{1,1}', '{NULL,NULL}',"
+        " '{\"{1,1,1,1,1}\",\"{1,1,1,1,1}\"}', '{NULL,NULL}', true, 1, 0, 'w', 30000, 5, true)");
+    EXPECT_EQ(rows.size(), 12U) << "two runs, ten items";
+    const auto read = on.script("SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'ticks'");
+    EXPECT_LE(read.integer(0, 0), 4) << statistics;
+    on.script("ROLLBACK");
+  }
+}
+
 TEST_F(ItemsTest, OfAChainThatLostItsLeaseAreNotSettledByIt) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");
