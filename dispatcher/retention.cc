@@ -21,7 +21,9 @@ constexpr Statement kKeys{"prune_keys", R"sql(
 )sql"};
 
 constexpr Statement kDeadLetters{"prune_dead_letters", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2)"};
-constexpr Statement kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions()"};
+/// Into how many partitions history falls, besides the present and the coming one: what is too old goes in such steps.
+constexpr int kHistoryPartitions = 7;
+constexpr Statement kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions(width => $1::integer)"};
 constexpr Statement kDropPartitions{"drop_partitions", "SELECT takt.drop_old_partitions($1 * interval '1 ms')"};
 
 }  // namespace
@@ -31,7 +33,8 @@ Pruned prune_once(Database& database, const RetentionSettings& settings, int bat
   pruned.ticks = static_cast<int>(database.exec_retrying(kTicks, Params::of(settings.ticks, batch)).affected());
   pruned.keys = static_cast<int>(database.exec_retrying(kKeys, Params::of(batch)).affected());
   pruned.dead_letters = static_cast<int>(database.exec_retrying(kDeadLetters, Params::of(settings.dead_letters, batch)).integer(0, 0));
-  database.exec_retrying(kEnsurePartitions, {});
+  const auto width = std::chrono::ceil<std::chrono::days>(settings.history / kHistoryPartitions);
+  database.exec_retrying(kEnsurePartitions, Params::of(static_cast<int>(width.count())));
   pruned.partitions = static_cast<int>(database.exec_retrying(kDropPartitions, Params::of(settings.history)).integer(0, 0));
   if (pruned.anything()) {
     log_info("pruned",

@@ -103,7 +103,7 @@ CREATE TABLE takt.job_locks (
 
 CREATE SEQUENCE takt.run_ids;
 
--- What a worker did, or is doing, for a tick, in daily partitions that are dropped whole when they are too old.
+-- What a worker did, or is doing, for a tick, in partitions of whole days that are dropped when they are too old.
 -- The items a run holds are in its row, as arrays of equal length: while it runs all that it claimed, afterwards those it
 -- ended done or noop. So a run's row is the claim, and of a done item the history and the record of its last attempt.
 CREATE TABLE takt.runs (
@@ -150,7 +150,7 @@ CREATE INDEX runs_job ON takt.runs (job_id, started_at);
 CREATE INDEX runs_tick ON takt.runs (tick_id);
 CREATE INDEX runs_items ON takt.runs USING brin (item_min, item_max) WITH (pages_per_range = 32, autosummarize = on);
 
--- Items that ended dead or cancelled; done ones stay in their run's row. Daily partitions, as above.
+-- Items that ended dead or cancelled; done ones stay in their run's row. Partitions as above.
 CREATE TABLE takt.ended_items (
   id          bigint NOT NULL,
   finished_at timestamptz NOT NULL,
@@ -309,23 +309,33 @@ BEGIN
   END IF;
 END $$;
 
--- Makes the daily partitions from today to `days` ahead. Idempotent. Takes a short lock on each parent it adds to.
-CREATE FUNCTION takt.ensure_partitions(days integer DEFAULT 3) RETURNS integer LANGUAGE plpgsql AS $$
+-- The partitions of history and where each ends. Bounds are read from their text, whence the settings of those who use it.
+CREATE VIEW takt.history_partitions AS
+  SELECT p.relname AS parent, c.relname AS child,
+         (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz AS until
+    FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class p ON p.oid = h.inhparent
+    JOIN pg_namespace n ON n.oid = p.relnamespace
+   WHERE n.nspname = 'takt' AND p.relname IN ('runs', 'ended_items', 'failed_attempts') AND c.relname ~ '_[0-9]{8}$';
+
+-- Makes partitions of `width` days from yesterday, or where the last one ends, to `days` ahead. Idempotent. Takes a short lock
+-- on each parent it adds to. A statement that writes into a run pays for every partition there is, so there should be few.
+CREATE FUNCTION takt.ensure_partitions(days integer DEFAULT 3, width integer DEFAULT 1) RETURNS integer
+LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
 DECLARE
-  parent text; day date; child text; made integer := 0;
+  parent_table text; day date; child_table text; made integer := 0; today date := now()::date;
 BEGIN
-  FOR i IN -1..days LOOP
-    day := (now() AT TIME ZONE 'UTC')::date + i;
-    FOREACH parent IN ARRAY ARRAY['runs', 'ended_items', 'failed_attempts'] LOOP
-      child := parent || '_' || to_char(day, 'YYYYMMDD');
-      IF to_regclass('takt.' || child) IS NULL THEN
-        EXECUTE format('CREATE TABLE IF NOT EXISTS takt.%I PARTITION OF takt.%I FOR VALUES FROM (%L) TO (%L)',
-                       child, parent, day || ' 00:00:00+00', (day + 1) || ' 00:00:00+00');
-        IF parent = 'runs' THEN
-          PERFORM takt.tune_runs_partition(child);
-        END IF;
-        made := made + 1;
+  PERFORM pg_advisory_xact_lock(1952541556, 1);  -- one at a time
+  FOREACH parent_table IN ARRAY ARRAY['runs', 'ended_items', 'failed_attempts'] LOOP
+    SELECT greatest(max(until)::date, today - 1) INTO day FROM takt.history_partitions WHERE parent = parent_table;
+    WHILE day <= today + days LOOP
+      child_table := parent_table || '_' || to_char(day, 'YYYYMMDD');
+      EXECUTE format('CREATE TABLE takt.%I PARTITION OF takt.%I FOR VALUES FROM (%L) TO (%L)',
+                     child_table, parent_table, day || ' 00:00:00+00', (day + width) || ' 00:00:00+00');
+      IF parent_table = 'runs' THEN
+        PERFORM takt.tune_runs_partition(child_table);
       END IF;
+      made := made + 1;
+      day := day + width;
     END LOOP;
   END LOOP;
   RETURN made;
@@ -333,20 +343,13 @@ END $$;
 
 -- Drops the partitions that end before `keep` ago; at most `most` a call, oldest first. Returns how many.
 -- Each drop takes ACCESS EXCLUSIVE on its parent for a moment; lock_timeout bounds the wait.
-CREATE FUNCTION takt.drop_old_partitions(keep interval, most integer DEFAULT 3) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION takt.drop_old_partitions(keep interval, most integer DEFAULT 3) RETURNS integer
+LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
 DECLARE
-  child record; dropped integer := 0;
+  old record; dropped integer := 0;
 BEGIN
-  FOR child IN
-    SELECT c.relname FROM pg_inherits h
-      JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class p ON p.oid = h.inhparent
-      JOIN pg_namespace n ON n.oid = p.relnamespace
-     WHERE n.nspname = 'takt' AND p.relname IN ('runs', 'ended_items', 'failed_attempts')
-       AND c.relname ~ '_[0-9]{8}$'
-       AND (to_date(right(c.relname, 8), 'YYYYMMDD') + 1)::timestamp AT TIME ZONE 'UTC' < now() - keep
-     ORDER BY right(c.relname, 8) LIMIT most
-  LOOP
-    EXECUTE format('DROP TABLE takt.%I', child.relname);
+  FOR old IN SELECT child FROM takt.history_partitions WHERE until < now() - keep ORDER BY until LIMIT most LOOP
+    EXECUTE format('DROP TABLE takt.%I', old.child);
     dropped := dropped + 1;
   END LOOP;
   RETURN dropped;

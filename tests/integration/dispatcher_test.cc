@@ -297,6 +297,35 @@ TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
   EXPECT_EQ(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass"), before - 1);
 }
 
+TEST_F(DispatcherTest, MakesPartitionsThatFollowOneAnotherWhateverTheServerWritesDatesLike) {
+  const auto connection = database->dedicated();
+  auto& on = connection->session();
+  on.script("SET datestyle = 'SQL, DMY'; SET timezone = 'America/Mexico_City'");
+  on.script("SELECT takt.ensure_partitions(width => 5)");
+  EXPECT_EQ(on.script("SELECT takt.ensure_partitions(width => 5)").integer(0, 0), 0) << "there already";
+  EXPECT_EQ(on.script("SELECT takt.ensure_partitions(60, 5)").integer(0, 0), 3 * 12) << "57 days more, in steps of five";
+  on.script("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-11+00')");
+  EXPECT_EQ(on.script("SELECT takt.drop_old_partitions(now() - '2020-01-10 00:00+00'::timestamptz)").integer(0, 0), 0) << "a day is kept";
+  EXPECT_EQ(on.script("SELECT takt.drop_old_partitions(now() - '2020-01-12 00:00+00'::timestamptz)").integer(0, 0), 1);
+  on.script("SET datestyle = 'ISO'; SET timezone = 'UTC'");
+  const auto apart = on.script(
+      "SELECT count(*) FROM (SELECT to_date(right(child, 8), 'YYYYMMDD') AS since, lag(until) OVER (PARTITION BY parent ORDER BY until) AS "
+      "before FROM takt.history_partitions) p WHERE before <> since");
+  EXPECT_EQ(apart.integer(0, 0), 0) << "each begins where the one before ends";
+}
+
+TEST_F(DispatcherTest, KeepsHistoryInFewPartitionsHoweverLongItIs) {
+  const auto connection = database->dedicated();
+  auto& on = connection->session();
+  const auto dropped =
+      on.script("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE until > now() + interval '2 days'");
+  on.script("DROP TABLE " + std::string(dropped.text(0, 0)));
+  const std::string last = "SELECT extract(epoch FROM max(until))::bigint / 86400 FROM takt.history_partitions WHERE parent = 'runs'";
+  const auto before = database.number(last);
+  prune_once(*database, {std::chrono::days(365), 72h, 720h}, 10);
+  EXPECT_EQ(database.number(last) - before, 53) << "a seventh of 365 days";
+}
+
 TEST_F(DispatcherTest, PublishesForgottenScheduleTicksAgainAndForgetsWakeTicks) {
   database.apply(plain_job("demo"));
   const Term term = lead();
