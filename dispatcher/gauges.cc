@@ -4,7 +4,7 @@ namespace takt {
 
 namespace {
 
-// Served by items_due and items_blocked, at most 10,000 entries a job.
+// Served by items_due, at most 10,000 entries a job.
 constexpr Statement kJobs{"gauges_jobs", R"sql(
   SELECT j.name,
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),

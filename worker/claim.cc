@@ -17,7 +17,7 @@ constexpr Statement kAccept{"accept_inline_items", R"sql(
     takt.store_items(tick.job_id, $5::jsonb[], $6::text[], $7::timestamptz[], $8::integer[]) s
 )sql"};
 
-// Served by ticks' primary key and items_due (job, priority, run_at, id). Locks the tick's row, the job's lock row if
+// Served by ticks' primary key and items_due (state, job, priority, run_at, id). Locks the tick's row, the job's lock row if
 // it is exclusive, and only the items it returns.
 constexpr Statement kBegin{"begin_run", "SELECT * FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
 

@@ -74,7 +74,8 @@ constexpr std::array kMetrics{
           "address:port of /metrics, /healthz and /readyz; port 0: any free one, which is logged"},
 };
 constexpr std::array kRetention{
-    Field{"history", duration, kDay, 3650 * kDay, "30d", nullptr, "runs, attempts and finished items (dropped in steps of a seventh, whole days)"},
+    Field{"history", duration, kDay, 3650 * kDay, "30d", nullptr,
+          "runs, attempts and finished items (dropped in steps of a seventh, whole days)"},
     Field{"ticks", duration, kDay, 365 * kDay, "3d", nullptr, "finished ticks: the replay guard, so longer than worker.max_tick_age"},
     Field{"dead_letters", duration, kHour, 3650 * kDay, "30d", nullptr, "the dead-letter archive"},
 };
