@@ -2,7 +2,7 @@
 
     celery_peer.py [http]
 """
-import base64, hashlib, hmac, http.client, json, mmap, os, struct, subprocess, sys, tempfile, threading, time, urllib.parse
+import base64, hashlib, hmac, http.client, json, mmap, os, signal, struct, subprocess, sys, tempfile, threading, time, urllib.parse
 
 from billiard import current_process
 from celery import Celery
@@ -68,7 +68,7 @@ def main():
     with open(COUNTER, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as slots:
         total = lambda: sum(struct.unpack_from("q", slots, i * SLOT)[0] for i in range(PROCESSES))
         worker = subprocess.Popen([sys.executable, "-m", "celery", "-A", "celery_peer", "worker", "-P", *pool, "-l", "ERROR",
-                                   "--without-gossip", "--without-mingle", "--without-heartbeat"], cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.DEVNULL)
+                                   "--without-gossip", "--without-mingle", "--without-heartbeat"], cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.DEVNULL, start_new_session=True)
         while total() == 0:  # its start is not counted
             if worker.poll() is not None:
                 sys.exit("celery: the worker ended")
@@ -78,7 +78,11 @@ def main():
             time.sleep(0.002)
         print(f"RESULT {(COUNT - first) / (time.monotonic() - began):.3f}")
     worker.terminate()
-    worker.wait(30)
+    try:
+        worker.wait(10)
+    except subprocess.TimeoutExpired:  # its warm shutdown hangs now and then; all tasks are done
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(10)
     os.unlink(COUNTER)
 
 
