@@ -16,7 +16,7 @@ namespace takt {
 
 class Archive;
 
-/// A dispatcher and a worker as the configuration wants them.
+/// A publisher, a dispatcher and a worker as the configuration wants them.
 amqp::Publisher::Settings publisher_settings(const Config& config);
 Dispatcher::Settings dispatcher_settings(const Config& config);
 Worker::Settings worker_settings(const Config& config);

@@ -672,7 +672,7 @@ BEGIN
 END $$;
 
 -- Ends runs of one job that leave nothing behind (every item done or noop) and begins the next of each one's chain under the
--- same tick, whose source is 'more': what end_run() and begin_run() do, for many runs in three statements and one commit, and
+-- same tick, whose source is 'more': what end_run() and begin_run() do, for many runs in two statements and one commit, and
 -- with three written rows a run beside the items. A tick's row is the fence and the lease here too, and is updated in its
 -- place; a lease is renewed once a tenth of it is over. The arrays have one element a run; durations and noops are array
 -- literals. What is taken is dealt out in claim order, `most` to a run, and a chain that gets none has ended.

@@ -8,10 +8,10 @@ Settled Chains::settle_and_claim(const RunRecord& run, const ClaimRequest& next,
   if (!goes_on_in_place(run, next) || next.batch_size >= settings_.items) return takt::settle_and_claim(database_, run, next, claim);
   Waiting own({run, next, claim, {}});
   std::unique_lock lock(mutex_);
-  auto& job = jobs_[run.job->id];
-  job.waiting.push_back(&own);
-  own.woken.wait_for(lock, settings_.patience, [&] { return own.taken || may_go(job); });
-  if (!own.taken) lead(lock, run.job->id, own);
+  const auto at = jobs_.try_emplace(run.job->id).first;
+  at->second.waiting.push_back(&own);
+  own.woken.wait_for(lock, settings_.patience, [&] { return own.taken || may_go(at->second); });
+  if (!own.taken) lead(lock, at, own);
   own.woken.wait(lock, [&] { return own.done; });  // ends with its leader's statement, which has a timeout
   if (own.error) std::rethrow_exception(own.error);
   return own.settled;
@@ -44,8 +44,8 @@ std::vector<Chains::Waiting*> Chains::company(Job& job, Waiting& leader) const {
   return group;
 }
 
-void Chains::lead(std::unique_lock<std::mutex>& lock, std::int64_t job_id, Waiting& leader) {
-  auto& job = jobs_[job_id];
+void Chains::lead(std::unique_lock<std::mutex>& lock, Jobs::iterator at, Waiting& leader) {
+  auto& job = at->second;
   const auto group = company(job, leader);
   job.under_way += static_cast<int>(group.size());
   lock.unlock();
@@ -65,7 +65,7 @@ void Chains::lead(std::unique_lock<std::mutex>& lock, std::int64_t job_id, Waiti
   if (!job.waiting.empty()) {
     job.waiting.front()->woken.notify_one();
   } else if (job.under_way == 0) {
-    jobs_.erase(job_id);
+    jobs_.erase(at);
   }
 }
 

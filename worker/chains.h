@@ -43,12 +43,13 @@ class Chains {
   };
   [[nodiscard]] bool may_go(const Job& job) const;
   [[nodiscard]] std::vector<Waiting*> company(Job& job, Waiting& leader) const;
-  void lead(std::unique_lock<std::mutex>& lock, std::int64_t job_id, Waiting& leader);
+  using Jobs = std::map<std::int64_t, Job>;
+  void lead(std::unique_lock<std::mutex>& lock, Jobs::iterator at, Waiting& leader);
 
   Database& database_;
   const Settings settings_;
   std::mutex mutex_;
-  std::map<std::int64_t, Job> jobs_;  // guarded by mutex_; those with something waiting or under way
+  Jobs jobs_;  // guarded by mutex_; those with something waiting or under way
 };
 
 }  // namespace takt

@@ -27,14 +27,16 @@ struct ChainsTest : testing::Test {
     database->exec(std::string("SELECT takt.enqueue('demo') FROM generate_series(1, 200)"));
   }
 
-  /// Begins a run of its own chain.
-  RunRecord begin(int run, int batch = kBatch) {
-    const auto tick = continuation_id(run);
-    return ended(tick, run, job, claim_batch(*database, {job, tick, SystemClock().now(), "more", run, "test-worker", batch}));
-  }
-  void hold_ticks() {
+  /// Begins runs, each of its own chain, and locks their ticks.
+  std::vector<RunRecord> begin(int count, int batch = kBatch) {
+    std::vector<RunRecord> runs;
+    for (int run = 1; run <= count; ++run) {
+      const auto tick = continuation_id(run);
+      runs.push_back(ended(tick, run, job, claim_batch(*database, {job, tick, SystemClock().now(), "more", run, "test-worker", batch})));
+    }
     lock->session().script("BEGIN");
     lock->session().script("SELECT FROM takt.ticks FOR UPDATE");
+    return runs;
   }
   void go_on(Chains& chains, const RunRecord& run, int batch = kBatch) {
     claims.push_back(std::async(std::launch::async, [this, &chains, &run, batch] {
@@ -63,9 +65,7 @@ struct ChainsTest : testing::Test {
 
 TEST_F(ChainsTest, ShareAStatementWithThoseThatWaitAndKeepTheirOwnRows) {
   Chains chains(*database, {60s, 100});
-  std::vector<RunRecord> runs;
-  for (int i = 1; i <= 4; ++i) runs.push_back(begin(i));
-  hold_ticks();
+  const auto runs = begin(4);
   go_on(chains, runs[0]);
   ASSERT_TRUE(under_way_becomes(1)) << "the first goes at once";
   go_on(chains, runs[1]);
@@ -83,9 +83,7 @@ TEST_F(ChainsTest, ShareAStatementWithThoseThatWaitAndKeepTheirOwnRows) {
 
 TEST_F(ChainsTest, WaitNoLongerThanTheirPatience) {
   Chains chains(*database, {1ms, 100});
-  std::vector<RunRecord> runs;
-  for (int i = 1; i <= 3; ++i) runs.push_back(begin(i));
-  hold_ticks();
+  const auto runs = begin(3);
   for (std::size_t i = 0; i < 3; ++i) {
     go_on(chains, runs[i]);
     EXPECT_TRUE(under_way_becomes(static_cast<int>(i) + 1));
@@ -95,9 +93,7 @@ TEST_F(ChainsTest, WaitNoLongerThanTheirPatience) {
 
 TEST_F(ChainsTest, OfLargeBatchesGoAlone) {
   Chains chains(*database, {60s, 20});
-  std::vector<RunRecord> runs;
-  for (int i = 1; i <= 3; ++i) runs.push_back(begin(i, 20));
-  hold_ticks();
+  const auto runs = begin(3, 20);
   for (const auto& run : runs) go_on(chains, run, 20);
   EXPECT_TRUE(under_way_becomes(3));
   EXPECT_EQ(ids().size(), 60U);
@@ -105,9 +101,7 @@ TEST_F(ChainsTest, OfLargeBatchesGoAlone) {
 
 TEST_F(ChainsTest, AreAllToldWhatTheirStatementThrew) {
   Chains chains(*database, {60s, 100});
-  std::vector<RunRecord> runs;
-  for (int i = 1; i <= 4; ++i) runs.push_back(begin(i));
-  hold_ticks();
+  const auto runs = begin(4);
   for (std::size_t i = 0; i < 2; ++i) {
     go_on(chains, runs[i]);
     ASSERT_TRUE(under_way_becomes(static_cast<int>(i) + 1));
