@@ -80,7 +80,8 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   }
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {
-    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, keys, clock_, metrics_, dispatcher_settings(config));
+    second_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " second publisher"), publisher_settings(config));
+    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, *second_, keys, clock_, metrics_, dispatcher_settings(config));
   }
   status_ = std::make_unique<StatusServer>(
       config.metrics.listen, [this] { return metrics_.text(); }, [this] { return health(); });
@@ -106,6 +107,7 @@ std::vector<HealthPart> Services::health() const {
 
 void Services::run() {
   publisher_->start();
+  if (second_) second_->start();
   if (archive_) archive_->start();
   if (worker_) worker_->start();
   if (dispatcher_) dispatcher_->start();
@@ -123,6 +125,7 @@ void Services::run() {
   if (dispatcher_) dispatcher_->stop();
   if (worker_) worker_->stop();
   if (archive_) archive_->stop();
+  if (second_) second_->stop();
   publisher_->stop();
   log_info("stopped", {});
 }

@@ -14,7 +14,8 @@ struct TickRow {
   std::string queue;
   std::string source;
   Timestamp due_at;
-  std::string items;  ///< JSON array of takt.v1.NewItem, or empty
+  std::string items;    ///< JSON array of takt.v1.NewItem, or empty
+  Timestamp fire_at{};  ///< its message leaves then, not before: a slot and its jitter; by default at once
 };
 
 /// A message with the three Standard Webhooks headers over its body.

@@ -49,10 +49,11 @@ class Dispatcher::ScanState {
   DueScan due;
 };
 
-Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics,
-                       Settings settings)
+Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys, const Clock& clock,
+                       Metrics& metrics, Settings settings)
     : database_(database),
       publisher_(publisher),
+      second_(second),
       metrics_(metrics),
       clock_(clock),
       settings_(settings),
@@ -68,9 +69,15 @@ void Dispatcher::start() {
   };
   spawn("lease", &Dispatcher::lease_round);
   spawn("scan", &Dispatcher::scan_round);
-  // Two, so that one batch is marked in PostgreSQL while the next is on its way to the broker.
-  spawn("publish", &Dispatcher::publish_round);
-  spawn("publish", &Dispatcher::publish_round);
+  // Two, also so that one batch is marked in PostgreSQL while the next is on its way to the broker.
+  const auto publish = [&](amqp::Publisher& through, const amqp::Publisher& other) {
+    threads_.emplace_back([this, &through, &other] {
+      repeat("publish", [&] { return publish_round(through, other); });
+      send_what_is_held(through);
+    });
+  };
+  publish(publisher_, second_);
+  publish(second_, publisher_);
   spawn("outbox", &Dispatcher::sweep_round);
   spawn("duties", &Dispatcher::duties_round);
   if (!database_.transaction_pooler()) spawn("listen", &Dispatcher::listen_round);
@@ -109,6 +116,8 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
     metrics_.database(database_.healthy());
     const auto broker = publisher_.state();
     metrics_.broker("publisher", broker.connected, broker.blocked);
+    const auto second = second_.state();
+    metrics_.broker("second", second.connected, second.blocked);
     std::unique_lock lock(mutex_);
     const bool scanning = what[0] == 's';
     changed_.wait_for(lock, wait, [&] { return stopping_ || (scanning && scan_wanted_); });
@@ -165,7 +174,7 @@ SteadyTime Dispatcher::store_slots(const Term& term) {
   auto slots = scan_->schedules.run_once(term, kSlotsInterval);
   if (!slots.ticks.empty()) {
     crash_point("dispatcher.after_tick_stored");
-    outbox_.offer(std::move(slots.ticks));
+    outbox_.offer(slots.ticks);
   }
   return slots.more ? began : began + slots.next_in.value_or(kSlotsInterval);
 }
@@ -195,11 +204,27 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
   return due;
 }
 
-Duration Dispatcher::publish_round() {
-  if (!leadership_.leading()) return kStandby;
-  const auto offered = outbox_.take_offered(kOffersInterval);
-  if (!offered.empty()) outbox_.publish(leadership_.term(), offered);
+Duration Dispatcher::publish_round(amqp::Publisher& publisher, const amqp::Publisher& other) {
+  if (!leadership_.leading()) {
+    outbox_.forget_offers();
+    return kStandby;
+  }
+  if (!publisher.state().connected && other.state().connected) return kStandby;
+  auto offered = outbox_.take_offered(kOffersInterval);
+  if (!offered.empty()) outbox_.publish(publisher, leadership_.term(), std::move(offered));
   return Duration(0);
+}
+
+/// So that slots which are due while one dispatcher stops and another begins need not wait for the other's sweep.
+void Dispatcher::send_what_is_held(amqp::Publisher& publisher) {
+  try {
+    while (leadership_.leading()) {
+      auto held = outbox_.take_offered(Duration(0));
+      if (held.empty() || !outbox_.publish(publisher, leadership_.term(), std::move(held))) return;
+    }
+  } catch (const std::exception& error) {
+    log_debug("ticks left to the next leader", {{"error", error.what()}});
+  }
 }
 
 Duration Dispatcher::sweep_round() {

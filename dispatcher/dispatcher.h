@@ -32,7 +32,10 @@ class Dispatcher {
     RetentionSettings retention;
   };
 
-  Dispatcher(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics, Settings settings);
+  /// `publisher` takes wake ticks, dead letters and what is published again; it shares the slots' ticks with `second`, since
+  /// the broker handles what comes on one connection one after another.
+  Dispatcher(Database& database, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys, const Clock& clock,
+             Metrics& metrics, Settings settings);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -47,7 +50,8 @@ class Dispatcher {
   void repeat(const char* what, const std::function<Duration()>& round);
   Duration lease_round();
   Duration scan_round();
-  Duration publish_round();
+  Duration publish_round(amqp::Publisher& publisher, const amqp::Publisher& other);
+  void send_what_is_held(amqp::Publisher& publisher);
   Duration sweep_round();
   Duration duties_round();
   Duration listen_round();
@@ -58,6 +62,7 @@ class Dispatcher {
 
   Database& database_;
   amqp::Publisher& publisher_;
+  amqp::Publisher& second_;
   Metrics& metrics_;
   const Clock& clock_;
   const Settings settings_;

@@ -1,9 +1,12 @@
 #include "dispatcher/outbox.h"
 
+#include <algorithm>
+
 #include "core/amqp/topology.h"
 #include "core/crash_point.h"
 #include "core/log.h"
 #include "core/tick.h"
+#include "dispatcher/schedule_scan.h"
 
 namespace takt {
 
@@ -49,15 +52,27 @@ constexpr Statement kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
 Outbox::Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics)
     : database_(database), publisher_(publisher), keys_(keys), clock_(clock), metrics_(metrics) {}
 
-void Outbox::offer(std::vector<TickRow> ticks) {
-  {
+Outbox::Signed Outbox::sign(const TickRow& tick, Timestamp now) const {
+  return {tick.id, tick.source, tick.due_at, tick_message(tick, keys_, std::max(now, tick.fire_at))};
+}
+
+void Outbox::offer(const std::vector<TickRow>& ticks) {
+  const Timestamp now = clock_.now();
+  const SteadyTime steady = clock_.steady();
+  for (const auto& tick : ticks) {
+    auto ready = sign(tick, now);
+    // By the monotonic clock from here on, and not for longer than a slot is stored ahead, whatever PostgreSQL's clock does.
+    const auto in = std::clamp<std::chrono::microseconds>(tick.fire_at - now, std::chrono::microseconds(0), ScheduleScan::kAhead);
     const std::scoped_lock lock(mutex_);
-    for (auto& tick : ticks) {
-      if (fresh_.size() >= kMaxFresh) break;
-      fresh_.push_back(std::move(tick));
-    }
+    if (fresh_.size() >= kMaxFresh) break;
+    fresh_.emplace(steady + in, std::move(ready));
   }
   offered_.notify_one();
+}
+
+void Outbox::forget_offers() {
+  const std::scoped_lock lock(mutex_);
+  fresh_.clear();
 }
 
 void Outbox::stop() {
@@ -68,22 +83,27 @@ void Outbox::stop() {
   offered_.notify_all();
 }
 
-std::vector<TickRow> Outbox::take_offered(Duration timeout) {
-  std::vector<TickRow> batch;
+std::vector<Outbox::Signed> Outbox::take_offered(Duration timeout) {
+  std::vector<Signed> batch;
+  const SteadyTime until = clock_.steady() + timeout;
   std::unique_lock lock(mutex_);
-  offered_.wait_for(lock, timeout, [&] { return stopping_ || !fresh_.empty(); });
-  while (!fresh_.empty() && batch.size() < kBatch) {
-    batch.push_back(std::move(fresh_.front()));
-    fresh_.pop_front();
+  while (true) {
+    const SteadyTime now = clock_.steady();
+    while (!fresh_.empty() && fresh_.begin()->first <= now && batch.size() < kBatch) {
+      batch.push_back(std::move(fresh_.begin()->second));
+      fresh_.erase(fresh_.begin());
+    }
+    if (!batch.empty() || (stopping_ ? fresh_.empty() : now >= until)) return batch;
+    const SteadyTime next = fresh_.empty() ? until : fresh_.begin()->first;
+    offered_.wait_for(lock, (stopping_ ? next : std::min(next, until)) - now);
   }
-  return batch;
 }
 
-bool Outbox::publish(const Term& term, const std::vector<TickRow>& ticks) {
+bool Outbox::publish(amqp::Publisher& publisher, const Term& term, std::vector<Signed> ticks) {
   std::vector<amqp::Message> messages;
   messages.reserve(ticks.size());
-  for (const auto& tick : ticks) messages.push_back(tick_message(tick, keys_, clock_.now()));
-  const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
+  for (auto& tick : ticks) messages.push_back(std::move(tick.message));
+  const auto outcomes = publisher.publish_all(std::move(messages), kPublishTimeout);
   std::vector<std::string> confirmed;
   const Timestamp now = clock_.now();
   for (std::size_t i = 0; i < ticks.size(); ++i) {
@@ -135,13 +155,14 @@ Outbox::Swept Outbox::sweep(const Term& term) {
 
 bool Outbox::publish_unpublished(const Term& term, int& count) {
   const auto rows = database_.exec(kUnpublished);
-  std::vector<TickRow> ticks;
+  std::vector<Signed> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    ticks.push_back({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), std::string(rows.text(i, 3)),
-                     rows.time(i, 4), std::string(rows.text(i, 5))});
+    ticks.push_back(sign({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)),
+                          std::string(rows.text(i, 3)), rows.time(i, 4), std::string(rows.text(i, 5))},
+                         clock_.now()));
   }
   count = static_cast<int>(ticks.size());
-  return publish(term, ticks);
+  return publish(publisher_, term, std::move(ticks));
 }
 
 bool Outbox::publish_unwatched(const TickRow& tick) {

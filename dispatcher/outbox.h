@@ -1,6 +1,6 @@
 #pragma once
 #include <condition_variable>
-#include <deque>
+#include <map>
 #include <mutex>
 #include <vector>
 
@@ -22,16 +22,27 @@ class Outbox {
     bool all_confirmed = true;
   };
 
+  /// A tick's message, signed, and what is to be known of it once it is confirmed.
+  struct Signed {
+    std::string id;
+    std::string source;
+    Timestamp due_at;
+    amqp::Message message;
+  };
+
   Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics);
 
-  /// Fresh tick rows, so that they need not wait for a sweep. Any thread. Holds at most 20,000; further ones are left
-  /// to the sweep.
-  void offer(std::vector<TickRow> ticks);
-  /// Waits up to `timeout` for offers: the oldest, at most 500.
-  std::vector<TickRow> take_offered(Duration timeout);
-  /// Publishes tick rows and marks those confirmed. True if all were.
-  bool publish(const Term& term, const std::vector<TickRow>& ticks);
-  /// Ends the waits for offers.
+  /// Fresh tick rows, so that they need not wait for a sweep; each is signed now, with the time of its fire_at, and kept
+  /// until then. Any thread. Holds at most 20,000; further ones are left to the sweep.
+  void offer(const std::vector<TickRow>& ticks);
+  /// Waits up to `timeout` for offers whose time has come: the earliest, at most 500. Once stopped, it waits for those that
+  /// are held, and for nothing else.
+  std::vector<Signed> take_offered(Duration timeout);
+  /// Publishes ticks through `publisher` and marks those confirmed. True if all were. Any thread.
+  bool publish(amqp::Publisher& publisher, const Term& term, std::vector<Signed> ticks);
+  /// Another leads, and its sweep sends what is held here.
+  void forget_offers();
+  /// No further offers will come.
   void stop();
   /// Tick rows older than 2 s without a confirm, and dead letters; at most 1,000 of each.
   Swept sweep(const Term& term);
@@ -39,6 +50,7 @@ class Outbox {
   bool publish_unwatched(const TickRow& tick);
 
  private:
+  [[nodiscard]] Signed sign(const TickRow& tick, Timestamp now) const;
   bool publish_unpublished(const Term& term, int& count);
   bool publish_dead_letters(const Term& term, int& count);
 
@@ -49,8 +61,8 @@ class Outbox {
   Metrics& metrics_;
   std::mutex mutex_;
   std::condition_variable offered_;
-  std::deque<TickRow> fresh_;  // guarded by mutex_
-  bool stopping_ = false;      // guarded by mutex_
+  std::multimap<SteadyTime, Signed> fresh_;  // by when they leave; guarded by mutex_
+  bool stopping_ = false;                    // guarded by mutex_
 };
 
 }  // namespace takt

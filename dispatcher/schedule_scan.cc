@@ -64,7 +64,8 @@ struct ScheduleScan::DueSchedule {
   std::int64_t id, job_id;
   std::string job, queue, name, cron, zone, payload;
   SlotPolicy policy;
-  Timestamp next_due, now;
+  Timestamp next_due;
+  Timestamp as_of;  // slots up to then tick: now, or the slot's own time where it is stored ahead
 };
 
 const Cron* ScheduleScan::parsed(const std::string& cron, const std::string& zone) {
@@ -77,13 +78,13 @@ const Cron* ScheduleScan::parsed(const std::string& cron, const std::string& zon
 }
 
 std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead, Result& result) {
-  const auto rows = database_.exec(kDue, Params::of(lookahead, kMaxSchedules));
+  const auto rows = database_.exec(kDue, Params::of(ahead_ + lookahead, kMaxSchedules));
   std::vector<DueSchedule> due;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const Timestamp fire = rows.time(i, 14);
     const Timestamp now = rows.time(i, 15);
-    if (fire > now) {
-      result.next_in = std::chrono::ceil<Duration>(fire - now);
+    if (fire > now + ahead_) {
+      result.next_in = std::chrono::ceil<Duration>(fire - now - ahead_);
       break;
     }
     DueSchedule schedule{rows.integer(i, 0),
@@ -96,7 +97,7 @@ std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead
                          std::string(rows.text(i, 12)),
                          {},
                          rows.time(i, 13),
-                         now};
+                         std::max(now, fire)};
     schedule.policy = {parse_misfire(rows.text(i, 7)).value_or(MisfirePolicy::once), Duration(rows.integer(i, 8)),
                        static_cast<int>(rows.integer(i, 9)), Duration(rows.integer(i, 10)), Duration(rows.integer(i, 11))};
     due.push_back(std::move(schedule));
@@ -122,7 +123,8 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
                 {{"job", schedule.job}, {"schedule", schedule.name}, {"error", "its expression or zone is no longer understood"}});
       continue;
     }
-    const auto plan = plan_slots(*cron, schedule.policy, schedule.job + "/" + schedule.name, schedule.next_due, schedule.now);
+    const std::string name = schedule.job + "/" + schedule.name;
+    const auto plan = plan_slots(*cron, schedule.policy, name, schedule.next_due, schedule.as_of);
     ids.push_back(schedule.id);
     old_dues.push_back(format_rfc3339(schedule.next_due));
     next_dues.push_back(time_text(plan.next_due));
@@ -135,7 +137,8 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
           {{"job", schedule.job}, {"schedule", schedule.name}, {"count", plan.missed}, {"policy", to_string(schedule.policy.misfire)}});
     }
     for (const auto slot : plan.ticks) {
-      TickRow row{slot_tick_id(schedule.job, schedule.name, slot), schedule.job, schedule.queue, "schedule", slot, {}};
+      TickRow row{slot_tick_id(schedule.job, schedule.name, slot),       schedule.job, schedule.queue, "schedule", slot, {},
+                  slot + slot_jitter(name, slot, schedule.policy.jitter)};
       row.items = inline_item(schedule.payload, row.id);
       tick_schedules.push_back(schedule.id);
       tick_ids.push_back(row.id);

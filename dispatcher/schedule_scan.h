@@ -12,17 +12,20 @@
 
 namespace takt {
 
-/// Turns due schedules into tick rows. One round reads at most 1,000 schedules through schedules_fire and writes with
-/// one statement, conditional on the term and on each schedule still being at the slot that was read. Not thread-safe.
+/// Turns schedules into tick rows, up to `ahead` before they are due, so that of many which are due together each has but to be
+/// sent. One round reads at most 250 schedules through schedules_fire and writes with one statement, conditional on the
+/// term and on each schedule still being at the slot that was read. Not thread-safe.
 class ScheduleScan {
  public:
   struct Result {
-    std::vector<TickRow> ticks;       ///< newly stored; to be published
-    std::optional<Duration> next_in;  ///< until the next slot, if it is within `lookahead`
-    bool more = false;                ///< further schedules are due already
+    std::vector<TickRow> ticks;       ///< newly stored; to be published at their fire_at
+    std::optional<Duration> next_in;  ///< until the next slot can be stored, if that is within `lookahead`
+    bool more = false;                ///< further schedules can be stored already
   };
+  /// How long before its time a slot is stored: what is paused or changed later than that does not hold it back.
+  static constexpr Duration kAhead = std::chrono::milliseconds(500);
 
-  ScheduleScan(Database& database, Metrics& metrics) : database_(database), metrics_(metrics) {}
+  ScheduleScan(Database& database, Metrics& metrics, Duration ahead = kAhead) : database_(database), metrics_(metrics), ahead_(ahead) {}
   Result run_once(const Term& term, Duration lookahead);
 
  private:
@@ -33,6 +36,7 @@ class ScheduleScan {
 
   Database& database_;
   Metrics& metrics_;
+  const Duration ahead_;
   std::map<std::string, Cron> cache_;
 };
 

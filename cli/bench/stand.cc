@@ -54,15 +54,13 @@ Stand::Stand(Context& context, const Options& options)
     amqp::declare_topology(probe, queues_);
   }
   remove_traces();
-  auto publishing = publisher_settings(context.config_or_defaults());
-  publishing.queues = queues_;
-  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt bench publisher"), publishing);
-  publisher_->start();
+  publisher_ = publish("takt bench publisher");
 }
 
 Stand::~Stand() {
   worker_.reset();
   dispatcher_.reset();
+  second_.reset();
   publisher_.reset();
   try {
     remove_traces();
@@ -121,9 +119,18 @@ void Stand::fill(const std::string& job, int count) {
   }
 }
 
+std::unique_ptr<amqp::Publisher> Stand::publish(const std::string& name) const {
+  auto settings = publisher_settings(context_.config_or_defaults());
+  settings.queues = queues_;
+  auto publisher = std::make_unique<amqp::Publisher>(context_.broker(name), settings);
+  publisher->start();
+  return publisher;
+}
+
 void Stand::start_dispatcher() {
   if (dispatcher_) return;
-  dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, context_.keys(), clock_, metrics_,
+  second_ = publish("takt bench second publisher");
+  dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
                                              dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();
   wait("a dispatcher to lead",

@@ -71,6 +71,8 @@ class Stand {
  private:
   void refuse_live_work();
   void remove_traces();
+  /// A started publisher.
+  [[nodiscard]] std::unique_ptr<amqp::Publisher> publish(const std::string& name) const;
 
   Context& context_;
   const Options options_;
@@ -79,7 +81,7 @@ class Stand {
   SeededRandom random_{random_seed()};
   Metrics metrics_;
   std::vector<std::string> queues_;
-  std::unique_ptr<amqp::Publisher> publisher_;
+  std::unique_ptr<amqp::Publisher> publisher_, second_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Worker> worker_;
   SteadyTime asked_{};

@@ -8,6 +8,7 @@
 #include "dispatcher/due_scan.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"
+#include "dispatcher/slot_plan.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
 #include "worker/claim.h"
@@ -73,6 +74,43 @@ TEST_F(DispatcherTest, GoesOnFromTheLastSlotRecordedNotFromItsStart) {
   EXPECT_NE(first.ticks[0].items.find("world"), std::string::npos);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), static_cast<std::int64_t>(first.ticks.size()));
   EXPECT_EQ(database.number("SELECT count(DISTINCT due_at) FROM takt.ticks"), static_cast<std::int64_t>(first.ticks.size()));
+}
+
+TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '0 0 1 1 *'}]"));
+  const Term term = lead();
+  ScheduleScan scan(*database, metrics);
+  const auto due_in = [&](const std::string& in) {
+    database->exec("UPDATE takt.schedules SET next_due = now() + interval '" + in + "', next_fire = now() + interval '" + in + "'");
+  };
+  due_in("10 s");
+  const auto far = scan.run_once(term, 20s);
+  EXPECT_TRUE(far.ticks.empty());
+  ASSERT_TRUE(far.next_in) << "seen though it is still too early";
+  EXPECT_LE(*far.next_in, 10s - ScheduleScan::kAhead);
+  EXPECT_GT(*far.next_in, 5s);
+  due_in("300 ms");
+  const auto due = database.text("SELECT (extract(epoch FROM next_due) * 1000000)::bigint FROM takt.schedules");
+  const auto near = scan.run_once(term, 1s);
+  ASSERT_EQ(near.ticks.size(), 1U);
+  EXPECT_EQ(std::to_string(to_unix_us(near.ticks[0].due_at)), due);
+  EXPECT_EQ(near.ticks[0].fire_at, near.ticks[0].due_at);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL"), 1);
+  EXPECT_TRUE(scan.run_once(term, 1s).ticks.empty()) << "each slot once";
+}
+
+TEST_F(DispatcherTest, ATickLeavesAfterItsSlotsJitter) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', jitter: 10s}]"));
+  const Term term = lead();
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '30 s', next_fire = now()"));
+  const auto ticks = ScheduleScan(*database, metrics).run_once(term, 1s).ticks;
+  ASSERT_GE(ticks.size(), 20U);
+  int later = 0;
+  for (const auto& tick : ticks) {
+    EXPECT_EQ(tick.fire_at, tick.due_at + slot_jitter("demo/s", tick.due_at, 10s));
+    later += tick.fire_at > tick.due_at ? 1 : 0;
+  }
+  EXPECT_GT(later, 10);
 }
 
 TEST_F(DispatcherTest, MakesOneTickASlotWhoeverScans) {

@@ -1,0 +1,120 @@
+#include "dispatcher/outbox.h"
+
+#include <gtest/gtest.h>
+
+#include "dispatcher/dispatcher.h"
+#include "dispatcher/schedule_scan.h"
+#include "tests/support/clock.h"
+#include "tests/support/fixture.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+amqp::BrokerSettings nowhere() {
+  amqp::BrokerSettings settings;
+  settings.url = Secret("amqp://nobody:nothing@127.0.0.1:1/");
+  settings.name = "nowhere";
+  return settings;
+}
+
+struct OutboxTest : testing::Test {
+  TestDatabase database;
+  Metrics metrics;
+  FakeClock clock;
+  KeyRing keys = KeyRing::parse("current " + generate_signing_secret().reveal(), "test");
+  amqp::Publisher publisher{nowhere(), {}};
+  Outbox outbox{*database, publisher, keys, clock, metrics};
+
+  TickRow tick(const std::string& id, std::chrono::microseconds in) const {
+    return {id, "demo", "default", "schedule", clock.now(), {}, clock.now() + in};
+  }
+  std::string taken() {
+    std::string ids;
+    for (const auto& tick : outbox.take_offered(Duration(0))) ids += tick.id;
+    return ids;
+  }
+};
+
+TEST_F(OutboxTest, HoldsEachTickUntilItsTimeAndGivesTheEarliestFirst) {
+  outbox.offer({tick("c", 400ms), tick("b", 300ms), tick("a", -1h)});
+  EXPECT_EQ(taken(), "a") << "late already: at once";
+  clock.advance(299ms);
+  EXPECT_EQ(taken(), "");
+  clock.advance(1ms);
+  EXPECT_EQ(taken(), "b");
+  outbox.offer({tick("d", 50ms)});
+  clock.advance(100ms);
+  EXPECT_EQ(taken(), "dc");
+  EXPECT_EQ(taken(), "") << "each once";
+}
+
+TEST_F(OutboxTest, SignsForTheTimeAtWhichATickLeaves) {
+  outbox.offer({tick("a", 0ms), tick("b", 400ms)});
+  const auto signed_at = [](const Outbox::Signed& one) {
+    for (const auto& [key, value] : one.message.headers) {
+      if (key == "webhook-timestamp") return std::stoll(value);
+    }
+    return 0LL;
+  };
+  const auto first = outbox.take_offered(Duration(0));
+  ASSERT_EQ(first.size(), 1U);
+  EXPECT_EQ(signed_at(first[0]), to_unix_us(clock.now()) / 1'000'000);
+  const auto leaves = clock.now() + 400ms;
+  clock.advance(400ms);
+  const auto second = outbox.take_offered(Duration(0));
+  ASSERT_EQ(second.size(), 1U);
+  EXPECT_EQ(signed_at(second[0]), to_unix_us(leaves) / 1'000'000);
+}
+
+TEST_F(OutboxTest, HoldsNothingForLongerThanSlotsAreStoredAheadWhateverTheClockSays) {
+  outbox.offer({tick("a", 1h)});
+  clock.advance(ScheduleScan::kAhead - 1ms);
+  EXPECT_EQ(taken(), "");
+  clock.advance(1ms);
+  EXPECT_EQ(taken(), "a");
+}
+
+TEST_F(OutboxTest, ALeaderThatWasForgetsWhatItHeld) {
+  outbox.offer({tick("a", 100ms)});
+  outbox.forget_offers();
+  clock.advance(1s);
+  EXPECT_EQ(taken(), "");
+}
+
+TEST_F(OutboxTest, WaitsForWhatItHoldsBeforeItStops) {
+  const SystemClock real;
+  Outbox stopping(*database, publisher, keys, real, metrics);
+  const auto fires = real.now() + 200ms;
+  stopping.offer({{"a", "demo", "default", "schedule", fires, {}, fires}});
+  stopping.stop();
+  const auto held = stopping.take_offered(Duration(0));
+  ASSERT_EQ(held.size(), 1U);
+  EXPECT_GE(real.now(), fires) << "not before its time either";
+  EXPECT_TRUE(stopping.take_offered(1h).empty()) << "and for nothing else";
+}
+
+TEST_F(OutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  const TestVhost vhost;
+  amqp::Publisher first(vhost.settings("first"), {});
+  const SystemClock real;
+  first.start();
+  publisher.start();
+  ASSERT_TRUE(first.wait_connected(20s));
+  Dispatcher::Settings settings;
+  settings.scan_interval = 200ms;
+  settings.leader_lease = 10s;
+  settings.republish_after = 1h;
+  settings.retention = {std::chrono::days(7), 72h, 720h};
+  Dispatcher dispatcher(*database, first, publisher, keys, real, metrics, settings);
+  dispatcher.start();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") >= 4; }));
+  dispatcher.stop();
+  EXPECT_EQ(metrics.text().find("takt_publish_failed_total{"), std::string::npos) << "none was given to the one that is away";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND due_at < now() - interval '1 s'"), 0);
+}
+
+}  // namespace
+}  // namespace takt
