@@ -169,18 +169,26 @@ double insert_single(int connections, int rows) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const std::string what = argc == 2 ? argv[1] : "";
+  const int batch = std::atoi(what.c_str());
+  if (batch < 1 && what != "sets" && what != "single") {
+    std::fprintf(stderr, "usage: sql BATCH|sets|single\n");
+    return 2;
+  }
   try {
-    for (const int batch : {10, 100, 500, 1000}) {
+    if (batch > 0) {
       const int rows = batch == 10 ? 40'000 : 200'000;
       std::printf("claim+delete_%d %.0f\n", batch, drain(kDelete, batch, 4, rows));
       std::printf("claim+update_%d %.0f\n", batch, drain(kUpdate, batch, 4, rows));
+    } else if (what == "sets") {
+      std::printf("insert_sets %.0f\n", insert_sets(200'000));
+      std::printf("copy %.0f\n", copy(200'000));
+    } else {
+      std::printf("insert_one_1 %.0f\n", insert_single(1, 10'000));
+      std::printf("insert_one_16 %.0f\n", insert_single(16, 40'000));
+      std::printf("insert_one_50 %.0f\n", insert_single(50, 40'000));
     }
-    std::printf("insert_sets %.0f\n", insert_sets(200'000));
-    std::printf("copy %.0f\n", copy(200'000));
-    std::printf("insert_one_1 %.0f\n", insert_single(1, 10'000));
-    std::printf("insert_one_16 %.0f\n", insert_single(16, 40'000));
-    std::printf("insert_one_50 %.0f\n", insert_single(50, 40'000));
     exec(connect().get(), "DROP TABLE IF EXISTS limit_items");
     return 0;
   } catch (const std::exception& error) {
