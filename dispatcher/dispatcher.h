@@ -28,7 +28,7 @@ class Dispatcher {
     Duration scan_interval{};
     Duration leader_lease{};
     Duration republish_after{};
-    int parallel_ticks = 4;
+    int parallel_ticks = 6;
     RetentionSettings retention;
   };
 

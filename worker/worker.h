@@ -28,7 +28,7 @@ namespace takt {
 class Worker {
  public:
   struct Settings {
-    int runs = 8;
+    int runs = 12;
     Duration grace{};
     Duration max_tick_age{};
     std::vector<std::string> queues;      ///< names of design: "default"

@@ -50,13 +50,13 @@ constexpr std::array kDispatcher{
           "how often due items are looked for when no wake-up comes; once a second while nothing is due or under way"},
     Field{"leader_lease", duration, kSecond, 60 * kSecond, "3s", nullptr,
           "a standby leads this long after the leader's last sign of life, at most one second later"},
-    Field{"parallel_ticks", integer, 1, 1000, "4", nullptr,
+    Field{"parallel_ticks", integer, 1, 1000, "6", nullptr,
           "ticks of one job with a backlog that are under way at once, unless the job's concurrency is lower"},
     Field{"republish_after", duration, kSecond, kDay, "10m", nullptr,
           "a published schedule tick that no worker has begun is published again after this long"},
 };
 constexpr std::array kWorker{
-    Field{"runs", integer, 1, 1000, "8", nullptr, "runs at once in one process; also the prefetch of each queue"},
+    Field{"runs", integer, 1, 1000, "12", nullptr, "runs at once in one process; also the prefetch of each queue"},
     Field{"grace", duration, 0, kHour, "25s", nullptr,
           "after SIGTERM, how long requests in flight may take; what is unfinished then is handed back"},
     Field{"queues", names, 0, 0, "", nullptr, "queues to consume; empty: those of all jobs"},
