@@ -2,7 +2,7 @@
 // Usage: node bullmq.mjs drain|enqueue-one|http|latency|idle [always|postgres]
 import { Queue, Worker, createPostgresBackend } from "bullmq";
 import { Redis } from "ioredis";
-import { COUNT as MANY, idle, latencies, payload, poster, print } from "./common.mjs";
+import { atOnce, COUNT as MANY, idle, latencies, payload, poster, print } from "./common.mjs";
 
 const store = process.argv[3] ?? "everysec";
 const onPostgres = store === "postgres";
@@ -42,11 +42,7 @@ if (mode === "drain") {
   await fill(count);
   print(await drained(count, 50, poster()));
 } else if (mode === "enqueue-one") {
-  let next = 0;
-  const count = Math.round(COUNT / 4);
-  const began = process.hrtime.bigint();
-  await Promise.all(Array.from({ length: 50 }, async () => { while (next < count) await queue.add("work", payload(next++), kept); }));
-  print(count / (Number(process.hrtime.bigint() - began) / 1e9));
+  print(await atOnce(50, Math.round(COUNT / 4), (n) => queue.add("work", payload(n), kept)));
 } else if (mode === "latency") {
   const added = new Map(), ms = [];
   const worker = new Worker("work", async (job) => { const now = performance.now(); ms.push(now - (added.get(job.data.n) ?? now)); }, { connection, concurrency: 8 }, ...backend);

@@ -34,6 +34,18 @@ export async function latencies(ms, send) {
   print(percentile(ms, 0.5), percentile(ms, 0.99));
 }
 
+/** `put(n)` of 0 to `count`, `parallel` at once, after ten each to warm up: a second. */
+export async function atOnce(parallel, count, put) {
+  const each = async (from, to) => {
+    let next = from;
+    await Promise.all(Array.from({ length: parallel }, async () => { while (next < to) await put(next++); }));
+  };
+  await each(0, parallel * 10);
+  const began = process.hrtime.bigint();
+  await each(0, count);
+  return count / (Number(process.hrtime.bigint() - began) / 1e9);
+}
+
 export const print = (...values) => console.log("RESULT " + values.map((v) => v.toFixed(3)).join(" "));
 
 /** Signs and posts a payload as a job would; resolves when the answer is read. */

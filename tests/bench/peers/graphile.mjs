@@ -1,7 +1,7 @@
 // graphile-worker with the fastest preset of its documentation. Usage: node graphile.mjs drain|enqueue|enqueue-one|http|latency|idle
 import pg from "pg";
 import { run, makeWorkerUtils } from "graphile-worker";
-import { COUNT, idle, latencies, payload, poster, print } from "./common.mjs";
+import { atOnce, COUNT, idle, latencies, payload, poster, print } from "./common.mjs";
 
 const connectionString = process.env.TAKT_DATABASE_URL;
 const pool = new pg.Pool({ connectionString, max: 20 });
@@ -53,11 +53,7 @@ if (mode === "drain") {
   await fill(COUNT);
   print(COUNT / (Number(process.hrtime.bigint() - began) / 1e9));
 } else if (mode === "enqueue-one") {
-  const count = Math.round(COUNT / 10);
-  let next = 0;
-  const began = process.hrtime.bigint();
-  await Promise.all(Array.from({ length: 50 }, async () => { while (next < count) await utils.addJob("work", payload(next++)); }));
-  print(count / (Number(process.hrtime.bigint() - began) / 1e9));
+  print(await atOnce(50, Math.round(COUNT / 10), (n) => utils.addJob("work", payload(n))));
 } else if (mode === "latency") {
   const committed = new Map(), ms = [];
   const runner = await run({ preset: prompt, taskList: { work: async (p) => { const now = performance.now(); ms.push(now - (committed.get(p.n) ?? now)); } }, noHandleSignals: true });

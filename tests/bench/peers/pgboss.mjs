@@ -1,5 +1,5 @@
 // pg-boss, fetched and completed in batches of 500. Usage: node pgboss.mjs drain|enqueue|latency|idle
-import PgBoss from "pg-boss";
+import { PgBoss } from "pg-boss";
 import { COUNT, idle, latencies, payload, print } from "./common.mjs";
 
 const boss = new PgBoss({ connectionString: process.env.TAKT_DATABASE_URL, supervise: false, schedule: false });
@@ -9,7 +9,7 @@ await boss.getDb().executeSql("TRUNCATE pgboss.job"); // what earlier rounds com
 
 async function fill() {
   for (let first = 0; first < COUNT; first += 1000) {
-    await boss.insert(Array.from({ length: Math.min(1000, COUNT - first) }, (_, i) => ({ name: "work", data: payload(first + i) })));
+    await boss.insert("work", Array.from({ length: Math.min(1000, COUNT - first) }, (_, i) => ({ data: payload(first + i) })));
   }
 }
 
