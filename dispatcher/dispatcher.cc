@@ -171,6 +171,10 @@ Duration Dispatcher::scan_round() {
 
 SteadyTime Dispatcher::store_slots(const Term& term) {
   const auto began = clock_.steady();
+  if (term.number != slots_term_) {
+    if (const int count = scan_->schedules.take_back(term); count > 0) log_info("slots taken back", {{"count", count}});
+    slots_term_ = term.number;
+  }
   auto slots = scan_->schedules.run_once(term, kSlotsInterval);
   if (!slots.ticks.empty()) {
     crash_point("dispatcher.after_tick_stored");
@@ -229,7 +233,9 @@ void Dispatcher::send_what_is_held(amqp::Publisher& publisher) {
 
 Duration Dispatcher::sweep_round() {
   if (!leadership_.leading()) return kStandby;
-  const auto swept = outbox_.sweep(leadership_.term());
+  const Term term = leadership_.term();
+  if (slots_term_ != term.number) return kLookAgain;  // what goes back to its schedule must not be sent first
+  const auto swept = outbox_.sweep(term);
   if (swept.all_confirmed && swept.ticks + swept.dead_letters >= 1000) return Duration(0);
   return quiet_ ? kQuietSweepInterval : kSweepInterval;
 }

@@ -79,11 +79,12 @@ class Dispatcher {
   bool was_leading_ = false;                                        // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::atomic<bool> woken_{false};      // a notification came
-  std::atomic<bool> listening_{false};  // and will
-  std::atomic<bool> quiet_{false};      // nothing was due or under way in the last due-scans
-  bool stopping_ = false;               // guarded by mutex_
-  bool scan_wanted_ = false;            // guarded by mutex_
+  std::atomic<std::int64_t> slots_term_{0};  // what an earlier leader stored ahead was looked at in this term
+  std::atomic<bool> woken_{false};           // a notification came
+  std::atomic<bool> listening_{false};       // and will
+  std::atomic<bool> quiet_{false};           // nothing was due or under way in the last due-scans
+  bool stopping_ = false;                    // guarded by mutex_
+  bool scan_wanted_ = false;                 // guarded by mutex_
   std::vector<std::thread> threads_;
 };
 

@@ -47,6 +47,34 @@ constexpr Statement kRecord{"schedules_record", R"sql(
   RETURNING id
 )sql"};
 
+// Served by ticks_unpublished. A tick names its schedule by its id only.
+constexpr Statement kUnsent{"schedules_unsent", R"sql(
+  SELECT s.id, t.id, j.name, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
+         (extract(epoch FROM t.due_at) * 1000000)::bigint, (extract(epoch FROM t.created_at) * 1000000)::bigint,
+         (extract(epoch FROM now()) * 1000000)::bigint
+    FROM (SELECT * FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
+           ORDER BY created_at DESC LIMIT 5000) t
+    JOIN takt.jobs j ON j.id = t.job_id
+    JOIN takt.schedules s ON s.job_id = t.job_id AND starts_with(t.id, j.name || '/' || s.name || '@')
+)sql"};
+
+constexpr Statement kTakeBack{"schedules_take_back", R"sql(
+  WITH in_term AS (
+    SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
+  gone AS (
+    DELETE FROM takt.ticks t USING in_term
+     WHERE t.id = ANY ($4::text[]) AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL
+    RETURNING t.id),
+  back AS (
+    SELECT p.schedule_id, min(p.due_at) AS due_at
+      FROM unnest($3::integer[], $4::text[], $5::timestamptz[]) AS p(schedule_id, id, due_at)
+     WHERE p.id IN (SELECT id FROM gone) GROUP BY 1),
+  moved AS (
+    UPDATE takt.schedules s SET next_due = least(s.next_due, b.due_at), next_fire = least(s.next_fire, b.due_at)
+      FROM back b WHERE s.id = b.schedule_id)
+  SELECT count(*) FROM gone
+)sql"};
+
 std::optional<std::string> time_text(const std::optional<Timestamp>& time) {
   if (!time) return std::nullopt;
   return format_rfc3339(*time);
@@ -78,13 +106,13 @@ const Cron* ScheduleScan::parsed(const std::string& cron, const std::string& zon
 }
 
 std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead, Result& result) {
-  const auto rows = database_.exec(kDue, Params::of(ahead_ + lookahead, kMaxSchedules));
+  const auto rows = database_.exec(kDue, Params::of(kAhead + lookahead, kMaxSchedules));
   std::vector<DueSchedule> due;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const Timestamp fire = rows.time(i, 14);
     const Timestamp now = rows.time(i, 15);
-    if (fire > now + ahead_) {
-      result.next_in = std::chrono::ceil<Duration>(fire - now - ahead_);
+    if (fire > now + kAhead) {
+      result.next_in = std::chrono::ceil<Duration>(fire - now - kAhead);
       break;
     }
     DueSchedule schedule{rows.integer(i, 0),
@@ -104,6 +132,25 @@ std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead
   }
   result.more = due.size() == kMaxSchedules;
   return due;
+}
+
+int ScheduleScan::take_back(const Term& term) {
+  const auto rows = database_.exec(kUnsent);
+  std::vector<std::int64_t> schedules;
+  std::vector<std::string> ids, dues;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::string job(rows.text(i, 2)), name(rows.text(i, 3));
+    const Duration misfire_after(rows.integer(i, 4)), jitter(rows.integer(i, 5));
+    const Timestamp due = rows.time(i, 6), created = rows.time(i, 7), now = rows.time(i, 8);
+    if (rows.text(i, 1) != slot_tick_id(job, name, due)) continue;  // another schedule's, whose name goes on
+    const bool ahead = created < due + slot_jitter(job + "/" + name, due, jitter);
+    if (!ahead || due >= now - misfire_after - jitter) continue;
+    schedules.push_back(rows.integer(i, 0));
+    ids.emplace_back(rows.text(i, 1));
+    dues.push_back(format_rfc3339(due));
+  }
+  if (ids.empty()) return 0;
+  return static_cast<int>(database_.exec_retrying(kTakeBack, Params::of(term.holder, term.number, schedules, ids, dues)).integer(0, 0));
 }
 
 ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead) {

@@ -12,7 +12,7 @@
 
 namespace takt {
 
-/// Turns schedules into tick rows, up to `ahead` before they are due, so that of many which are due together each has but to be
+/// Turns schedules into tick rows, up to kAhead before they are due, so that of many which are due together each has but to be
 /// sent. One round reads at most 250 schedules through schedules_fire and writes with one statement, conditional on the
 /// term and on each schedule still being at the slot that was read. Not thread-safe.
 class ScheduleScan {
@@ -25,8 +25,12 @@ class ScheduleScan {
   /// How long before its time a slot is stored: what is paused or changed later than that does not hold it back.
   static constexpr Duration kAhead = std::chrono::milliseconds(500);
 
-  ScheduleScan(Database& database, Metrics& metrics, Duration ahead = kAhead) : database_(database), metrics_(metrics), ahead_(ahead) {}
+  ScheduleScan(Database& database, Metrics& metrics) : database_(database), metrics_(metrics) {}
   Result run_once(const Term& term, Duration lookahead);
+  /// For the beginning of a term: what an earlier leader had stored ahead and never sent goes back to its schedule where it is
+  /// as late as a missed slot by now, so that the misfire policy decides about it as about the others. Reads the 5,000
+  /// latest unsent ticks; returns how many went back.
+  int take_back(const Term& term);
 
  private:
   struct DueSchedule;
@@ -36,7 +40,6 @@ class ScheduleScan {
 
   Database& database_;
   Metrics& metrics_;
-  const Duration ahead_;
   std::map<std::string, Cron> cache_;
 };
 

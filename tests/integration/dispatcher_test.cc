@@ -99,6 +99,37 @@ TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves
   EXPECT_TRUE(scan.run_once(term, 1s).ticks.empty()) << "each slot once";
 }
 
+TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMissed) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', misfire: skip}, {name: s-s, cron: '0 0 1 1 *'}]"));
+  const auto base = database.text("SELECT extract(epoch FROM now())::bigint");
+  database->exec("CREATE FUNCTION slot(minutes integer) RETURNS timestamptz LANGUAGE sql AS $$ SELECT to_timestamp(" + base +
+                 ") - minutes * interval '1 min' $$");
+  database->exec(std::string(R"sql(
+    CREATE FUNCTION store(minutes integer, created timestamptz) RETURNS void LANGUAGE sql AS $$
+      INSERT INTO takt.ticks (id, job_id, source, due_at, created_at)
+      SELECT 'demo/s@' || to_char(slot(minutes) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), 1, 'schedule', slot(minutes), created $$)sql"));
+  const auto unsent = [&] {
+    return database.text(
+        "SELECT coalesce(string_agg(extract(epoch FROM slot(0) - due_at)::integer / 60 || '', ' ' ORDER BY due_at), '') FROM takt.ticks "
+        "WHERE published_at IS NULL AND finished_at IS NULL");
+  };
+  const auto run = [&](const std::string& sql) { database->exec(sql); };
+  run("UPDATE takt.schedules SET next_due = slot(9), next_fire = slot(9) WHERE name = 's'");
+  run("SELECT store(10, slot(10) - interval '300 ms'), store(11, slot(11) + interval '1 ms'), store(12, slot(12) - interval '300 ms'),"
+      " store(13, slot(13) - interval '300 ms'), store(0, slot(0) - interval '300 ms')");
+  run("UPDATE takt.ticks SET published_at = now() WHERE due_at = slot(12)");
+  run("UPDATE takt.ticks SET begun_at = now() WHERE due_at = slot(13)");
+  ScheduleScan scan(*database, metrics);
+  EXPECT_EQ(scan.take_back({"another", 1}), 0) << "not a leader";
+  const Term term = lead();
+  EXPECT_EQ(scan.take_back(term), 1);
+  EXPECT_EQ(unsent(), "13 11 0") << "begun; stored when it was due; not late enough";
+  EXPECT_EQ(database.text("SELECT next_due = slot(10) AND next_fire = slot(10) FROM takt.schedules WHERE name = 's'"), "t");
+  EXPECT_EQ(scan.take_back(term), 0);
+  scan.run_once(term, 1s);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE due_at = slot(10)"), 0) << "misfire: skip";
+}
+
 TEST_F(DispatcherTest, ATickLeavesAfterItsSlotsJitter) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', jitter: 10s}]"));
   const Term term = lead();

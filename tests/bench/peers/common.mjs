@@ -1,6 +1,6 @@
 // What every peer's program shares: the same counts and payloads as Takt's, and one line of output.
 import { createHmac } from "node:crypto";
-import http from "node:http";
+import { Pool } from "undici";
 
 export const COUNT = Number(process.env.BENCH_COUNT ?? 100000);
 const LATENCY_COUNT = Number(process.env.BENCH_LATENCY_COUNT ?? 500);
@@ -48,20 +48,17 @@ export async function atOnce(parallel, count, put) {
 
 export const print = (...values) => console.log("RESULT " + values.map((v) => v.toFixed(3)).join(" "));
 
-/** Signs and posts a payload as a job would; resolves when the answer is read. */
+/** Signs and posts a payload as a job would, by the fastest client that Node.js has; resolves when the answer is read. */
 export function poster() {
-  const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
+  const url = new URL(process.env.BENCH_URL);
+  const pool = new Pool(url.origin, { connections: 50 });
   const key = Buffer.alloc(32, 7);
-  return (p) =>
-    new Promise((resolve, reject) => {
-      const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
-      const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
-      const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(body), "webhook-id": id, "webhook-timestamp": stamp, "webhook-signature": signature };
-      const request = http.request(process.env.BENCH_URL, { method: "POST", agent, headers }, (answer) => {
-        answer.resume();
-        answer.on("end", resolve);
-      });
-      request.on("error", reject);
-      request.end(body);
-    });
+  return async (p) => {
+    const body = JSON.stringify(p), stamp = Math.floor(Date.now() / 1000), id = `msg_${p.n}`;
+    const signature = "v1," + createHmac("sha256", key).update(`${id}.${stamp}.${body}`).digest("base64");
+    const headers = { "content-type": "application/json", "webhook-id": id, "webhook-timestamp": String(stamp), "webhook-signature": signature };
+    const answer = await pool.request({ path: url.pathname, method: "POST", headers, body });
+    await answer.body.dump();
+    if (answer.statusCode >= 300) throw new Error(`answered ${answer.statusCode}`);
+  };
 }
