@@ -36,7 +36,7 @@ constexpr Statement kRecord{"schedules_record", R"sql(
        SET next_due = p.next_due, next_fire = p.next_fire, last_due = coalesce(p.last_due, s.last_due)
       FROM unnest($3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
              AS p(id, old_due, next_due, next_fire, last_due), in_term
-     WHERE s.id = p.id AND s.next_due = p.old_due
+     WHERE s.id = p.id AND s.next_due = p.old_due AND NOT s.paused AND NOT s.job_paused
     RETURNING s.id)
   INSERT INTO takt.ticks (id, job_id, source, due_at, items)
   SELECT t.id, t.job_id, 'schedule', t.due_at, t.items::jsonb
@@ -92,7 +92,7 @@ struct ScheduleScan::DueSchedule {
   std::int64_t id, job_id;
   std::string job, queue, name, cron, zone, payload;
   SlotPolicy policy;
-  Timestamp next_due;
+  Timestamp next_due, now;
   Timestamp as_of;  // slots up to then tick: now, or the slot's own time where it is stored ahead
 };
 
@@ -125,6 +125,7 @@ std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead
                          std::string(rows.text(i, 12)),
                          {},
                          rows.time(i, 13),
+                         now,
                          std::max(now, fire)};
     schedule.policy = {parse_misfire(rows.text(i, 7)).value_or(MisfirePolicy::once), Duration(rows.integer(i, 8)),
                        static_cast<int>(rows.integer(i, 9)), Duration(rows.integer(i, 10)), Duration(rows.integer(i, 11))};
@@ -177,6 +178,10 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
     next_dues.push_back(time_text(plan.next_due));
     next_fires.push_back(time_text(plan.next_fire));
     last_dues.push_back(time_text(plan.last));
+    if (plan.next_fire) {
+      const auto again = std::max(Duration(0), std::chrono::ceil<Duration>(*plan.next_fire - schedule.now - kAhead));
+      if (again < lookahead) result.next_in = std::min(result.next_in.value_or(again), again);
+    }
     if (plan.missed > 0) {
       metrics_.slots_missed(schedule.job, to_string(schedule.policy.misfire), plan.missed);
       log_warn(

@@ -22,7 +22,7 @@ class ScheduleScan {
     std::optional<Duration> next_in;  ///< until the next slot can be stored, if that is within `lookahead`
     bool more = false;                ///< further schedules can be stored already
   };
-  /// How long before its time a slot is stored: what is paused or changed later than that does not hold it back.
+  /// How long before its time a slot is stored. Pausing stops it even then (core/config/apply); a changed schedule does not.
   static constexpr Duration kAhead = std::chrono::milliseconds(500);
 
   ScheduleScan(Database& database, Metrics& metrics) : database_(database), metrics_(metrics) {}

@@ -99,6 +99,34 @@ TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves
   EXPECT_TRUE(scan.run_once(term, 1s).ticks.empty()) << "each slot once";
 }
 
+TEST_F(DispatcherTest, AScheduleThatFiresEverySecondIsStoredInTimeEachTime) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  const Term term = lead();
+  ScheduleScan scan(*database, metrics);
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()), next_fire = date_trunc('second', now())"));
+  const auto round = scan.run_once(term, 1s);
+  EXPECT_FALSE(round.ticks.empty());
+  ASSERT_TRUE(round.next_in) << "the slot after those that were just stored";
+  EXPECT_LE(*round.next_in, 1s);
+}
+
+TEST_F(DispatcherTest, PausingStopsASlotThatIsStoredAhead) {
+  database.apply(plain_job("demo", "schedules: [{name: a, cron: '0 0 1 1 *'}, {name: b, cron: '0 0 1 1 *'}]"));
+  const Term term = lead();
+  database->exec(std::string("UPDATE takt.schedules SET next_due = now() + interval '400 ms', next_fire = now() + interval '400 ms'"));
+  const auto held = ScheduleScan(*database, metrics).run_once(term, 1s).ticks;
+  ASSERT_EQ(held.size(), 2U);
+  const auto arrives = [&](const TickRow& tick) {
+    return claim_batch(*database, {database.job("demo"), tick.id, tick.due_at, "schedule", 77, "worker", 10, false}).outcome;
+  };
+  const auto& [a, b] = held[0].id.starts_with("demo/a@") ? std::tie(held[0], held[1]) : std::tie(held[1], held[0]);
+  ASSERT_TRUE(set_schedule_paused(*database, "demo", "a", true, "test"));
+  EXPECT_EQ(arrives(a), ClaimOutcome::duplicate) << "as if it had been done before";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 1) << "the other schedule's";
+  ASSERT_TRUE(set_job_paused(*database, "demo", true, "test"));
+  EXPECT_EQ(arrives(b), ClaimOutcome::duplicate);
+}
+
 TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMissed) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', misfire: skip}, {name: s-s, cron: '0 0 1 1 *'}]"));
   const auto base = database.text("SELECT extract(epoch FROM now())::bigint");
