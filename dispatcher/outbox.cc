@@ -67,7 +67,7 @@ void Outbox::offer(const std::vector<TickRow>& ticks) {
     if (fresh_.size() >= kMaxFresh) break;
     fresh_.emplace(steady + in, std::move(ready));
   }
-  offered_.notify_one();
+  offered_.notify_all();  // more than one batch may be due at the same moment
 }
 
 void Outbox::forget_offers() {

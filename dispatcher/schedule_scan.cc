@@ -47,7 +47,7 @@ constexpr Statement kRecord{"schedules_record", R"sql(
   RETURNING id
 )sql"};
 
-// Served by ticks_unpublished. A tick names its schedule by its id only.
+// Served by ticks_unpublished. A tick names its schedule by its id only; names hold no "@".
 constexpr Statement kUnsent{"schedules_unsent", R"sql(
   SELECT s.id, t.id, j.name, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
          (extract(epoch FROM t.due_at) * 1000000)::bigint, (extract(epoch FROM t.created_at) * 1000000)::bigint,
@@ -78,6 +78,11 @@ constexpr Statement kTakeBack{"schedules_take_back", R"sql(
 std::optional<std::string> time_text(const std::optional<Timestamp>& time) {
   if (!time) return std::nullopt;
   return format_rfc3339(*time);
+}
+
+/// How long until a slot that fires at `fire` can be stored.
+Duration until_stored(Timestamp fire, Timestamp now) {
+  return std::max(Duration(0), std::chrono::ceil<Duration>(fire - now - ScheduleScan::kAhead));
 }
 
 /// The one inline item of a schedule's tick, keyed by the tick.
@@ -112,7 +117,7 @@ std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead
     const Timestamp fire = rows.time(i, 14);
     const Timestamp now = rows.time(i, 15);
     if (fire > now + kAhead) {
-      result.next_in = std::chrono::ceil<Duration>(fire - now - kAhead);
+      result.next_in = until_stored(fire, now);
       break;
     }
     DueSchedule schedule{rows.integer(i, 0),
@@ -141,11 +146,12 @@ int ScheduleScan::take_back(const Term& term) {
   std::vector<std::string> ids, dues;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::string job(rows.text(i, 2)), name(rows.text(i, 3));
-    const Duration misfire_after(rows.integer(i, 4)), jitter(rows.integer(i, 5));
+    SlotPolicy policy;
+    policy.misfire_after = Duration(rows.integer(i, 4));
+    policy.jitter = Duration(rows.integer(i, 5));
     const Timestamp due = rows.time(i, 6), created = rows.time(i, 7), now = rows.time(i, 8);
-    if (rows.text(i, 1) != slot_tick_id(job, name, due)) continue;  // another schedule's, whose name goes on
-    const bool ahead = created < due + slot_jitter(job + "/" + name, due, jitter);
-    if (!ahead || due >= now - misfire_after - jitter) continue;
+    const bool ahead = created < due + slot_jitter(job + "/" + name, due, policy.jitter);
+    if (!ahead || !is_missed(policy, due, now)) continue;
     schedules.push_back(rows.integer(i, 0));
     ids.emplace_back(rows.text(i, 1));
     dues.push_back(format_rfc3339(due));
@@ -179,7 +185,7 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
     next_fires.push_back(time_text(plan.next_fire));
     last_dues.push_back(time_text(plan.last));
     if (plan.next_fire) {
-      const auto again = std::max(Duration(0), std::chrono::ceil<Duration>(*plan.next_fire - schedule.now - kAhead));
+      const auto again = until_stored(*plan.next_fire, schedule.now);
       if (again < lookahead) result.next_in = std::min(result.next_in.value_or(again), again);
     }
     if (plan.missed > 0) {

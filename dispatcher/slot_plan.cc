@@ -15,6 +15,8 @@ Duration slot_jitter(const std::string& schedule_id, Timestamp slot, Duration ji
   return Duration(static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(jitter.count() + 1)));
 }
 
+bool is_missed(const SlotPolicy& policy, Timestamp slot, Timestamp now) { return slot < now - policy.misfire_after - policy.jitter; }
+
 std::string slot_tick_id(const std::string& job, const std::string& schedule, Timestamp slot) {
   return job + "/" + schedule + "@" + format_rfc3339(slot);
 }
@@ -35,7 +37,7 @@ SlotPlan plan_slots(const Cron& cron, const SlotPolicy& policy, const std::strin
     plan.last = *slot;
     if (*slot < oldest_allowed) {
       ++plan.missed;
-    } else if (*slot < now - policy.misfire_after - policy.jitter) {
+    } else if (is_missed(policy, *slot, now)) {
       ++plan.missed;
       missed.push_back(*slot);
     } else {

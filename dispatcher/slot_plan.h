@@ -32,6 +32,9 @@ struct SlotPlan {
 SlotPlan plan_slots(const Cron& cron, const SlotPolicy& policy, const std::string& schedule_id, Timestamp next_due, Timestamp now,
                     int most = 10'000);
 
+/// Later than misfire_after, and than the longest delay that jitter may have meant: the misfire policy decides about it.
+bool is_missed(const SlotPolicy& policy, Timestamp slot, Timestamp now);
+
 /// The slot's delay, from 0 to `jitter`: a hash of schedule and slot, so that every dispatcher computes the same.
 Duration slot_jitter(const std::string& schedule_id, Timestamp slot, Duration jitter);
 

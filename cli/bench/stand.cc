@@ -54,7 +54,7 @@ Stand::Stand(Context& context, const Options& options)
     amqp::declare_topology(probe, queues_);
   }
   remove_traces();
-  publisher_ = publish("takt bench publisher");
+  publisher_ = start_publisher("takt bench publisher");
 }
 
 Stand::~Stand() {
@@ -119,7 +119,7 @@ void Stand::fill(const std::string& job, int count) {
   }
 }
 
-std::unique_ptr<amqp::Publisher> Stand::publish(const std::string& name) const {
+std::unique_ptr<amqp::Publisher> Stand::start_publisher(const std::string& name) const {
   auto settings = publisher_settings(context_.config_or_defaults());
   settings.queues = queues_;
   auto publisher = std::make_unique<amqp::Publisher>(context_.broker(name), settings);
@@ -129,7 +129,7 @@ std::unique_ptr<amqp::Publisher> Stand::publish(const std::string& name) const {
 
 void Stand::start_dispatcher() {
   if (dispatcher_) return;
-  second_ = publish("takt bench second publisher");
+  second_ = start_publisher("takt bench second publisher");
   dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
                                              dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();

@@ -71,8 +71,7 @@ class Stand {
  private:
   void refuse_live_work();
   void remove_traces();
-  /// A started publisher.
-  [[nodiscard]] std::unique_ptr<amqp::Publisher> publish(const std::string& name) const;
+  [[nodiscard]] std::unique_ptr<amqp::Publisher> start_publisher(const std::string& name) const;
 
   Context& context_;
   const Options options_;

@@ -213,6 +213,15 @@ void restart_schedules(Session& on, const std::string& where, const Params& para
   }
 }
 
+/// The dispatcher stores a slot half a second before it is due, and holds its message until then. A tick that is finished in
+/// between changes nothing when it arrives: every worker takes it for a repeat. $1 is the job's name.
+void stop_slots_stored_ahead(Session& on, const std::string& only, const Params& params) {
+  on.exec("UPDATE takt.ticks t SET finished_at = now(), items = NULL FROM takt.jobs j WHERE j.name = $1 AND t.job_id = j.id AND " + only +
+              " AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL"
+              " AND t.created_at > now() - interval '1 s'",
+          params);
+}
+
 void audit(Session& on, const std::string& who, const std::string& action, const std::string& subject) {
   on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject) VALUES ($1, 'command line', $2, $3)"),
           Params::of(who, action, subject));
@@ -233,19 +242,6 @@ std::vector<DefinitionChange> apply_definitions(Database& database, const Config
   }
   return changes;
 }
-
-namespace {
-
-/// The dispatcher stores a slot half a second before it is due, and holds its message until then. A tick that is finished in
-/// between changes nothing when it arrives: every worker takes it for a repeat. $1 is the job's name.
-void stop_slots_stored_ahead(Session& on, const std::string& only, const Params& params) {
-  on.exec("UPDATE takt.ticks t SET finished_at = now(), items = NULL FROM takt.jobs j WHERE j.name = $1 AND t.job_id = j.id AND " + only +
-              " AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL"
-              " AND t.created_at > now() - interval '1 s'",
-          params);
-}
-
-}  // namespace
 
 bool set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who) {
   bool found = false;

@@ -28,6 +28,11 @@ struct DispatcherTest : testing::Test {
     EXPECT_TRUE(leadership.try_lead());
     return leadership.term();
   }
+  /// Every schedule is at the slot `due` and fires at `fire`, both SQL.
+  void schedules_at(const std::string& due, const std::string& fire) {
+    database->exec("UPDATE takt.schedules SET next_due = " + due + ", next_fire = " + fire);
+  }
+  void schedules_at(const std::string& due) { schedules_at(due, due); }
   DueScan due_scan{*database, clock, 3};
   int due_ticks(const Term& term) { return static_cast<int>(due_scan.run_once(term).ticks.size()); }
 };
@@ -55,7 +60,7 @@ TEST_F(DispatcherTest, ALeaderWhoseTermIsOverWritesNothing) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
   const Term old = lead();
   database->exec(std::string("UPDATE takt.leader SET holder = 'another', term = term + 1"));
-  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()), next_fire = date_trunc('second', now())"));
+  schedules_at("date_trunc('second', now())");
   database->exec(std::string("SELECT takt.enqueue('demo')"));
   const auto due_before = database.text("SELECT next_due FROM takt.schedules");
   EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(old, 200ms).ticks.empty());
@@ -66,7 +71,7 @@ TEST_F(DispatcherTest, ALeaderWhoseTermIsOverWritesNothing) {
 
 TEST_F(DispatcherTest, GoesOnFromTheLastSlotRecordedNotFromItsStart) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', payload: {hello: world}}]"));
-  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '9 s', next_fire = now()"));
+  schedules_at("date_trunc('second', now()) - interval '9 s'", "now()");
   const Term term = lead();
   ScheduleScan scan(*database, metrics);
   const auto first = scan.run_once(term, 200ms);
@@ -80,16 +85,13 @@ TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '0 0 1 1 *'}]"));
   const Term term = lead();
   ScheduleScan scan(*database, metrics);
-  const auto due_in = [&](const std::string& in) {
-    database->exec("UPDATE takt.schedules SET next_due = now() + interval '" + in + "', next_fire = now() + interval '" + in + "'");
-  };
-  due_in("10 s");
+  schedules_at("now() + interval '10 s'");
   const auto far = scan.run_once(term, 20s);
   EXPECT_TRUE(far.ticks.empty());
   ASSERT_TRUE(far.next_in) << "seen though it is still too early";
   EXPECT_LE(*far.next_in, 10s - ScheduleScan::kAhead);
   EXPECT_GT(*far.next_in, 5s);
-  due_in("300 ms");
+  schedules_at("now() + interval '300 ms'");
   const auto due = database.text("SELECT (extract(epoch FROM next_due) * 1000000)::bigint FROM takt.schedules");
   const auto near = scan.run_once(term, 1s);
   ASSERT_EQ(near.ticks.size(), 1U);
@@ -103,7 +105,7 @@ TEST_F(DispatcherTest, AScheduleThatFiresEverySecondIsStoredInTimeEachTime) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
   const Term term = lead();
   ScheduleScan scan(*database, metrics);
-  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()), next_fire = date_trunc('second', now())"));
+  schedules_at("date_trunc('second', now())");
   const auto round = scan.run_once(term, 1s);
   EXPECT_FALSE(round.ticks.empty());
   ASSERT_TRUE(round.next_in) << "the slot after those that were just stored";
@@ -113,7 +115,7 @@ TEST_F(DispatcherTest, AScheduleThatFiresEverySecondIsStoredInTimeEachTime) {
 TEST_F(DispatcherTest, PausingStopsASlotThatIsStoredAhead) {
   database.apply(plain_job("demo", "schedules: [{name: a, cron: '0 0 1 1 *'}, {name: b, cron: '0 0 1 1 *'}]"));
   const Term term = lead();
-  database->exec(std::string("UPDATE takt.schedules SET next_due = now() + interval '400 ms', next_fire = now() + interval '400 ms'"));
+  schedules_at("now() + interval '400 ms'");
   const auto held = ScheduleScan(*database, metrics).run_once(term, 1s).ticks;
   ASSERT_EQ(held.size(), 2U);
   const auto arrives = [&](const TickRow& tick) {
@@ -161,7 +163,7 @@ TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMi
 TEST_F(DispatcherTest, ATickLeavesAfterItsSlotsJitter) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', jitter: 10s}]"));
   const Term term = lead();
-  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '30 s', next_fire = now()"));
+  schedules_at("date_trunc('second', now()) - interval '30 s'", "now()");
   const auto ticks = ScheduleScan(*database, metrics).run_once(term, 1s).ticks;
   ASSERT_GE(ticks.size(), 20U);
   int later = 0;
@@ -182,7 +184,7 @@ TEST_F(DispatcherTest, MakesOneTickASlotWhoeverScans) {
       ScheduleScan scan(*database, metrics);
       for (int round = 0; round < 25; ++round) {
         made += static_cast<int>(scan.run_once(term, 200ms).ticks.size());
-        database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '3 s', next_fire = now()"));
+        schedules_at("date_trunc('second', now()) - interval '3 s'", "now()");
       }
     });
   }
@@ -195,7 +197,7 @@ TEST_F(DispatcherTest, PausedSchedulesAndJobsDoNotTickAndGoOnFromNow) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
   const Term term = lead();
   ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", true, "test"));
-  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()) - interval '30 s', next_fire = now()"));
+  schedules_at("date_trunc('second', now()) - interval '30 s'", "now()");
   EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.empty());
   ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", false, "test"));
   EXPECT_LE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.size(), 1U) << "none of the slots in between";

@@ -176,8 +176,8 @@ double insert_single(int connections, int rows) {
 int main(int argc, char** argv) {
   const std::string what = argc == 2 ? argv[1] : "";
   const int batch = std::atoi(what.c_str());
-  if (batch < 1 && what != "sets" && what != "single") {
-    std::fprintf(stderr, "usage: sql BATCH|sets|single\n");
+  if (batch < 1 && what != "insert") {
+    std::fprintf(stderr, "usage: sql BATCH|insert\n");
     return 2;
   }
   try {
@@ -185,10 +185,9 @@ int main(int argc, char** argv) {
       const int rows = batch == 10 ? 40'000 : 200'000;
       std::printf("claim+delete_%d %.0f\n", batch, drain(kDelete, batch, 4, rows));
       std::printf("claim+update_%d %.0f\n", batch, drain(kUpdate, batch, 4, rows));
-    } else if (what == "sets") {
+    } else {
       std::printf("insert_sets %.0f\n", insert_sets(200'000));
       std::printf("copy %.0f\n", copy(200'000));
-    } else {
       std::printf("insert_one_1 %.0f\n", insert_single(1, 10'000));
       std::printf("insert_one_16 %.0f\n", insert_single(16, 40'000));
       std::printf("insert_one_50 %.0f\n", insert_single(50, 40'000));
