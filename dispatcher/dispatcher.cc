@@ -64,15 +64,19 @@ Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, amqp::Pub
 Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
-  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)()) {
-    threads_.emplace_back([this, what, round] { repeat(what, [this, round] { return (this->*round)(); }); });
+  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)(), void (Dispatcher::*wait)(Duration) = &Dispatcher::pause) {
+    threads_.emplace_back([=, this] {
+      repeat(
+          what, [=, this] { return (this->*round)(); }, [=, this](Duration time) { (this->*wait)(time); });
+    });
   };
   spawn("lease", &Dispatcher::lease_round);
-  spawn("scan", &Dispatcher::scan_round);
+  spawn("scan", &Dispatcher::scan_round, &Dispatcher::await_work);
   // Two, also so that one batch is marked in PostgreSQL while the next is on its way to the broker.
   const auto publish = [&](amqp::Publisher& through, const amqp::Publisher& other) {
     threads_.emplace_back([this, &through, &other] {
-      repeat("publish", [&] { return publish_round(through, other); });
+      repeat(
+          "publish", [&] { return publish_round(through, other); }, [&](Duration time) { pause(time); });
       send_what_is_held(through);
     });
   };
@@ -80,7 +84,6 @@ void Dispatcher::start() {
   publish(second_, publisher_);
   spawn("outbox", &Dispatcher::sweep_round);
   spawn("duties", &Dispatcher::duties_round);
-  if (!database_.transaction_pooler()) spawn("listen", &Dispatcher::listen_round);
 }
 
 void Dispatcher::stop() {
@@ -89,6 +92,7 @@ void Dispatcher::stop() {
     stopping_ = true;
   }
   changed_.notify_all();
+  scan_wanted_.wake();
   outbox_.stop();
   for (auto& thread : threads_) thread.join();
   threads_.clear();
@@ -99,10 +103,10 @@ void Dispatcher::stop() {
   }
 }
 
-void Dispatcher::repeat(const char* what, const std::function<Duration()>& round) {
+void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, const std::function<void(Duration)>& wait_for) {
   ::pthread_setname_np(::pthread_self(), what);  // as top -H shows it
   bool failing = false;
-  while (true) {
+  while (!stopping_) {
     Duration wait{};
     try {
       wait = round();
@@ -118,20 +122,42 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
     metrics_.broker("publisher", broker.connected, broker.blocked);
     const auto second = second_.state();
     metrics_.broker("second", second.connected, second.blocked);
-    std::unique_lock lock(mutex_);
-    const bool scanning = what[0] == 's';
-    changed_.wait_for(lock, wait, [&] { return stopping_ || (scanning && scan_wanted_); });
-    if (scanning) scan_wanted_ = false;
-    if (stopping_) return;
+    wait_for(wait);
   }
 }
 
-void Dispatcher::wake_scan() {
-  {
-    const std::scoped_lock lock(mutex_);
-    scan_wanted_ = true;
+void Dispatcher::pause(Duration time) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, time, [&] { return stopping_.load(); });
+}
+
+void Dispatcher::await_work(Duration time) {
+  if (!listener_) return scan_wanted_.wait(time);
+  try {
+    if (listener_->wait_notification(time, scan_wanted_.descriptor())) woken_ = true;
+    scan_wanted_.drain();
+  } catch (const std::exception& error) {
+    stop_listening(error.what());
   }
-  changed_.notify_all();
+}
+
+/// Scans go on without a listener, at scan_interval; so its failure is not theirs.
+void Dispatcher::listen() {
+  if (listener_ || database_.transaction_pooler() || clock_.steady() < next_listen_) return;
+  try {
+    listener_ = database_.dedicated();
+    listener_->wait_notification(Duration(0));
+    if (next_listen_ != SteadyTime{}) log_info("dispatcher recovered", {{"part", "listen"}});
+    next_listen_ = {};
+  } catch (const std::exception& error) {
+    stop_listening(error.what());
+  }
+}
+
+void Dispatcher::stop_listening(const char* why) {
+  if (next_listen_ == SteadyTime{}) log_error("dispatcher failing", {{"part", "listen"}, {"error", why}});
+  listener_.reset();
+  next_listen_ = clock_.steady() + kAfterFailure;
 }
 
 Duration Dispatcher::lease_round() {
@@ -140,7 +166,7 @@ Duration Dispatcher::lease_round() {
   if (leads != was_leading_) {
     log_info(leads ? "leading" : "standing by", {{"term", leadership_.term().number}});
     was_leading_ = leads;
-    if (leads) wake_scan();
+    if (leads) scan_wanted_.wake();
   }
   return leads ? settings_.leader_lease / 3 : std::min(kStandby, settings_.leader_lease / 3);
 }
@@ -148,11 +174,13 @@ Duration Dispatcher::lease_round() {
 Duration Dispatcher::scan_round() {
   if (!leadership_.leading()) {
     next_slots_ = {};
+    listener_.reset();
     return kStandby;
   }
   const Term term = leadership_.term();
+  listen();
   const bool may_look = clock_.steady() >= next_due_look_;
-  const bool woken = may_look && woken_.exchange(false);
+  const bool woken = may_look && std::exchange(woken_, false);
   // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
   // (takt.enqueue), so a second look follows shortly.
   if (woken) {
@@ -162,7 +190,7 @@ Duration Dispatcher::scan_round() {
   if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
   std::optional<Duration> next_in;
   if (may_look && !woken) next_in = wake_due(term).next_in;
-  const Duration unasked = quiet_ && listening_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
+  const Duration unasked = quiet_ && listener_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
   Duration wait = woken ? kLookAgain : std::min(unasked, next_in.value_or(unasked));
   wait = std::max(wait, std::chrono::ceil<Duration>(next_due_look_ - clock_.steady()));
   const auto until_slots = std::chrono::ceil<Duration>(next_slots_ - clock_.steady());
@@ -248,7 +276,7 @@ Duration Dispatcher::duties_round() {
   if (rescued.runs > 0) {
     log_warn("leases rescued", {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"items_dead", rescued.dead}});
     metrics_.leases_rescued(rescued.returned, rescued.dead);
-    wake_scan();
+    scan_wanted_.wake();
   }
   const auto now = clock_.steady();
   if (now >= next_forgotten_) {
@@ -266,27 +294,6 @@ Duration Dispatcher::duties_round() {
         pruned.ticks >= kPruneBatch || pruned.dead_letters >= kPruneBatch || pruned.keys >= kPruneBatch ? now : now + kRetentionInterval;
   }
   return rescued.runs >= kRescueBatch ? Duration(0) : kDutiesInterval;
-}
-
-Duration Dispatcher::listen_round() {
-  if (!leadership_.leading()) {
-    listener_.reset();
-    listening_ = false;
-    return kStandby;
-  }
-  try {
-    if (!listener_) listener_ = database_.dedicated();
-    listening_ = true;
-    if (listener_->wait_notification(std::chrono::milliseconds(500))) {
-      woken_ = true;
-      wake_scan();
-    }
-  } catch (...) {
-    listener_.reset();
-    listening_ = false;
-    throw;
-  }
-  return Duration(0);
 }
 
 std::vector<HealthPart> Dispatcher::health() const {

@@ -11,6 +11,7 @@
 #include "core/http/status_server.h"
 #include "core/metrics.h"
 #include "core/signing.h"
+#include "core/wake_up.h"
 #include "dispatcher/due_scan.h"
 #include "dispatcher/leadership.h"
 #include "dispatcher/outbox.h"
@@ -19,8 +20,8 @@
 namespace takt {
 
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
-/// Owns threads: lease, scan (schedules and due items), two that publish, outbox sweep, duties (rescue, retention,
-/// gauges); one more waits for NOTIFY where PostgreSQL is reached directly. A failure of PostgreSQL or RabbitMQ ends no thread: it is
+/// Owns threads: lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that
+/// publish, outbox sweep, duties (rescue, retention, gauges). A failure of PostgreSQL or RabbitMQ ends no thread: it is
 /// logged once and tried again after a pause.
 class Dispatcher {
  public:
@@ -47,15 +48,19 @@ class Dispatcher {
   [[nodiscard]] std::vector<HealthPart> health() const;
 
  private:
-  void repeat(const char* what, const std::function<Duration()>& round);
+  /// Rounds until stop(), with `wait_for` between them for as long as each says.
+  void repeat(const char* what, const std::function<Duration()>& round, const std::function<void(Duration)>& wait_for);
+  void pause(Duration time);
+  /// Until an item was enqueued, a scan is wanted, or `time` is over.
+  void await_work(Duration time);
+  void listen();
+  void stop_listening(const char* why);
   Duration lease_round();
   Duration scan_round();
   Duration publish_round(amqp::Publisher& publisher, const amqp::Publisher& other);
   void send_what_is_held(amqp::Publisher& publisher);
   Duration sweep_round();
   Duration duties_round();
-  Duration listen_round();
-  void wake_scan();
   DueScan::Result wake_due(const Term& term);
   /// When to look again.
   SteadyTime store_slots(const Term& term);
@@ -74,17 +79,17 @@ class Dispatcher {
   std::uint64_t losses_ = 0;                                        // publisher_.losses() when last looked; scan thread only
   std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
   std::size_t scans_ = 0;                                           // scan thread only
-  std::unique_ptr<DatabaseConnection> listener_;                    // listen thread only
+  std::unique_ptr<DatabaseConnection> listener_;                    // where notifications are heard; scan thread only
+  SteadyTime next_listen_{};                                        // zero while listening has not failed; scan thread only
+  bool woken_ = false;                                              // a notification came; scan thread only
   SteadyTime next_retention_{}, next_gauges_{}, next_forgotten_{};  // duties thread only
   bool was_leading_ = false;                                        // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<std::int64_t> slots_term_{0};  // what an earlier leader stored ahead was looked at in this term
-  std::atomic<bool> woken_{false};           // a notification came
-  std::atomic<bool> listening_{false};       // and will
   std::atomic<bool> quiet_{false};           // nothing was due or under way in the last due-scans
-  bool stopping_ = false;                    // guarded by mutex_
-  bool scan_wanted_ = false;                 // guarded by mutex_
+  std::atomic<bool> stopping_{false};        // set under mutex_, so that no pause() misses it
+  WakeUp scan_wanted_;
   std::vector<std::thread> threads_;
 };
 

@@ -1,8 +1,6 @@
 #include "core/amqp/connection.h"
 
 #include <poll.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include <array>
 
@@ -11,14 +9,9 @@
 
 namespace takt::amqp {
 
-Connection::Connection(BrokerSettings settings) : settings_(std::move(settings)), wake_fd_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
-  if (wake_fd_ < 0) throw std::runtime_error("no event descriptor: too many open files");
-}
+Connection::Connection(BrokerSettings settings) : settings_(std::move(settings)) {}
 
-Connection::~Connection() {
-  stop();
-  ::close(wake_fd_);
-}
+Connection::~Connection() { stop(); }
 
 void Connection::start() {
   thread_ = std::thread([this] { run(); });
@@ -28,16 +21,6 @@ void Connection::stop() {
   stopping_ = true;
   wake();
   if (thread_.joinable()) thread_.join();
-}
-
-void Connection::wake() {
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = ::write(wake_fd_, &one, sizeof one);
-}
-
-void Connection::drain_wakeups() {
-  std::uint64_t count = 0;
-  [[maybe_unused]] const auto got = ::read(wake_fd_, &count, sizeof count);
 }
 
 Connection::State Connection::state() const {
@@ -63,12 +46,11 @@ bool Connection::wait_connected(Duration timeout) const {
 }
 
 void Connection::pause(Duration duration) {
-  pollfd watched{wake_fd_, POLLIN, 0};
   const auto until = std::chrono::steady_clock::now() + duration;
   while (!stopping_) {
     const auto left = std::chrono::duration_cast<Duration>(until - std::chrono::steady_clock::now());
     if (left.count() <= 0) return;
-    if (::poll(&watched, 1, static_cast<int>(left.count())) > 0) drain_wakeups();
+    wake_.wait(left);
   }
 }
 
@@ -116,9 +98,9 @@ void Connection::serve(Channel& channel) {
     channel.process(on_any);
     on_wake(channel);
     if (channel.has_buffered()) continue;
-    std::array<pollfd, 2> watched{{{channel.socket(), POLLIN, 0}, {wake_fd_, POLLIN, 0}}};
+    std::array<pollfd, 2> watched{{{channel.socket(), POLLIN, 0}, {wake_.descriptor(), POLLIN, 0}}};
     ::poll(watched.data(), watched.size(), static_cast<int>(std::min(look, next_look()).count()));
-    if (watched[1].revents != 0) drain_wakeups();
+    if (watched[1].revents != 0) wake_.drain();
   }
   on_wake(channel);  // acknowledgements that were asked for before stop()
 }

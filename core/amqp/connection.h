@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "core/amqp/channel.h"
+#include "core/wake_up.h"
 
 namespace takt::amqp {
 
@@ -50,7 +51,7 @@ class Connection {
   [[nodiscard]] virtual Duration next_look() const { return Duration::max(); }
 
   /// Makes the thread call on_wake() soon. Any thread.
-  void wake();
+  void wake() { wake_.wake(); }
   void set_blocked(std::optional<std::string> reason);
   [[nodiscard]] bool stopping() const { return stopping_.load(); }
 
@@ -58,10 +59,9 @@ class Connection {
   void run();
   void serve(Channel& channel);
   void pause(Duration duration);
-  void drain_wakeups();
 
   const BrokerSettings settings_;
-  int wake_fd_;
+  WakeUp wake_;
   std::atomic<bool> stopping_{false};
   std::atomic<std::uint64_t> reconnects_{0};
   mutable std::mutex state_mutex_;

@@ -2,6 +2,7 @@
 #include <libpq-fe.h>
 #include <poll.h>
 
+#include <array>
 #include <charconv>
 #include <cstdlib>
 #include <set>
@@ -138,14 +139,15 @@ class PqxxConnection final : public DatabaseConnection {
 
   [[nodiscard]] bool usable() const override { return connection_.is_open(); }
 
-  bool wait_notification(Duration timeout) override {
+  bool wait_notification(Duration timeout, int or_readable) override {
     return translated([&] {
       if (!listener_) listener_ = std::make_unique<Listener>(connection_);
       const int before = listener_->received();
       connection_.get_notifs();
       if (listener_->received() != before) return true;
-      pollfd watched{connection_.sock(), POLLIN, 0};
-      if (::poll(&watched, 1, static_cast<int>(timeout.count())) > 0) connection_.get_notifs();
+      std::array<pollfd, 2> watched{{{connection_.sock(), POLLIN, 0}, {or_readable, POLLIN, 0}}};
+      ::poll(watched.data(), watched.size(), static_cast<int>(timeout.count()));
+      if (watched[0].revents != 0) connection_.get_notifs();
       return listener_->received() != before;
     });
   }

@@ -144,8 +144,9 @@ class DatabaseConnection {
   /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
   virtual void transaction(const std::function<void(Session&)>& body) = 0;
   [[nodiscard]] virtual bool usable() const = 0;
-  /// Waits up to `timeout` for a notification on a channel that was LISTENed to; true if one came.
-  virtual bool wait_notification(Duration timeout) = 0;
+  /// Waits up to `timeout` for a notification that work is due, or until the descriptor `or_readable` is; true if a
+  /// notification came.
+  virtual bool wait_notification(Duration timeout, int or_readable = -1) = 0;
 };
 
 /// Opens one connection. Throws DatabaseUnavailable; its text names host, port and database, never the password.
