@@ -200,7 +200,10 @@ Duration Dispatcher::scan_round() {
 SteadyTime Dispatcher::store_slots(const Term& term) {
   const auto began = clock_.steady();
   if (term.number != slots_term_) {
-    if (const int count = scan_->schedules.take_back(term); count > 0) log_info("slots taken back", {{"count", count}});
+    outbox_.forget_offers();
+    const auto inherited = scan_->schedules.inherit(term, Outbox::kSweepAfter);
+    if (inherited.taken_back > 0) log_info("slots taken back", {{"count", inherited.taken_back}});
+    outbox_.offer(inherited.ticks);
     slots_term_ = term.number;
   }
   auto slots = scan_->schedules.run_once(term, kSlotsInterval);

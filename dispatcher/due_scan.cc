@@ -37,7 +37,7 @@ constexpr Statement kScan{"due_scan", R"sql(
     SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
       FROM ready r LEFT JOIN takt.ticks t
         ON t.job_id = r.job_id AND t.finished_at IS NULL
-       AND (t.lease_until > now() OR t.created_at > now() - interval '10 s')
+       AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now())
      GROUP BY r.job_id),
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more

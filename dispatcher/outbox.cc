@@ -20,14 +20,14 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
   SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint, t.items::text
     FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
-   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - interval '2 s'
+   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'
    ORDER BY t.created_at
    LIMIT 1000
 )sql"};
 
 // One cheap look for both kinds, since most often there is neither.
 constexpr Statement kAnything{"outbox_anything", R"sql(
-  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - interval '2 s'),
+  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'),
          EXISTS (SELECT 1 FROM takt.dead_letter_outbox)
 )sql"};
 
@@ -147,14 +147,14 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
 
 Outbox::Swept Outbox::sweep(const Term& term) {
   Swept swept;
-  const auto anything = database_.exec(kAnything);
+  const auto anything = database_.exec(kAnything, Params::of(kSweepAfter));
   if (anything.boolean(0, 0)) swept.all_confirmed = publish_unpublished(term, swept.ticks);
   if (anything.boolean(0, 1)) swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
   return swept;
 }
 
 bool Outbox::publish_unpublished(const Term& term, int& count) {
-  const auto rows = database_.exec(kUnpublished);
+  const auto rows = database_.exec(kUnpublished, Params::of(kSweepAfter));
   std::vector<Signed> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     ticks.push_back(sign({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)),

@@ -30,6 +30,9 @@ class Outbox {
     amqp::Message message;
   };
 
+  /// How old a tick row without a confirm is before the sweep takes it for one that nobody is publishing.
+  static constexpr Duration kSweepAfter = std::chrono::seconds(2);
+
   Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics);
 
   /// Fresh tick rows, so that they need not wait for a sweep; each is signed now, with the time of its fire_at, and kept
@@ -44,7 +47,7 @@ class Outbox {
   void forget_offers();
   /// No further offers will come.
   void stop();
-  /// Tick rows older than 2 s without a confirm, and dead letters; at most 1,000 of each.
+  /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 of each.
   Swept sweep(const Term& term);
   /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
   bool publish_unwatched(const TickRow& tick);

@@ -27,7 +27,8 @@ constexpr Statement kDue{"schedules_due", R"sql(
    LIMIT $2
 )sql"};
 
-// FOR SHARE on the leader's row keeps a successor from being elected between the check and the writes.
+// FOR SHARE on the leader's row keeps a successor from being elected between the check and the writes. A slot that is there
+// already counts as new where it was stopped before it was sent: its schedule was paused and goes on, or was changed.
 constexpr Statement kRecord{"schedules_record", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
@@ -38,24 +39,25 @@ constexpr Statement kRecord{"schedules_record", R"sql(
              AS p(id, old_due, next_due, next_fire, last_due), in_term
      WHERE s.id = p.id AND s.next_due = p.old_due AND NOT s.paused AND NOT s.job_paused
     RETURNING s.id)
-  INSERT INTO takt.ticks (id, job_id, source, due_at, items)
-  SELECT t.id, t.job_id, 'schedule', t.due_at, t.items::jsonb
-    FROM unnest($8::integer[], $9::text[], $10::integer[], $11::timestamptz[], $12::text[])
-           AS t(schedule_id, id, job_id, due_at, items)
+  INSERT INTO takt.ticks AS known (id, job_id, source, due_at, items, created_at)
+  SELECT t.id, t.job_id, 'schedule', t.due_at, t.items::jsonb, greatest(t.fire_at, now())
+    FROM unnest($8::integer[], $9::text[], $10::integer[], $11::timestamptz[], $12::text[], $13::timestamptz[])
+           AS t(schedule_id, id, job_id, due_at, items, fire_at)
    WHERE t.schedule_id IN (SELECT id FROM advanced)
-  ON CONFLICT (id) DO NOTHING
+  ON CONFLICT (id) DO UPDATE SET finished_at = NULL, items = excluded.items, created_at = excluded.created_at
+   WHERE known.finished_at IS NOT NULL AND known.published_at IS NULL AND known.begun_at IS NULL
   RETURNING id
 )sql"};
 
-// Served by ticks_unpublished. A tick names its schedule by its id only; names hold no "@".
+// Served by ticks_unpublished. A tick names its schedule by its id only: job, "/", schedule, "@", slot; no name holds an "@".
 constexpr Statement kUnsent{"schedules_unsent", R"sql(
   SELECT s.id, t.id, j.name, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
          (extract(epoch FROM t.due_at) * 1000000)::bigint, (extract(epoch FROM t.created_at) * 1000000)::bigint,
-         (extract(epoch FROM now()) * 1000000)::bigint
+         (extract(epoch FROM now()) * 1000000)::bigint, j.queue, t.items::text
     FROM (SELECT * FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
-           ORDER BY created_at DESC LIMIT 5000) t
+           ORDER BY created_at DESC LIMIT 20000) t
     JOIN takt.jobs j ON j.id = t.job_id
-    JOIN takt.schedules s ON s.job_id = t.job_id AND starts_with(t.id, j.name || '/' || s.name || '@')
+    JOIN takt.schedules s ON s.job_id = t.job_id AND s.name = substr(split_part(t.id, '@', 1), length(j.name) + 2)
 )sql"};
 
 constexpr Statement kTakeBack{"schedules_take_back", R"sql(
@@ -140,8 +142,9 @@ std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead
   return due;
 }
 
-int ScheduleScan::take_back(const Term& term) {
+ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_after) {
   const auto rows = database_.exec(kUnsent);
+  Inherited inherited;
   std::vector<std::int64_t> schedules;
   std::vector<std::string> ids, dues;
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -150,14 +153,21 @@ int ScheduleScan::take_back(const Term& term) {
     policy.misfire_after = Duration(rows.integer(i, 4));
     policy.jitter = Duration(rows.integer(i, 5));
     const Timestamp due = rows.time(i, 6), created = rows.time(i, 7), now = rows.time(i, 8);
-    const bool ahead = created < due + slot_jitter(job + "/" + name, due, policy.jitter);
-    if (!ahead || !is_missed(policy, due, now)) continue;
-    schedules.push_back(rows.integer(i, 0));
-    ids.emplace_back(rows.text(i, 1));
-    dues.push_back(format_rfc3339(due));
+    const Timestamp fire = due + slot_jitter(job + "/" + name, due, policy.jitter);
+    if (created > fire) continue;  // stored when it was late already
+    if (is_missed(policy, due, now)) {
+      schedules.push_back(rows.integer(i, 0));
+      ids.emplace_back(rows.text(i, 1));
+      dues.push_back(format_rfc3339(due));
+    } else if (fire > now - sweep_after) {
+      inherited.ticks.push_back(
+          {std::string(rows.text(i, 1)), job, std::string(rows.text(i, 9)), "schedule", due, std::string(rows.text(i, 10)), fire});
+    }
   }
-  if (ids.empty()) return 0;
-  return static_cast<int>(database_.exec_retrying(kTakeBack, Params::of(term.holder, term.number, schedules, ids, dues)).integer(0, 0));
+  if (ids.empty()) return inherited;
+  const auto gone = database_.exec_retrying(kTakeBack, Params::of(term.holder, term.number, schedules, ids, dues));
+  inherited.taken_back = static_cast<int>(gone.integer(0, 0));
+  return inherited;
 }
 
 ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead) {
@@ -166,7 +176,7 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
   if (due.empty()) return result;
 
   std::vector<std::int64_t> ids, tick_schedules, tick_jobs;
-  std::vector<std::string> old_dues, tick_dues;
+  std::vector<std::string> old_dues, tick_dues, tick_fires;
   std::vector<std::optional<std::string>> next_dues, next_fires, last_dues, items;
   std::vector<std::string> tick_ids;
   std::unordered_map<std::string, TickRow> rows_by_id;
@@ -202,6 +212,7 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
       tick_ids.push_back(row.id);
       tick_jobs.push_back(schedule.job_id);
       tick_dues.push_back(format_rfc3339(slot));
+      tick_fires.push_back(format_rfc3339(row.fire_at));
       items.push_back(row.items.empty() ? std::nullopt : std::optional(row.items));
       rows_by_id.emplace(row.id, std::move(row));
     }
@@ -211,7 +222,7 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
     }
   }
   const auto stored = database_.exec_retrying(kRecord, Params::of(term.holder, term.number, ids, old_dues, next_dues, next_fires, last_dues,
-                                                                  tick_schedules, tick_ids, tick_jobs, tick_dues, items));
+                                                                  tick_schedules, tick_ids, tick_jobs, tick_dues, items, tick_fires));
   for (std::size_t i = 0; i < stored.size(); ++i) {
     result.ticks.push_back(std::move(rows_by_id.at(std::string(stored.text(i, 0)))));
   }

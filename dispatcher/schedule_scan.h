@@ -14,7 +14,8 @@ namespace takt {
 
 /// Turns schedules into tick rows, up to kAhead before they are due, so that of many which are due together each has but to be
 /// sent. One round reads at most 250 schedules through schedules_fire and writes with one statement, conditional on the
-/// term and on each schedule still being at the slot that was read. Not thread-safe.
+/// term and on each schedule still being at the slot that was read. A tick that is stored ahead has the time at which it is to
+/// be sent for its created_at. Not thread-safe.
 class ScheduleScan {
  public:
   struct Result {
@@ -22,15 +23,20 @@ class ScheduleScan {
     std::optional<Duration> next_in;  ///< until the next slot can be stored, if that is within `lookahead`
     bool more = false;                ///< further schedules can be stored already
   };
-  /// How long before its time a slot is stored. Pausing stops it even then (core/config/apply); a changed schedule does not.
+  /// How long before its time a slot is stored. Even then it is stopped when its schedule is paused, removed, or given other
+  /// times (core/config/apply).
   static constexpr Duration kAhead = std::chrono::milliseconds(500);
 
   ScheduleScan(Database& database, Metrics& metrics) : database_(database), metrics_(metrics) {}
   Result run_once(const Term& term, Duration lookahead);
-  /// For the beginning of a term: what an earlier leader had stored ahead and never sent goes back to its schedule where it is
-  /// as late as a missed slot by now, so that the misfire policy decides about it as about the others. Reads the 5,000
-  /// latest unsent ticks; returns how many went back.
-  int take_back(const Term& term);
+  struct Inherited {
+    int taken_back = 0;
+    std::vector<TickRow> ticks;  ///< to be published at their fire_at, which may have just passed
+  };
+  /// For the beginning of a term: what an earlier leader had stored ahead and never sent. Where it is as late as a missed
+  /// slot by now, it goes back to its schedule, so that the misfire policy decides about it as about the others; otherwise it
+  /// is returned, unless it is later than `sweep_after`. Reads the 20,000 latest unsent ticks.
+  Inherited inherit(const Term& term, Duration sweep_after);
 
  private:
   struct DueSchedule;

@@ -81,7 +81,7 @@ CREATE TABLE takt.ticks (
   source       text NOT NULL,               -- schedule, due, more, manual, external, replay, once
   due_at       timestamptz NOT NULL,
   items        jsonb,                       -- inline items still to be carried by the message
-  created_at   timestamptz NOT NULL DEFAULT now(),
+  created_at   timestamptz NOT NULL DEFAULT now(),  -- of a slot that is stored ahead: when it is to be sent
   published_at timestamptz,
   accepted_at  timestamptz,                 -- its inline items are stored
   begun_at     timestamptz,

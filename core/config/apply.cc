@@ -84,6 +84,20 @@ std::string difference(const json& before, const json& after) {
   return text;
 }
 
+/// The dispatcher stores a slot half a second before it is due, and holds its message until then. A tick that is finished in
+/// between changes nothing when it arrives: every worker takes it for a repeat. Where its schedule goes on in time, the
+/// dispatcher stores it again. Empty `schedule`: all of the job's.
+void stop_slots_stored_ahead(Session& on, const std::string& job, const std::string& schedule) {
+  on.exec(std::string(R"sql(
+    UPDATE takt.ticks t SET finished_at = now(), items = NULL
+      FROM takt.jobs j
+     WHERE j.name = $1 AND t.job_id = j.id AND ($2 = '' OR starts_with(t.id, j.name || '/' || $2 || '@'))
+       AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL
+       AND t.created_at > now() - interval '1 s'
+  )sql"),
+          Params::of(job, schedule));
+}
+
 class Apply {
  public:
   Apply(Session& on, const std::string& who) : on_(on), who_(who), now_(read_now(on)) {}
@@ -97,6 +111,7 @@ class Apply {
       jobs.erase(job.name);
     }
     for (const auto& [name, stored] : schedules) {
+      stop_slots_stored_ahead(on_, name.substr(0, name.find('/')), name.substr(name.find('/') + 1));
       on_.exec(std::string("DELETE FROM takt.schedules WHERE id = $1"), Params::of(stored.id));
       note('-', "schedule " + name, "");
     }
@@ -168,6 +183,7 @@ class Apply {
     if (timing_changed) {
       const auto cron = Cron::parse(schedule.cron, schedule.time_zone);
       if (const auto slot = std::get<Cron>(cron).next(now_)) next = format_rfc3339(*slot);
+      if (!is_new) stop_slots_stored_ahead(on_, job.name, schedule.name);
     }
     on_.exec(std::string(R"sql(
       INSERT INTO takt.schedules AS s (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter,
@@ -213,15 +229,6 @@ void restart_schedules(Session& on, const std::string& where, const Params& para
   }
 }
 
-/// The dispatcher stores a slot half a second before it is due, and holds its message until then. A tick that is finished in
-/// between changes nothing when it arrives: every worker takes it for a repeat. $1 is the job's name.
-void stop_slots_stored_ahead(Session& on, const std::string& only, const Params& params) {
-  on.exec("UPDATE takt.ticks t SET finished_at = now(), items = NULL FROM takt.jobs j WHERE j.name = $1 AND t.job_id = j.id AND " + only +
-              " AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL"
-              " AND t.created_at > now() - interval '1 s'",
-          params);
-}
-
 void audit(Session& on, const std::string& who, const std::string& action, const std::string& subject) {
   on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject) VALUES ($1, 'command line', $2, $3)"),
           Params::of(who, action, subject));
@@ -255,7 +262,7 @@ bool set_job_paused(Database& database, const std::string& job, bool paused, con
     on.exec(std::string("UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"),
             Params::of(job, paused));
     if (paused) {
-      stop_slots_stored_ahead(on, "true", Params::of(job));
+      stop_slots_stored_ahead(on, job, "");
     } else {
       restart_schedules(on, "j.name = $1", Params::of(job));
     }
@@ -275,7 +282,7 @@ bool set_schedule_paused(Database& database, const std::string& job, const std::
                  .empty();
     if (!found) return;
     if (paused) {
-      stop_slots_stored_ahead(on, "starts_with(t.id, j.name || '/' || $2 || '@')", Params::of(job, schedule));
+      stop_slots_stored_ahead(on, job, schedule);
     } else {
       restart_schedules(on, "j.name = $1 AND s.name = $2", Params::of(job, schedule));
     }

@@ -97,7 +97,7 @@ TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves
   ASSERT_EQ(near.ticks.size(), 1U);
   EXPECT_EQ(std::to_string(to_unix_us(near.ticks[0].due_at)), due);
   EXPECT_EQ(near.ticks[0].fire_at, near.ticks[0].due_at);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL"), 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND created_at = due_at"), 1);
   EXPECT_TRUE(scan.run_once(term, 1s).ticks.empty()) << "each slot once";
 }
 
@@ -129,6 +129,61 @@ TEST_F(DispatcherTest, PausingStopsASlotThatIsStoredAhead) {
   EXPECT_EQ(arrives(b), ClaimOutcome::duplicate);
 }
 
+TEST_F(DispatcherTest, ASlotThatWasStoppedAheadComesBackWhereItsScheduleGoesOnInTime) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', payload: {}}]"));
+  const Term term = lead();
+  ScheduleScan scan(*database, metrics);
+  schedules_at("date_trunc('second', now()) + interval '1 s'");
+  std::vector<TickRow> held;
+  ASSERT_TRUE(eventually([&] { return !(held = scan.run_once(term, 1s).ticks).empty(); }));
+  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", true, "test"));
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0);
+  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", false, "test"));
+  schedules_at("'" + format_rfc3339(held[0].due_at) + "'");  // as resuming does, were this test as fast each time
+  const auto again = scan.run_once(term, 1s).ticks;
+  ASSERT_FALSE(again.empty());
+  EXPECT_EQ(again[0].id, held[0].id);
+  EXPECT_EQ(
+      database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND items IS NOT NULL AND id = '" + held[0].id + "'"), 1);
+  database->exec("UPDATE takt.ticks SET published_at = now(), begun_at = now(), finished_at = now() WHERE id = '" + held[0].id + "'");
+  schedules_at("'" + format_rfc3339(held[0].due_at) + "'");
+  for (const auto& tick : scan.run_once(term, 1s).ticks) EXPECT_NE(tick.id, held[0].id) << "what has run is over";
+}
+
+TEST_F(DispatcherTest, AChangedOrRemovedScheduleHasNoTickForTheSlotThatWasStoredAhead) {
+  const auto with = [](const std::string& a) { return plain_job("demo", "schedules: [" + a + "{name: b, cron: '0 0 1 1 *'}]"); };
+  const auto held = [&] {
+    return database.text(
+        "SELECT coalesce(string_agg(split_part(id, '@', 1), ' ' ORDER BY id), '') FROM takt.ticks WHERE finished_at IS NULL");
+  };
+  const auto store = [&](const Term& term) {
+    schedules_at("now() + interval '400 ms'");
+    ScheduleScan(*database, metrics).run_once(term, 1s);
+  };
+  database.apply(with("{name: a, cron: '0 0 1 1 *'},"));
+  const Term term = lead();
+  store(term);
+  EXPECT_EQ(held(), "demo/a demo/b");
+  database.apply(with("{name: a, cron: '0 0 1 1 *', misfire: skip},"));
+  EXPECT_EQ(held(), "demo/a demo/b") << "at the same times";
+  database.apply(with("{name: a, cron: '0 0 2 1 *'},"));
+  EXPECT_EQ(held(), "demo/b");
+  store(term);
+  EXPECT_EQ(held(), "demo/a demo/b demo/b");
+  database.apply(with(""));
+  EXPECT_EQ(held(), "demo/b demo/b");
+}
+
+TEST_F(DispatcherTest, ASlotThatIsStoredAheadKeepsNoDueItemWaiting) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '0 0 1 1 *'}]"));
+  const Term term = lead();
+  schedules_at("now() + interval '450 ms'");
+  ASSERT_EQ(ScheduleScan(*database, metrics).run_once(term, 1s).ticks.size(), 1U);
+  database->exec(std::string("UPDATE takt.ticks SET created_at = now() + interval '1 min'"));  // however slow this test is
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_ticks(term), 1);
+}
+
 TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMissed) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *', misfire: skip}, {name: s-s, cron: '0 0 1 1 *'}]"));
   const auto base = database.text("SELECT extract(epoch FROM now())::bigint");
@@ -145,17 +200,21 @@ TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMi
   };
   const auto run = [&](const std::string& sql) { database->exec(sql); };
   run("UPDATE takt.schedules SET next_due = slot(9), next_fire = slot(9) WHERE name = 's'");
-  run("SELECT store(10, slot(10) - interval '300 ms'), store(11, slot(11) + interval '1 ms'), store(12, slot(12) - interval '300 ms'),"
-      " store(13, slot(13) - interval '300 ms'), store(0, slot(0) - interval '300 ms')");
+  run("SELECT store(10, slot(10)), store(11, slot(11) + interval '1 ms'), store(12, slot(12)), store(13, slot(13)), store(0, slot(0))");
   run("UPDATE takt.ticks SET published_at = now() WHERE due_at = slot(12)");
   run("UPDATE takt.ticks SET begun_at = now() WHERE due_at = slot(13)");
   ScheduleScan scan(*database, metrics);
-  EXPECT_EQ(scan.take_back({"another", 1}), 0) << "not a leader";
+  EXPECT_EQ(scan.inherit({"another", 1}, 1h).taken_back, 0) << "not a leader";
   const Term term = lead();
-  EXPECT_EQ(scan.take_back(term), 1);
+  const auto inherited = scan.inherit(term, 1min);
+  EXPECT_EQ(inherited.taken_back, 1);
+  ASSERT_EQ(inherited.ticks.size(), 1U) << "to be sent in time by who leads now";
+  EXPECT_EQ(inherited.ticks[0].queue, "default");
+  EXPECT_EQ(to_unix_us(inherited.ticks[0].fire_at), std::stoll(base) * 1'000'000);
+  EXPECT_TRUE(scan.inherit(term, -1s).ticks.empty()) << "the sweep's already";
   EXPECT_EQ(unsent(), "13 11 0") << "begun; stored when it was due; not late enough";
   EXPECT_EQ(database.text("SELECT next_due = slot(10) AND next_fire = slot(10) FROM takt.schedules WHERE name = 's'"), "t");
-  EXPECT_EQ(scan.take_back(term), 0);
+  EXPECT_EQ(scan.inherit(term, 1min).taken_back, 0);
   scan.run_once(term, 1s);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE due_at = slot(10)"), 0) << "misfire: skip";
 }

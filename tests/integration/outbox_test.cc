@@ -95,25 +95,50 @@ TEST_F(OutboxTest, WaitsForWhatItHoldsBeforeItStops) {
   EXPECT_TRUE(stopping.take_offered(1h).empty()) << "and for nothing else";
 }
 
-TEST_F(OutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) {
-  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+/// A dispatcher with two connections to a broker of its own.
+struct DispatcherOutboxTest : OutboxTest {
   const TestVhost vhost;
-  amqp::Publisher first(vhost.settings("first"), {});
   const SystemClock real;
+  amqp::Publisher first{vhost.settings("first"), {}};
+
+  Dispatcher::Settings settings() const {
+    Dispatcher::Settings settings;
+    settings.scan_interval = 200ms;
+    settings.leader_lease = 10s;
+    settings.republish_after = 1h;
+    settings.retention = {std::chrono::days(7), 72h, 720h};
+    return settings;
+  }
+};
+
+TEST_F(DispatcherOutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
   first.start();
   publisher.start();
   ASSERT_TRUE(first.wait_connected(20s));
-  Dispatcher::Settings settings;
-  settings.scan_interval = 200ms;
-  settings.leader_lease = 10s;
-  settings.republish_after = 1h;
-  settings.retention = {std::chrono::days(7), 72h, 720h};
-  Dispatcher dispatcher(*database, first, publisher, keys, real, metrics, settings);
+  Dispatcher dispatcher(*database, first, publisher, keys, real, metrics, settings());
   dispatcher.start();
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") >= 4; }));
   dispatcher.stop();
   EXPECT_EQ(metrics.text().find("takt_publish_failed_total{"), std::string::npos) << "none was given to the one that is away";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND due_at < now() - interval '1 s'"), 0);
+}
+
+TEST_F(DispatcherOutboxTest, ANewLeaderSendsInTimeWhatTheOneBeforeItHadStoredAhead) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '0 0 1 1 *'}]"));
+  amqp::Publisher second(vhost.settings("second"), {});
+  first.start();
+  second.start();
+  ASSERT_TRUE(first.wait_connected(20s) && second.wait_connected(20s));
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at) SELECT 'demo/s@x', id, 'schedule', t, t "
+                  "FROM takt.jobs, (SELECT now() + interval '450 ms' AS t) soon"));
+  Dispatcher dispatcher(*database, first, second, keys, real, metrics, settings());
+  dispatcher.start();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") == 1; }));
+  dispatcher.stop();
+  EXPECT_EQ(database.text("SELECT published_at BETWEEN created_at AND created_at + interval '2 s' FROM takt.ticks"), "t")
+      << "and not by the sweep";
 }
 
 }  // namespace
