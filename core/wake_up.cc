@@ -20,11 +20,11 @@ void WakeUp::wake() {
   [[maybe_unused]] const auto written = ::write(fd_, &one, sizeof one);
 }
 
-void WakeUp::wait(Duration timeout) {
+bool WakeUp::wait(Duration timeout) {
   pollfd watched{fd_, POLLIN, 0};
   if (timeout > Duration(0)) ::poll(&watched, 1, static_cast<int>(timeout.count()));
   std::uint64_t count = 0;
-  [[maybe_unused]] const auto got = ::read(fd_, &count, sizeof count);
+  return ::read(fd_, &count, sizeof count) == sizeof count;
 }
 
 }  // namespace takt

@@ -14,10 +14,10 @@ class WakeUp {
   WakeUp& operator=(const WakeUp&) = delete;
 
   void wake();
-  /// Up to `timeout` for a wake(), the ones since the last wait included.
-  void wait(Duration timeout);
-  /// Forgets the wakes so far.
-  void drain() { wait(Duration(0)); }
+  /// Up to `timeout` for a wake(), the ones since the last wait included; true if there was one.
+  bool wait(Duration timeout);
+  /// Forgets the wakes so far; true if there were any.
+  bool drain() { return wait(Duration(0)); }
   /// Readable after a wake(), for poll().
   [[nodiscard]] int descriptor() const { return fd_; }
 

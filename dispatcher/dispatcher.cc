@@ -30,7 +30,7 @@ constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kStandby = std::chrono::milliseconds(500);
-constexpr Duration kLookAgain = std::chrono::milliseconds(10);
+constexpr Duration kLookAgain = std::chrono::milliseconds(5);
 /// Slow due-scans may take a tenth of the time, and no more: where a long transaction holds back vacuum, each walks over
 /// every item that was done since it began. Slow is what all of the last few were: a single one was merely unlucky.
 constexpr Duration kSlowScan = std::chrono::milliseconds(5);
@@ -132,10 +132,9 @@ void Dispatcher::pause(Duration time) {
 }
 
 void Dispatcher::await_work(Duration time) {
-  if (!listener_) return scan_wanted_.wait(time);
   try {
-    if (listener_->wait_notification(time, scan_wanted_.descriptor())) woken_ = true;
-    scan_wanted_.drain();
+    if (listener_) heard_.merge(listener_->wait_notifications(time, scan_wanted_.descriptor()));
+    if (scan_wanted_.wait(listener_ ? Duration(0) : time)) heard_.insert("");
   } catch (const std::exception& error) {
     stop_listening(error.what());
   }
@@ -146,7 +145,7 @@ void Dispatcher::listen() {
   if (listener_ || database_.transaction_pooler() || clock_.steady() < next_listen_) return;
   try {
     listener_ = database_.dedicated();
-    listener_->wait_notification(Duration(0));
+    heard_.merge(listener_->wait_notifications(Duration(0)));
     if (next_listen_ != SteadyTime{}) log_info("dispatcher recovered", {{"part", "listen"}});
     next_listen_ = {};
   } catch (const std::exception& error) {
@@ -173,28 +172,25 @@ Duration Dispatcher::lease_round() {
 
 Duration Dispatcher::scan_round() {
   if (!leadership_.leading()) {
-    next_slots_ = {};
+    next_slots_ = next_look_ = {};
     listener_.reset();
     return kStandby;
   }
   const Term term = leadership_.term();
   listen();
-  const bool may_look = clock_.steady() >= next_due_look_;
-  const bool woken = may_look && std::exchange(woken_, false);
-  // An item was enqueued: it goes first. Others may commit right behind it without a notification of their own
-  // (takt.enqueue), so a second look follows shortly.
-  if (woken) {
+  // What was enqueued goes first. Others may commit right behind it without a notification of their own (takt.enqueue), so a
+  // look at everything follows shortly.
+  if (!heard_.empty() && clock_.steady() >= not_before_) {
     last_busy_ = clock_.steady();
-    wake_due(term);
+    next_look_ = std::min(next_look_, heard_.contains("") ? SteadyTime{} : last_busy_ + kLookAgain);
+    heard_.erase("");
+    if (!heard_.empty()) publish_wakes(scan_->due.look_at(term, heard_));
+    heard_.clear();
   }
   if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
-  std::optional<Duration> next_in;
-  if (may_look && !woken) next_in = wake_due(term).next_in;
-  const Duration unasked = quiet_ && listener_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
-  Duration wait = woken ? kLookAgain : std::min(unasked, next_in.value_or(unasked));
-  wait = std::max(wait, std::chrono::ceil<Duration>(next_due_look_ - clock_.steady()));
-  const auto until_slots = std::chrono::ceil<Duration>(next_slots_ - clock_.steady());
-  return std::clamp(until_slots, Duration(0), std::max(wait, Duration(1)));
+  if (clock_.steady() >= std::max(next_look_, not_before_)) next_look_ = wake_due(term);
+  const auto wait = std::chrono::ceil<Duration>(std::min(next_slots_, std::max(next_look_, not_before_)) - clock_.steady());
+  return std::max(wait, Duration(0));
 }
 
 SteadyTime Dispatcher::store_slots(const Term& term) {
@@ -214,7 +210,14 @@ SteadyTime Dispatcher::store_slots(const Term& term) {
   return slots.more ? began : began + slots.next_in.value_or(kSlotsInterval);
 }
 
-DueScan::Result Dispatcher::wake_due(const Term& term) {
+void Dispatcher::publish_wakes(const std::vector<TickRow>& ticks) {
+  for (const auto& tick : ticks) {
+    log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
+    if (!outbox_.publish_unwatched(tick)) scan_->due.not_sent(tick.id);
+  }
+}
+
+SteadyTime Dispatcher::wake_due(const Term& term) {
   const auto began = clock_.steady();
   if (const auto losses = publisher_.losses(); losses != losses_) {
     scan_->due.forget_sent();
@@ -231,12 +234,10 @@ DueScan::Result Dispatcher::wake_due(const Term& term) {
   quiet_ = clock_.steady() - last_busy_ > kQuietAfter;
   last_scans_[scans_++ % last_scans_.size()] = std::chrono::floor<Duration>(clock_.steady() - began);
   const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());
-  if (took >= kSlowScan) next_due_look_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
-  for (const auto& tick : due.ticks) {
-    log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
-    if (!outbox_.publish_unwatched(tick)) scan_->due.not_sent(tick.id);
-  }
-  return due;
+  if (took >= kSlowScan) not_before_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
+  publish_wakes(due.ticks);
+  const Duration unasked = quiet_ && listener_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
+  return clock_.steady() + std::min(unasked, due.next_in.value_or(unasked));
 }
 
 Duration Dispatcher::publish_round(amqp::Publisher& publisher, const amqp::Publisher& other) {

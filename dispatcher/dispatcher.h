@@ -3,6 +3,8 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -61,8 +63,9 @@ class Dispatcher {
   void send_what_is_held(amqp::Publisher& publisher);
   Duration sweep_round();
   Duration duties_round();
-  DueScan::Result wake_due(const Term& term);
+  void publish_wakes(const std::vector<TickRow>& ticks);
   /// When to look again.
+  SteadyTime wake_due(const Term& term);
   SteadyTime store_slots(const Term& term);
 
   Database& database_;
@@ -75,13 +78,14 @@ class Dispatcher {
   Outbox outbox_;
   class ScanState;
   std::unique_ptr<ScanState> scan_;                                 // scan thread only
-  SteadyTime next_slots_{}, next_due_look_{}, last_busy_{};         // scan thread only
+  SteadyTime next_slots_{}, next_look_{}, last_busy_{};             // scan thread only
+  SteadyTime not_before_{};                                         // due-scans were slow; scan thread only
   std::uint64_t losses_ = 0;                                        // publisher_.losses() when last looked; scan thread only
   std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
   std::size_t scans_ = 0;                                           // scan thread only
   std::unique_ptr<DatabaseConnection> listener_;                    // where notifications are heard; scan thread only
   SteadyTime next_listen_{};                                        // zero while listening has not failed; scan thread only
-  bool woken_ = false;                                              // a notification came; scan thread only
+  std::set<std::string> heard_;                                     // jobs that were notified of, "" for all; scan thread only
   SteadyTime next_retention_{}, next_gauges_{}, next_forgotten_{};  // duties thread only
   bool was_leading_ = false;                                        // lease thread only
   std::mutex mutex_;

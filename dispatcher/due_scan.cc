@@ -1,7 +1,6 @@
 #include "dispatcher/due_scan.h"
 
 #include <algorithm>
-#include <set>
 
 #include "core/random.h"
 
@@ -53,7 +52,41 @@ constexpr Statement kScan{"due_scan", R"sql(
   SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL FROM not_begun n
 )sql"};
 
+// One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
+constexpr Statement kLook{"due_look", R"sql(
+  SELECT j.id, j.name, j.queue, (extract(epoch FROM i.run_at) * 1000000)::bigint
+    FROM takt.jobs j CROSS JOIN LATERAL (
+      SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
+   WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()
+     AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean
+     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL
+                        AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now()))
+     AND NOT EXISTS (SELECT 1 FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
+                      WHERE s.job_id = j.id AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id))
+     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
+)sql"};
+
 }  // namespace
+
+TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) const {
+  TickRow tick{"due:" + random_id(), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}};
+  sent.push_back({rows.integer(i, 0), tick.job, tick.id, clock_.steady()});
+  return tick;
+}
+
+std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::string>& jobs) {
+  std::vector<std::string> names(jobs.begin(), jobs.end()), sent_ticks;
+  std::vector<std::int64_t> sent_jobs;
+  for (const auto& sent : sent_) {
+    if (!jobs.contains(sent.job)) continue;
+    sent_jobs.push_back(sent.job_id);
+    sent_ticks.push_back(sent.tick_id);
+  }
+  const auto rows = database_.exec_retrying(kLook, Params::of(term.holder, term.number, names, sent_jobs, sent_ticks));
+  std::vector<TickRow> ticks;
+  for (std::size_t i = 0; i < rows.size(); ++i) ticks.push_back(wake(rows, i, sent_));
+  return ticks;
+}
 
 DueScan::Result DueScan::run_once(const Term& term) {
   const auto now = clock_.steady();
@@ -70,9 +103,7 @@ DueScan::Result DueScan::run_once(const Term& term) {
   std::vector<Sent> sent_now;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (!rows.is_null(i, 0)) {
-      const std::string id = "due:" + random_id();
-      result.ticks.push_back({id, std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}});
-      sent_now.push_back({rows.integer(i, 0), id, now});
+      result.ticks.push_back(wake(rows, i, sent_now));
     } else if (!rows.is_null(i, 6)) {
       if (!rows.is_null(i, 4)) result.next_in = Duration(rows.integer(i, 4) + 1);
       result.quiet = !rows.boolean(i, 6);

@@ -1,5 +1,7 @@
 #pragma once
 #include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "core/db/database.h"
@@ -31,7 +33,10 @@ class DueScan {
       : database_(database), clock_(clock), parallel_ticks_(parallel_ticks) {}
 
   Result run_once(const Term& term);
-  /// A tick of the last run_once() was not published: the next one makes another.
+  /// Wake ticks for those of `jobs`, by name, for which an item is due and no tick is under way. Costs a third of a
+  /// run_once(), which has to follow for what this leaves: other jobs, further ticks, an item behind one that is not due yet.
+  std::vector<TickRow> look_at(const Term& term, const std::set<std::string>& jobs);
+  /// A tick was not published: the next look makes another.
   void not_sent(const std::string& tick_id);
   /// The connection that ticks were sent on is gone, and they perhaps with it: jobs still due get others.
   void forget_sent() { sent_.clear(); }
@@ -39,9 +44,13 @@ class DueScan {
  private:
   struct Sent {
     std::int64_t job_id;
+    std::string job;
     std::string tick_id;
     SteadyTime at;
   };
+
+  /// A wake tick for the job of row `i`: id, name, queue, due.
+  TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) const;
 
   Database& database_;
   const Clock& clock_;

@@ -424,7 +424,7 @@ LANGUAGE sql SET search_path = takt, pg_temp AS $$
   SELECT s.item_id FROM takt.store_items(takt.job_id_of(job), ARRAY[payload], ARRAY[key], ARRAY[run_at], ARRAY[priority]) s $$;
 
 -- For applications, inside their own transaction. Returns the item's id; with a key that is live, the first item's.
--- The wake-up is a NOTIFY that is delivered at commit. PostgreSQL lets one transaction that notifies commit at a time, so
+-- The wake-up is a NOTIFY that names the job and is delivered at commit. PostgreSQL lets one transaction that notifies commit at a time, so
 -- while one that will notify is open, others leave it to that one: the dispatcher looks again a few milliseconds after
 -- each wake-up, and scans every dispatcher.scan_interval whatever happens. 1952541556 is "takt" in ASCII.
 -- To set search_path costs a seventh of the whole call, so it is not set here: instead every function and operator below
@@ -453,7 +453,7 @@ BEGIN
   END IF;
   IF coalesce(run_at, pg_catalog.now()) OPERATOR(pg_catalog.<=) pg_catalog.now() THEN
     IF pg_catalog.pg_try_advisory_xact_lock(1952541556::pg_catalog.int8) THEN
-      NOTIFY takt_due;
+      PERFORM pg_catalog.pg_notify('takt_due', job);
     END IF;
   END IF;
   RETURN stored;
@@ -478,7 +478,7 @@ BEGIN
     RAISE EXCEPTION 'takt: a key has more than 512 characters' USING ERRCODE = 'invalid_parameter_value';
   END IF;
   IF pg_try_advisory_xact_lock(1952541556) THEN
-    PERFORM pg_notify('takt_due', '');
+    PERFORM pg_notify('takt_due', job);
   END IF;
   RETURN QUERY SELECT s.ordinal, s.item_id, s.created
     FROM takt.store_items(the_job, payloads,

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <set>
+#include <utility>
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wconversion"
@@ -102,11 +103,12 @@ pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, c
 class Listener final : public pqxx::notification_receiver {
  public:
   explicit Listener(pqxx::connection& connection) : pqxx::notification_receiver(connection, "takt_due") {}
-  void operator()(const std::string&, int) override { ++received_; }
-  [[nodiscard]] int received() const { return received_; }
+  void operator()(const std::string& payload, int) override { jobs_.insert(jobs_.size() < kMost ? payload : ""); }
+  std::set<std::string> take() { return std::exchange(jobs_, {}); }
 
  private:
-  int received_ = 0;
+  static constexpr std::size_t kMost = 63;
+  std::set<std::string> jobs_;
 };
 
 class PqxxConnection final : public DatabaseConnection {
@@ -139,16 +141,15 @@ class PqxxConnection final : public DatabaseConnection {
 
   [[nodiscard]] bool usable() const override { return connection_.is_open(); }
 
-  bool wait_notification(Duration timeout, int or_readable) override {
+  std::set<std::string> wait_notifications(Duration timeout, int or_readable) override {
     return translated([&] {
       if (!listener_) listener_ = std::make_unique<Listener>(connection_);
-      const int before = listener_->received();
       connection_.get_notifs();
-      if (listener_->received() != before) return true;
+      if (auto jobs = listener_->take(); !jobs.empty()) return jobs;
       std::array<pollfd, 2> watched{{{connection_.sock(), POLLIN, 0}, {or_readable, POLLIN, 0}}};
       ::poll(watched.data(), watched.size(), static_cast<int>(timeout.count()));
       if (watched[0].revents != 0) connection_.get_notifs();
-      return listener_->received() != before;
+      return listener_->take();
     });
   }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -144,9 +145,9 @@ class DatabaseConnection {
   /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
   virtual void transaction(const std::function<void(Session&)>& body) = 0;
   [[nodiscard]] virtual bool usable() const = 0;
-  /// Waits up to `timeout` for a notification that work is due, or until the descriptor `or_readable` is; true if a
-  /// notification came.
-  virtual bool wait_notification(Duration timeout, int or_readable = -1) = 0;
+  /// Waits up to `timeout` for notifications that work is due, or until the descriptor `or_readable` is readable: the jobs
+  /// they name, with "" for one that names none. At most 64; "" stands for the others.
+  virtual std::set<std::string> wait_notifications(Duration timeout, int or_readable = -1) = 0;
 };
 
 /// Opens one connection. Throws DatabaseUnavailable; its text names host, port and database, never the password.

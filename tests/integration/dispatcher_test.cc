@@ -360,7 +360,53 @@ TEST_F(DispatcherTest, DoesNotWakeAJobThatTakesOneBatchATick) {
   database.apply(plain_job("demo", "drain: false"));
   const Term term = lead();
   database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(due_scan.look_at(term, {"demo"}).size(), 0U);
   EXPECT_EQ(due_ticks(term), 0);
+}
+
+TEST_F(DispatcherTest, ALookAtAJobThatWasEnqueuedForWakesItWhereNoTickIsUnderWay) {
+  database.apply(plain_job("demo") + plain_job("other") + plain_job("idle"));
+  const Term term = lead();
+  const auto woken = [&](const std::set<std::string>& jobs) { return due_scan.look_at(term, jobs); };
+  const auto sql = [&](const std::string& text) { database->exec(text); };
+  sql("SELECT takt.enqueue('demo'), takt.enqueue('other'), takt.enqueue('idle', run_at => now() + interval '1 h')");
+  EXPECT_EQ(woken({"idle", "nobody"}).size(), 0U);
+  EXPECT_EQ(due_scan.look_at({"another", 1}, {"demo"}).size(), 0U) << "not a leader";
+  for (const std::string hindrance : {"paused = true", "removed_at = now()", "held_until = now() + interval '1 h'"}) {
+    sql("UPDATE takt.jobs SET " + hindrance);
+    EXPECT_EQ(woken({"demo"}).size(), 0U) << hindrance;
+    sql("UPDATE takt.jobs SET paused = false, removed_at = NULL, held_until = NULL");
+  }
+  const auto ticks = woken({"demo", "idle"});
+  ASSERT_EQ(ticks.size(), 1U);
+  EXPECT_EQ(ticks[0].job, "demo");
+  EXPECT_EQ(ticks[0].queue, "default");
+  EXPECT_EQ(std::to_string(to_unix_us(ticks[0].due_at)),
+            database.text("SELECT (extract(epoch FROM run_at) * 1000000)::bigint FROM takt.items ORDER BY id LIMIT 1"));
+  EXPECT_EQ(woken({"demo"}).size(), 0U) << "it is on its way";
+  const auto rest = due_scan.run_once(term).ticks;
+  ASSERT_EQ(rest.size(), 1U) << "the scan knows of the first";
+  EXPECT_EQ(rest[0].job, "other");
+  claim_batch(*database, {database.job("demo"), ticks[0].id, ticks[0].due_at, "due", 1, "worker", 10, false});
+  sql("SELECT takt.enqueue('demo')");
+  EXPECT_EQ(woken({"demo"}).size(), 0U) << "a run goes on";
+  sql("UPDATE takt.ticks SET finished_at = now(), lease_until = NULL");
+  EXPECT_EQ(woken({"demo"}).size(), 1U) << "that one is over, and no scan was needed to learn of it";
+}
+
+TEST_F(DispatcherTest, AnEnqueueNotifiesOfItsJob) {
+  database.apply(plain_job("demo") + plain_job("other"));
+  const auto listening = database->dedicated();
+  EXPECT_TRUE(listening->wait_notifications(0ms).empty());
+  database->exec(std::string("SELECT takt.enqueue('demo')"));
+  EXPECT_EQ(listening->wait_notifications(10s), std::set<std::string>{"demo"});
+  database->exec(std::string("SELECT takt.enqueue('demo', run_at => now() + interval '1 h')"));
+  database->exec(std::string("SELECT * FROM takt.enqueue_many('other', ARRAY['{}'::jsonb])"));
+  EXPECT_EQ(listening->wait_notifications(10s), std::set<std::string>{"other"}) << "and not of what is due later";
+  database->exec(std::string("SELECT pg_notify('takt_due', 'j' || n) FROM generate_series(1, 1000) n"));
+  const auto many = listening->wait_notifications(10s);
+  EXPECT_EQ(many.size(), 64U);
+  EXPECT_TRUE(many.contains("")) << "for those that are left out";
 }
 
 // The scan's plan must not visit the backlog: its cost is a probe a job, not a row an item.
