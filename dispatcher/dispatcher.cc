@@ -188,7 +188,9 @@ Duration Dispatcher::scan_round() {
     heard_.clear();
   }
   if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
-  if (clock_.steady() >= std::max(next_look_, not_before_)) next_look_ = wake_due(term);
+  // While quiet, both together: waking up costs as much as looking.
+  const Duration early = quiet_ ? kQuietScanInterval / 2 : Duration(0);
+  if (clock_.steady() >= std::max(next_look_ - early, not_before_)) next_look_ = wake_due(term);
   const auto wait = std::chrono::ceil<Duration>(std::min(next_slots_, std::max(next_look_, not_before_)) - clock_.steady());
   return std::max(wait, Duration(0));
 }
