@@ -32,6 +32,12 @@ constexpr int kMostConnections = 65'536;
 constexpr std::size_t kExpectsFrom = 1024 * 1024;
 
 /// One request on its way.
+/// A URL that libcurl need not take apart again for each request.
+struct UrlCleanup {
+  void operator()(CURLU* url) const { curl_url_cleanup(url); }
+};
+using ParsedUrl = std::unique_ptr<CURLU, UrlCleanup>;
+
 struct Transfer {
   std::uint64_t id = 0;
   void* loop = nullptr;  ///< the Loop it belongs to, for libcurl's callbacks
@@ -40,6 +46,7 @@ struct Transfer {
   HttpResponse response;
   std::string host;  ///< scheme://host:port, as Loop::hosts_ counts them
   CURL* easy = nullptr;
+  ParsedUrl parsed;                      ///< `easy` has its URL from here
   std::string header_text;               ///< "Name: value", each with its NUL
   std::vector<curl_slist> header_lines;  ///< into header_text
   std::size_t header_bytes = 0;
@@ -259,6 +266,7 @@ class HttpClient::Loop {
   struct Handle {
     CURL* easy = nullptr;
     std::string url, method, ca_file;
+    ParsedUrl parsed;
   };
 
   void take_handle(Transfer& transfer) {
@@ -269,6 +277,7 @@ class HttpClient::Loop {
       idle_.pop_back();
       if (handle.url == request.url && handle.method == request.method && handle.ca_file == request.ca_file) {
         transfer.easy = handle.easy;
+        transfer.parsed = std::move(handle.parsed);
         return;
       }
       curl_easy_reset(handle.easy);
@@ -351,7 +360,7 @@ class HttpClient::Loop {
   }
 
   /// What requests to one place have in common.
-  void set_up(const Transfer& transfer) {
+  void set_up(Transfer& transfer) {
     CURL* easy = transfer.easy;
     const auto& request = transfer.request;
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
@@ -362,7 +371,11 @@ class HttpClient::Loop {
     curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, on_close);
     curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, this);
-    curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
+    transfer.parsed.reset(curl_url());
+    if (transfer.parsed && curl_url_set(transfer.parsed.get(), CURLUPART_URL, request.url.c_str(), CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK)
+      curl_easy_setopt(easy, CURLOPT_CURLU, transfer.parsed.get());
+    else
+      curl_easy_setopt(easy, CURLOPT_URL, request.url.c_str());
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(easy, CURLOPT_PROXY, "");
     curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
@@ -435,7 +448,8 @@ class HttpClient::Loop {
       curl_multi_remove_handle(multi_, owned->easy);
       curl_easy_setopt(owned->easy, CURLOPT_ERRORBUFFER, nullptr);
       if (idle_.size() < kMaxIdleHandles)
-        idle_.push_back({owned->easy, std::move(owned->request.url), std::move(owned->request.method), std::move(owned->request.ca_file)});
+        idle_.push_back({owned->easy, std::move(owned->request.url), std::move(owned->request.method), std::move(owned->request.ca_file),
+                         std::move(owned->parsed)});
       else
         curl_easy_cleanup(owned->easy);
     }
