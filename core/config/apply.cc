@@ -213,19 +213,28 @@ class Apply {
 /// Thrown to end a dry run's transaction without committing it.
 struct RolledBack {};
 
-/// Slots of schedules that begin to fire again: from now on, none of those in between.
-void restart_schedules(Session& on, const std::string& where, const Params& params) {
-  const auto rows = on.exec(
-      "SELECT s.id, s.cron, s.time_zone, (extract(epoch FROM now()) * 1000000)::bigint FROM takt.schedules s "
-      "JOIN takt.jobs j ON j.id = s.job_id WHERE " +
-          where,
-      params);
+/// Slots of schedules that begin to fire again: from now on, none of those in between. Empty `schedule`: all of the job's.
+void restart_schedules(Session& on, const std::string& job, const std::string& schedule) {
+  const auto rows = on.exec(std::string(R"sql(
+    SELECT s.id, s.cron, s.time_zone, (extract(epoch FROM now()) * 1000000)::bigint
+      FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+     WHERE j.name = $1 AND ($2 = '' OR s.name = $2)
+  )sql"),
+                            Params::of(job, schedule));
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto cron = Cron::parse(std::string(rows.text(i, 1)), std::string(rows.text(i, 2)));
     if (!std::holds_alternative<Cron>(cron)) continue;
     const auto next = std::get<Cron>(cron).next(rows.time(i, 3));
     on.exec(std::string("UPDATE takt.schedules SET next_due = $2, next_fire = $2 WHERE id = $1"),
             Params::of(rows.integer(i, 0), next ? std::optional(format_rfc3339(*next)) : std::nullopt));
+  }
+}
+
+void pause_slots(Session& on, const std::string& job, const std::string& schedule, bool paused) {
+  if (paused) {
+    stop_slots_stored_ahead(on, job, schedule);
+  } else {
+    restart_schedules(on, job, schedule);
   }
 }
 
@@ -261,11 +270,7 @@ bool set_job_paused(Database& database, const std::string& job, bool paused, con
     if (!found) return;
     on.exec(std::string("UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"),
             Params::of(job, paused));
-    if (paused) {
-      stop_slots_stored_ahead(on, job, "");
-    } else {
-      restart_schedules(on, "j.name = $1", Params::of(job));
-    }
+    pause_slots(on, job, "", paused);
     audit(on, who, paused ? "pause" : "resume", "job " + job);
   });
   return found;
@@ -281,11 +286,7 @@ bool set_schedule_paused(Database& database, const std::string& job, const std::
                      Params::of(job, schedule, paused))
                  .empty();
     if (!found) return;
-    if (paused) {
-      stop_slots_stored_ahead(on, job, schedule);
-    } else {
-      restart_schedules(on, "j.name = $1 AND s.name = $2", Params::of(job, schedule));
-    }
+    pause_slots(on, job, schedule, paused);
     audit(on, who, paused ? "pause" : "resume", "schedule " + job + "/" + schedule);
   });
   return found;
