@@ -296,11 +296,17 @@ TEST_F(DispatcherTest, AWakeTickNeedsNoRowUntilAWorkerBeginsIt) {
   const Term term = lead();
   database->exec(std::string("SELECT takt.enqueue('demo')"));
   const auto written = [&] { return database.number("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"); };
-  const auto before = written();
-  const auto first = due_scan.run_once(term);
-  ASSERT_EQ(first.ticks.size(), 1U);
+  std::int64_t least = 1'000'000;  // others write too: the server itself, and tests beside this one
+  DueScan::Result first;
+  for (int time = 0; time < 10; ++time) {
+    due_scan.forget_sent();
+    const auto before = written();
+    first = due_scan.run_once(term);
+    least = std::min(least, written() - before);
+    ASSERT_EQ(first.ticks.size(), 1U);
+  }
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), 0);
-  EXPECT_LT(written() - before, 100) << "the scan commits nothing that would have to be synced";
+  EXPECT_LT(least, 100) << "the scan commits nothing that would have to be synced";
 
   const auto job = database.job("demo");
   EXPECT_EQ(claim_batch(*database, {job, first.ticks[0].id, clock.now(), "due", 1, "w", 10}).items.size(), 1U);
