@@ -148,12 +148,14 @@ ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_a
   std::vector<std::int64_t> schedules;
   std::vector<std::string> ids, dues;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const std::string job(rows.text(i, 2)), name(rows.text(i, 3));
+    const std::string job(rows.text(i, 2));
+    std::string name = job;
+    name.append("/").append(rows.text(i, 3));
     SlotPolicy policy;
     policy.misfire_after = Duration(rows.integer(i, 4));
     policy.jitter = Duration(rows.integer(i, 5));
     const Timestamp due = rows.time(i, 6), created = rows.time(i, 7), now = rows.time(i, 8);
-    const Timestamp fire = due + slot_jitter(job + "/" + name, due, policy.jitter);
+    const Timestamp fire = due + slot_jitter(name, due, policy.jitter);
     if (created > fire) continue;  // stored when it was late already
     if (is_missed(policy, due, now)) {
       schedules.push_back(rows.integer(i, 0));
