@@ -65,18 +65,14 @@ Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
   const auto spawn = [&](const char* what, Duration (Dispatcher::*round)(), void (Dispatcher::*wait)(Duration) = &Dispatcher::pause) {
-    threads_.emplace_back([=, this] {
-      repeat(
-          what, [=, this] { return (this->*round)(); }, [=, this](Duration time) { (this->*wait)(time); });
-    });
+    threads_.emplace_back([=, this] { repeat(what, std::bind_front(round, this), wait); });
   };
   spawn("lease", &Dispatcher::lease_round);
   spawn("scan", &Dispatcher::scan_round, &Dispatcher::await_work);
   // Two, also so that one batch is marked in PostgreSQL while the next is on its way to the broker.
   const auto publish = [&](amqp::Publisher& through, const amqp::Publisher& other) {
     threads_.emplace_back([this, &through, &other] {
-      repeat(
-          "publish", [&] { return publish_round(through, other); }, [&](Duration time) { pause(time); });
+      repeat("publish", [&] { return publish_round(through, other); });
       send_what_is_held(through);
     });
   };
@@ -103,7 +99,7 @@ void Dispatcher::stop() {
   }
 }
 
-void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, const std::function<void(Duration)>& wait_for) {
+void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, void (Dispatcher::*wait_for)(Duration)) {
   ::pthread_setname_np(::pthread_self(), what);  // as top -H shows it
   bool failing = false;
   while (!stopping_) {
@@ -122,7 +118,7 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
     metrics_.broker("publisher", broker.connected, broker.blocked);
     const auto second = second_.state();
     metrics_.broker("second", second.connected, second.blocked);
-    wait_for(wait);
+    (this->*wait_for)(wait);
   }
 }
 

@@ -51,7 +51,7 @@ class Dispatcher {
 
  private:
   /// Rounds until stop(), with `wait_for` between them for as long as each says.
-  void repeat(const char* what, const std::function<Duration()>& round, const std::function<void(Duration)>& wait_for);
+  void repeat(const char* what, const std::function<Duration()>& round, void (Dispatcher::*wait_for)(Duration) = &Dispatcher::pause);
   void pause(Duration time);
   /// Until an item was enqueued, a scan is wanted, or `time` is over.
   void await_work(Duration time);
