@@ -7,11 +7,15 @@
 #include <thread>
 
 #include "core/amqp/topology.h"
+#include "core/start_pages.h"
 #include "dlq/archive.h"
 
 namespace takt {
 
 namespace {
+
+/// When everything that runs once has run: connections are made, the first rounds are over.
+constexpr timespec kSettled{5, 0};
 
 sigset_t end_signals() {
   sigset_t set;
@@ -55,6 +59,7 @@ Worker::Settings worker_settings(const Config& config) {
   settings.queues = config.worker.queues.empty() ? config.queues() : config.worker.queues;
   settings.all_queues = config.queues();
   settings.host_connections = config.worker.host_connections;
+  settings.http_threads = config.worker.http_threads;
   settings.payload_in_errors = config.worker.payload_in_errors;
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
@@ -114,8 +119,11 @@ void Services::run() {
   log_info("started", {{"metrics_port", status_->port()}});
 
   const auto signals = end_signals();
-  int received = 0;
-  sigwait(&signals, &received);
+  int received = ::sigtimedwait(&signals, nullptr, &kSettled);
+  if (received < 0) {
+    log_debug("start pages given back", {{"bytes", give_back_start_pages()}});
+    sigwait(&signals, &received);
+  }
   log_info("stopping", {{"signal", received == SIGINT ? "SIGINT" : "SIGTERM"}});
   std::thread([signals] {
     int again = 0;
