@@ -34,6 +34,7 @@ class Worker {
     std::vector<std::string> queues;      ///< names of design: "default"
     std::vector<std::string> all_queues;  ///< to be declared
     int host_connections = 50;
+    int http_threads = 1;
     int reserved_descriptors = HttpClient::Settings().reserved_descriptors;
     bool payload_in_errors = false;
     OutboundPolicy outbound;

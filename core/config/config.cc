@@ -179,6 +179,7 @@ void read_services(SectionReader& top, Config& config, Faults& faults) {
                    worker.duration("max_tick_age"),
                    worker.names("queues"),
                    static_cast<int>(worker.integer("host_connections")),
+                   static_cast<int>(worker.integer("http_threads")),
                    worker.boolean("payload_in_errors"),
                    read_outbound(worker)};
   auto metrics = open("metrics");

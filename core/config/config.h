@@ -37,7 +37,7 @@ struct Config {
     int runs = 0;
     Duration grace{}, max_tick_age{};
     std::vector<std::string> queues;
-    int host_connections = 0;
+    int host_connections = 0, http_threads = 0;
     bool payload_in_errors = false;
     OutboundPolicy outbound;
   } worker;

@@ -62,6 +62,7 @@ constexpr std::array kWorker{
     Field{"queues", names, 0, 0, "", nullptr, "queues to consume; empty: those of all jobs"},
     Field{"max_tick_age", duration, 60 * kSecond, 30 * kDay, "24h", nullptr, "a tick signed longer ago is refused"},
     Field{"host_connections", integer, 1, 10000, "50", nullptr, "HTTP connections to one host at most"},
+    Field{"http_threads", integer, 1, 16, "2", nullptr, "threads that drive HTTP requests, each with its part of the connections"},
     Field{"outbound_allow", texts, 0, 0, "", nullptr,
           "destinations that `http` jobs may reach; empty: any. Each an address or network, `private`, a host or *.host, http: or https:, "
           "or :port"},

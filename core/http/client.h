@@ -16,6 +16,8 @@ struct HttpRequest {
   std::string method;
   std::string url;
   std::vector<std::pair<std::string, std::string>> headers;
+  /// Further ones, "Name: value" with CRLF between them. Not for any that libcurl may add by itself (Content-Type, Accept, …).
+  std::string header_lines;
   std::string body;  ///< not sent with GET and HEAD
   Duration timeout = std::chrono::seconds(30);
   Duration connect_timeout = std::chrono::seconds(5);
@@ -38,11 +40,13 @@ struct HttpResponse {
   double seconds = 0;
 };
 
-/// Outbound HTTP: libcurl's multi interface on a libuv loop that one thread of this object drives.
+/// Outbound HTTP: libcurl's multi interface on libuv loops, each driven by a thread of this object and with connections of its
+/// own. Requests are spread over the loops; a request that is started in another's callback goes on in that one's loop.
 /// Keep-alive, HTTP/2 where a TLS server offers it, certificates and names verified, redirects not followed, no proxy.
 /// Memory: at most the requests started and not yet done, each with its body and max_response bytes; header lines of a
 /// response are read up to 64 KiB in all.
-/// start() and cancel() may be called from any thread; `done` runs on the loop's thread and must not block.
+/// start() and cancel() may be called from any thread; `done` runs on a loop's thread, several of them at once on several, and
+/// must not block.
 /// The destructor cancels what is in flight.
 class HttpClient {
  public:
@@ -51,6 +55,7 @@ class HttpClient {
     int idle_connections = 200;     ///< kept open for reuse
     OutboundPolicy outbound{};      ///< judges the URL, and the very address that is connected to; no second lookup
     int reserved_descriptors = 16;  ///< of the process's limit left to everything else; see connections()
+    int threads = 1;                ///< loops, each with its part of the connections; fewer where these are few
   };
   using Done = std::function<void(HttpResponse&&)>;
 
@@ -68,8 +73,8 @@ class HttpClient {
   [[nodiscard]] int connections() const;
 
  private:
-  class Loop;
-  std::unique_ptr<Loop> loop_;
+  class Loops;
+  std::unique_ptr<Loops> loops_;
 };
 
 }  // namespace takt

@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "tests/support/http_server.h"
@@ -177,6 +179,64 @@ TEST(HttpClient, BoundsConnectionsToOneHost) {
   for (int i = 0; i < 60; ++i) calls.push_back(std::make_unique<Call>(client, post(server.url())));
   for (auto& call : calls) EXPECT_EQ(call->wait().status, 200);
   EXPECT_LE(server.connections(), 3);
+}
+
+TEST(HttpClient, KeepsTheBoundOfAHostOverSeveralThreads) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  HttpClient client({.host_connections = 5, .idle_connections = 10, .threads = 3});
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 300; ++i) calls.push_back(std::make_unique<Call>(client, post(server.url())));
+  for (int i = 0; i < 300; i += 7) client.cancel(calls[static_cast<std::size_t>(i)]->id);
+  for (int i = 0; i < 300; ++i) {
+    const auto response = calls[static_cast<std::size_t>(i)]->wait();
+    EXPECT_TRUE(response.status == 200 || (i % 7 == 0 && response.fault == HttpFault::cancelled)) << response.error;
+  }
+  // Those that were cancelled on their way took their connection with them.
+  EXPECT_LE(server.connections(), 5 + 43);
+}
+
+TEST(HttpClient, GoesOnInTheThreadWhoseCallbackStartedTheNext) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  HttpClient client({.host_connections = 10, .idle_connections = 10, .threads = 2});
+  std::mutex mutex;
+  std::condition_variable ended;
+  std::set<std::thread::id> threads;
+  int left = 2, moved = 0;
+  const std::function<void(int, std::thread::id)> chain = [&](int n, std::thread::id before) {
+    client.start(post(server.url()), [&, n, before](HttpResponse&& response) {
+      EXPECT_EQ(response.status, 200);
+      const auto here = std::this_thread::get_id();
+      {
+        const std::scoped_lock lock(mutex);
+        threads.insert(here);
+        if (before != std::thread::id() && here != before) ++moved;
+      }
+      if (n > 1) return chain(n - 1, here);
+      const std::scoped_lock lock(mutex);
+      if (--left == 0) ended.notify_one();
+    });
+  };
+  chain(50, {});
+  chain(50, {});
+  std::unique_lock lock(mutex);
+  ASSERT_TRUE(ended.wait_for(lock, 20s, [&] { return left == 0; }));
+  EXPECT_EQ(threads.size(), 2U) << "two at a time are spread over two threads";
+  EXPECT_EQ(moved, 0);
+  EXPECT_LE(server.connections(), 2);
+}
+
+TEST(HttpClient, CancelsWhatWaitsForAPlaceAtItsEndToo) {
+  MisbehavingServer server([](int socket) {
+    MisbehavingServer::read_request(socket);
+    MisbehavingServer::read_request(socket);
+  });
+  auto client = std::make_unique<HttpClient>(HttpClient::Settings{.host_connections = 1, .threads = 2});
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 10; ++i) calls.push_back(std::make_unique<Call>(*client, post(server.url(), 60s)));
+  client->cancel(calls.back()->id);
+  EXPECT_EQ(calls.back()->wait().fault, HttpFault::cancelled);
+  client.reset();
+  for (const auto& call : calls) EXPECT_EQ(call->wait().fault, HttpFault::cancelled);
 }
 
 /// While it lives, the process may open `more` descriptors, and no further ones.

@@ -40,7 +40,7 @@ bool destination_works(const HttpResponse& response) {
 struct Progress {
   std::mutex mutex;
   std::condition_variable finished;
-  std::map<std::size_t, std::uint64_t> in_flight;  // item index → request; guarded by mutex
+  std::map<std::size_t, std::uint64_t> in_flight;  // item index → request, 0 until it is known; guarded by mutex
   std::size_t next = 0;                            // guarded by mutex
   std::vector<double> seconds;                     // of those done; guarded by mutex
 };
@@ -60,16 +60,23 @@ HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandle
   // The same id on every attempt, so that the receiver can recognise a repeat.
   const std::string id = "item-" + std::to_string(item.id);
   const auto now_s = std::chrono::floor<std::chrono::seconds>(clock_.now()).time_since_epoch().count();
+  auto& lines = request.header_lines;
+  lines.reserve(400);
+  const auto add = [&lines](std::string_view name, std::string_view value) {
+    if (!lines.empty()) lines += "\r\n";
+    lines.append(name).append(": ").append(value);
+  };
   auto& headers = request.headers;
+  headers.reserve(3 + config.headers.size());
   if (has_body) headers.emplace_back("Content-Type", "application/json");
-  headers.emplace_back("User-Agent", "Takt");
-  headers.emplace_back("webhook-id", id);
-  headers.emplace_back("webhook-timestamp", std::to_string(now_s));
-  headers.emplace_back("webhook-signature", keys_.sign(id, now_s, request.body));
-  headers.emplace_back("Takt-Job", context.job.name);
-  headers.emplace_back("Takt-Attempt", std::to_string(item.attempt));
-  headers.emplace_back("Takt-Run", std::to_string(context.run_id));
-  headers.emplace_back("traceparent", "00-" + context.trace_id + "-" + span_id(item) + "-01");
+  add("User-Agent", "Takt");
+  add("webhook-id", id);
+  add("webhook-timestamp", std::to_string(now_s));
+  add("webhook-signature", keys_.sign(id, now_s, request.body));
+  add("Takt-Job", context.job.name);
+  add("Takt-Attempt", std::to_string(item.attempt));
+  add("Takt-Run", std::to_string(context.run_id));
+  add("traceparent", "00-" + context.trace_id + "-" + span_id(item) + "-01");
   for (const auto& [name, value] : config.headers) headers.emplace_back(name, value);
   if (!config.bearer_env.empty()) {
     if (const char* token = std::getenv(config.bearer_env.c_str()); token != nullptr) {
@@ -99,30 +106,35 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
 
   const std::string destination = destination_of(config);
   Progress progress;
-  std::unique_lock lock(progress.mutex);
   // Each request that ends begins the next, on the client's thread: no thread is woken for it.
   const std::function<void()> begin_next = [&] {
-    if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
-    const auto pass = circuits_.begin(destination, config.circuit);
-    if (!pass) return;
-    const std::size_t index = progress.next++;
-    progress.in_flight[index] = client_.start(request_for(context, config, items[index]), [&, index, pass](HttpResponse&& response) {
-      auto result = judge_reply(response, config.method, clock_.now(), keep_body_);
+    std::size_t index = 0;
+    std::optional<CircuitBreaker::Pass> pass;
+    {
+      const std::scoped_lock lock(progress.mutex);
+      if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
+      pass = circuits_.begin(destination, config.circuit);
+      if (!pass) return;
+      index = progress.next++;
+      progress.in_flight[index] = 0;
+    }
+    const auto id = client_.start(request_for(context, config, items[index]), [&, index, pass](HttpResponse&& response) {
+      results[index] = judge_reply(response, config.method, clock_.now(), keep_body_);
       circuits_.end(destination, config.circuit, *pass, destination_works(response));
-      const std::scoped_lock done_lock(progress.mutex);  // held while notifying: run() must not return before this ends
       crash_point("worker.mid_handler");
-      results[index] = std::move(result);
+      begin_next();
+      const std::scoped_lock lock(progress.mutex);  // held while notifying: run() must not return before this ends
       progress.seconds.push_back(response.seconds);
       progress.in_flight.erase(index);
-      begin_next();
       if (progress.in_flight.empty()) progress.finished.notify_one();
     });
+    const std::scoped_lock lock(progress.mutex);
+    if (const auto begun = progress.in_flight.find(index); begun != progress.in_flight.end()) begun->second = id;  // else done already
   };
   for (int i = 0; i < config.parallel; ++i) begin_next();
-  bool cancelled = false;
+  std::unique_lock lock(progress.mutex);
   while (!progress.in_flight.empty()) {
-    if (context.control.cancelled() && !cancelled) {
-      cancelled = true;
+    if (context.control.cancelled()) {
       for (const auto& [index, id] : progress.in_flight) client_.cancel(id);
     }
     progress.finished.wait_for(lock, kLookAtControl);
