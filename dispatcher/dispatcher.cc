@@ -180,6 +180,7 @@ Duration Dispatcher::scan_round() {
     last_busy_ = clock_.steady();
     next_look_ = std::min(next_look_, heard_.contains("") ? SteadyTime{} : last_busy_ + kLookAgain);
     heard_.erase("");
+    publish_wakes(scan_->due.wake_idle(heard_, leadership_.database_clock().now()));
     if (!heard_.empty()) publish_wakes(scan_->due.look_at(term, heard_));
     heard_.clear();
   }

@@ -9,10 +9,14 @@ namespace takt {
 namespace {
 
 constexpr Duration kReplaceAfter = std::chrono::seconds(10);
+/// How long after it was last woken a job is looked after, and how many are at most.
+constexpr Duration kLooksAfter = std::chrono::seconds(1);
+constexpr std::size_t kMostLookedAfter = 64;
 
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
-// Rows: a job to be woken (job, name, queue, due, -, -, -), when the next item is due and whether any tick is unfinished
-// (-, -, -, -, ms, -, unfinished), and each tick of $5 that no worker has begun (-, -, -, -, -, tick, -).
+// Rows: a job to be woken (job, name, queue, due, -, -, -, -), when the next item is due and whether any tick is unfinished
+// (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -), and each job of
+// $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -41,15 +45,21 @@ constexpr Statement kScan{"due_scan", R"sql(
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, NULL::boolean
+  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, NULL::boolean, NULL::text
     FROM ready r JOIN under_way u USING (job_id)
    WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
   SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now()), NULL,
-         EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL)
+         EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL), NULL
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL FROM not_begun n
+  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL, NULL FROM not_begun n
+  UNION ALL
+  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, j.name FROM takt.jobs j
+   WHERE j.id = ANY ($6::integer[])
+     AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean
+     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL
+                        AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now()))
 )sql"};
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
@@ -68,10 +78,28 @@ constexpr Statement kLook{"due_look", R"sql(
 
 }  // namespace
 
-TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) const {
-  TickRow tick{"due:" + random_id(), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), "due", rows.time(i, 3), {}};
-  sent.push_back({rows.integer(i, 0), tick.job, tick.id, clock_.steady()});
+TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) {
+  const std::string job(rows.text(i, 1));
+  const Woken woken{rows.integer(i, 0), std::string(rows.text(i, 2)), clock_.steady(), false};
+  if (woken_.contains(job) || woken_.size() < kMostLookedAfter) woken_[job] = woken;
+  return wake(job, woken, rows.time(i, 3), sent);
+}
+
+TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent) {
+  TickRow tick{"due:" + random_id(), job, woken.queue, "due", due, {}};
+  sent.push_back({woken.job_id, job, tick.id, clock_.steady()});
   return tick;
+}
+
+std::vector<TickRow> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp now) {
+  std::vector<TickRow> ticks;
+  for (auto& [job, woken] : woken_) {
+    if (!woken.idle || clock_.steady() - woken.at > kLooksAfter || jobs.erase(job) == 0) continue;
+    woken.idle = false;
+    woken.at = clock_.steady();
+    ticks.push_back(wake(job, woken, now, sent_));
+  }
+  return ticks;
 }
 
 std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::string>& jobs) {
@@ -97,7 +125,13 @@ DueScan::Result DueScan::run_once(const Term& term) {
     jobs.push_back(sent.job_id);
     ticks.push_back(sent.tick_id);
   }
-  const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks));
+  std::erase_if(woken_, [now](const auto& entry) { return now - entry.second.at > kLooksAfter; });
+  std::vector<std::int64_t> looked_after;
+  for (auto& [job, woken] : woken_) {
+    woken.idle = false;
+    looked_after.push_back(woken.job_id);
+  }
+  const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks, looked_after));
   Result result;
   std::set<std::string, std::less<>> not_begun;
   std::vector<Sent> sent_now;
@@ -109,12 +143,20 @@ DueScan::Result DueScan::run_once(const Term& term) {
       result.quiet = !rows.boolean(i, 6);
     } else if (!rows.is_null(i, 5)) {
       not_begun.emplace(rows.text(i, 5));
+    } else if (!rows.is_null(i, 7)) {
+      if (const auto woken = woken_.find(std::string(rows.text(i, 7))); woken != woken_.end()) woken->second.idle = true;
     }
   }
   std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
+  for (const auto& sent : sent_) busy(sent.job);
+  for (const auto& sent : sent_now) busy(sent.job);
   std::move(sent_now.begin(), sent_now.end(), std::back_inserter(sent_));
   result.quiet = result.quiet && sent_.empty();
   return result;
+}
+
+void DueScan::busy(const std::string& job) {
+  if (const auto woken = woken_.find(job); woken != woken_.end()) woken->second.idle = false;
 }
 
 void DueScan::not_sent(const std::string& tick_id) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -36,6 +37,11 @@ class DueScan {
   /// Wake ticks for those of `jobs`, by name, for which an item is due and no tick is under way. Costs a third of a
   /// run_once(), which has to follow for what this leaves: other jobs, further ticks, an item behind one that is not due yet.
   std::vector<TickRow> look_at(const Term& term, const std::set<std::string>& jobs);
+  /// Wake ticks, without asking PostgreSQL, for those of `jobs` that were woken within the last second and, at the last
+  /// run_once(), had no tick under way since: so at most one a job and run_once(). They are taken out of `jobs`. It may be one
+  /// too many, where something else has begun to work for the job meanwhile: a run without items.
+  /// `now`: by PostgreSQL's clock; when what was enqueued is due.
+  std::vector<TickRow> wake_idle(std::set<std::string>& jobs, Timestamp now);
   /// A tick was not published: the next look makes another.
   void not_sent(const std::string& tick_id);
   /// The connection that ticks were sent on is gone, and they perhaps with it: jobs still due get others.
@@ -49,13 +55,23 @@ class DueScan {
     SteadyTime at;
   };
 
+  struct Woken {
+    std::int64_t job_id;
+    std::string queue;
+    SteadyTime at;
+    bool idle;  ///< nothing was under way for it when last looked, and it may be woken
+  };
+
   /// A wake tick for the job of row `i`: id, name, queue, due.
-  TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) const;
+  TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent);
+  TickRow wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent);
+  void busy(const std::string& job);
 
   Database& database_;
   const Clock& clock_;
   const int parallel_ticks_;
-  std::vector<Sent> sent_;  // not begun by a worker when last looked
+  std::vector<Sent> sent_;              // not begun by a worker when last looked
+  std::map<std::string, Woken> woken_;  // lately, by name; at most kMostLookedAfter
 };
 
 }  // namespace takt

@@ -400,6 +400,51 @@ TEST_F(DispatcherTest, ALookAtAJobThatWasEnqueuedForWakesItWhereNoTickIsUnderWay
   EXPECT_EQ(woken({"demo"}).size(), 1U) << "that one is over, and no scan was needed to learn of it";
 }
 
+TEST_F(DispatcherTest, AJobThatAScanFoundIdleIsWokenOnceWithoutALook) {
+  database.apply(plain_job("demo") + plain_job("other"));
+  const Term term = lead();
+  const auto sql = [&](const std::string& text) { database->exec(text); };
+  const auto woken = [&] {
+    std::set<std::string> jobs{"demo", "other"};
+    const auto ticks = due_scan.wake_idle(jobs, from_unix_us(1'700'000'000'000'000));
+    EXPECT_EQ(jobs.size(), 2 - ticks.size()) << "what was woken needs no look";
+    for (const auto& tick : ticks) {
+      EXPECT_EQ(tick.job, "demo");
+      EXPECT_EQ(tick.queue, "default");
+      EXPECT_EQ(to_unix_us(tick.due_at), 1'700'000'000'000'000);
+    }
+    return ticks.size();
+  };
+  EXPECT_EQ(woken(), 0U) << "nobody knows it";
+  sql("SELECT takt.enqueue('demo')");
+  const auto first = due_scan.look_at(term, {"demo"});
+  ASSERT_EQ(first.size(), 1U);
+  EXPECT_EQ(woken(), 0U) << "its tick is on its way";
+  EXPECT_EQ(due_ticks(term), 0);
+  EXPECT_EQ(woken(), 0U) << "and still is";
+  claim_batch(*database, {database.job("demo"), first[0].id, first[0].due_at, "due", 1, "worker", 10, false});
+  EXPECT_EQ(due_ticks(term), 0);
+  EXPECT_EQ(woken(), 0U) << "a run goes on";
+  const std::string over = "UPDATE takt.ticks SET finished_at = now(), lease_until = NULL";
+  sql(over);
+  EXPECT_EQ(woken(), 0U) << "no scan has seen that it is over";
+  for (const std::string hindrance : {"paused = true", "removed_at = now()", "held_until = now() + interval '1 h'",
+                                      "definition = jsonb_set(definition, '{drain}', 'false')"}) {
+    sql("UPDATE takt.jobs SET " + hindrance);
+    EXPECT_EQ(due_ticks(term), 0);
+    EXPECT_EQ(woken(), 0U) << hindrance;
+    sql("UPDATE takt.jobs SET paused = false, removed_at = NULL, held_until = NULL, definition = jsonb_set(definition, '{drain}', 'true')");
+  }
+  EXPECT_EQ(due_ticks(term), 0);
+  EXPECT_EQ(woken(), 1U);
+  EXPECT_EQ(woken(), 0U) << "once a scan";
+  EXPECT_EQ(due_scan.look_at(term, {"demo"}).size(), 0U) << "a look knows of that tick";
+  due_scan.forget_sent();
+  EXPECT_EQ(due_ticks(term), 0);
+  clock.advance(2s);
+  EXPECT_EQ(woken(), 0U) << "what was known is old";
+}
+
 TEST_F(DispatcherTest, AnEnqueueNotifiesOfItsJob) {
   database.apply(plain_job("demo") + plain_job("other"));
   const auto listening = database->dedicated();
