@@ -264,5 +264,21 @@ TEST(Apply, LeavesSchedulesMadeByTheApiAlone) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules"), 1);
 }
 
+TEST(Prepared, APlanThatWasMadeForAnEmptyTableReadsByKeyWhenItIsFull) {
+  constexpr Statement kByKeys{"by_keys", "SELECT count(*) FROM takt.ticks WHERE id = ANY ($1::text[])"};
+  const auto keys = Params::of(std::vector<std::string>{"tick-1", "tick-2"});
+  TestDatabase database;
+  const auto connection = database->dedicated();
+  auto& on = connection->session();
+  on.script("VACUUM ANALYZE takt.ticks");
+  // PostgreSQL decides after five whether it keeps one plan for all values.
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(on.exec(kByKeys, keys).integer(0, 0), 0);
+  on.script("INSERT INTO takt.ticks (id, job_id, source, due_at) SELECT 'tick-' || n, 1, 'due', now() FROM generate_series(1, 3000) n");
+  on.script("BEGIN");
+  EXPECT_EQ(on.exec(kByKeys, keys).integer(0, 0), 2);
+  EXPECT_EQ(on.script("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'ticks'").integer(0, 0), 0);
+  on.script("ROLLBACK");
+}
+
 }  // namespace
 }  // namespace takt
