@@ -62,6 +62,7 @@ TEST_F(ItemsTest, NothingOfTheCallersSearchPathRunsInsideEnqueue) {
     CREATE FUNCTION trap.length(text) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('length'); RETURN 1; END$$;
     CREATE FUNCTION trap.pg_column_size(jsonb) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('size'); RETURN 1; END$$;
     CREATE FUNCTION trap.pg_try_advisory_xact_lock(bigint) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('lock'); RETURN true; END$$;
+    CREATE FUNCTION trap.pg_notify(text, text) RETURNS void LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('notify'); END$$;
     CREATE FUNCTION trap.text_eq(a text, b text) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('='); RETURN a::bytea OPERATOR(pg_catalog.=) b::bytea; END$$;
     CREATE FUNCTION trap.int_gt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('>'); RETURN a OPERATOR(pg_catalog.>) b; END$$;
     CREATE FUNCTION trap.int_lt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<'); RETURN a OPERATOR(pg_catalog.<) b; END$$;
@@ -85,6 +86,35 @@ TEST_F(ItemsTest, NothingOfTheCallersSearchPathRunsInsideEnqueue) {
     session.script("SELECT trap.unqualified()");
   });
   EXPECT_EQ(database.text("SELECT string_agg(what, ' ') FROM trap.caught"), "now") << "the trap itself works";
+}
+
+TEST_F(ItemsTest, AreRefusedWhereSomethingIsOutOfBoundsAndTakenAtTheBounds) {
+  database.apply(plain_job("demo"));
+  const auto refusal = [&](const std::string& arguments) -> std::string {
+    try {
+      database->exec("SELECT takt.enqueue(" + arguments + ")");
+    } catch (const DatabaseError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto said = [&](const std::string& arguments, const std::string& words) {
+    EXPECT_NE(refusal(arguments).find(words), std::string::npos) << arguments << ": " << refusal(arguments);
+  };
+  said("'demo', priority => 101", "priority 101 is outside -100 to 100");
+  said("'demo', priority => -101", "priority -101 is outside -100 to 100");
+  said("'demo', key => repeat('k', 513)", "key has 513 characters, more than 512");
+  said("'demo', to_jsonb(repeat('p', 524288))", "payload has 5");
+  said("'nobody'", "no job named \"nobody\"");
+  said("'nobody', key => 'k'", "no job named \"nobody\"");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+  for (const std::string accepted :
+       {"'demo', priority => 100", "'demo', priority => -100", "'demo', key => repeat('k', 512)", "'demo', to_jsonb(repeat('p', 524000))",
+        "'demo', key => ''", "'demo', key => ''", "'demo', NULL, NULL, NULL"}) {
+    EXPECT_EQ(refusal(accepted), "") << accepted;
+  }
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 7) << "an empty key is none";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys"), 1);
 }
 
 TEST_F(ItemsTest, AreClaimedOldestFirstWithinPriorityAndAtMostABatch) {
