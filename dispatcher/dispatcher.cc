@@ -31,6 +31,8 @@ constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kStandby = std::chrono::milliseconds(500);
 constexpr Duration kLookAgain = std::chrono::milliseconds(5);
+/// After a backlog got a further tick: so that it is worked at in full after a tenth of a second, and not after one.
+constexpr Duration kGrowAgain = std::chrono::milliseconds(20);
 /// Slow due-scans may take a tenth of the time, and no more: where a long transaction holds back vacuum, each walks over
 /// every item that was done since it began. Slow is what all of the last few were: a single one was merely unlucky.
 constexpr Duration kSlowScan = std::chrono::milliseconds(5);
@@ -235,6 +237,7 @@ SteadyTime Dispatcher::wake_due(const Term& term) {
   const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());
   if (took >= kSlowScan) not_before_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
   publish_wakes(due.ticks);
+  if (due.growing) return clock_.steady() + kGrowAgain;
   const Duration unasked = quiet_ && listener_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
   return clock_.steady() + std::min(unasked, due.next_in.value_or(unasked));
 }

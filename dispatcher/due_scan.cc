@@ -14,9 +14,9 @@ constexpr Duration kLooksAfter = std::chrono::seconds(1);
 constexpr std::size_t kMostLookedAfter = 64;
 
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
-// Rows: a job to be woken (job, name, queue, due, -, -, -, -), when the next item is due and whether any tick is unfinished
-// (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -), and each job of
-// $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
+// Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when the next item is due and whether any
+// tick is unfinished (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -),
+// and each job of $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -45,7 +45,7 @@ constexpr Statement kScan{"due_scan", R"sql(
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, NULL::boolean, NULL::text
+  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, u.more > 0, NULL::text
     FROM ready r JOIN under_way u USING (job_id)
    WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
@@ -138,6 +138,7 @@ DueScan::Result DueScan::run_once(const Term& term) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (!rows.is_null(i, 0)) {
       result.ticks.push_back(wake(rows, i, sent_now));
+      result.growing = result.growing || rows.boolean(i, 6);
     } else if (!rows.is_null(i, 6)) {
       if (!rows.is_null(i, 4)) result.next_in = Duration(rows.integer(i, 4) + 1);
       result.quiet = !rows.boolean(i, 6);

@@ -27,6 +27,7 @@ class DueScan {
   struct Result {
     std::vector<TickRow> ticks;       ///< wake ticks, to be published at once
     std::optional<Duration> next_in;  ///< until the next item of any job is due
+    bool growing = false;             ///< a job whose runs report more has one more: perhaps it may have yet another
     bool quiet = false;               ///< nothing is due, and no tick of any kind is unfinished
   };
 

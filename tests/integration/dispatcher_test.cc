@@ -272,12 +272,18 @@ TEST_F(DispatcherTest, WakesAJobOnceAndMoreOnlyWhileItReportsMore) {
   EXPECT_EQ(due_ticks(term), 0);
   database->exec(
       std::string("SELECT takt.enqueue('demo'), takt.enqueue('demo', priority => 5), takt.enqueue('solo') FROM generate_series(1, 50)"));
-  EXPECT_EQ(due_ticks(term), 2) << "one for each job that has something due";
+  const auto first = due_scan.run_once(term);
+  EXPECT_EQ(first.ticks.size(), 2U) << "one for each job that has something due";
+  EXPECT_FALSE(first.growing) << "nobody knows yet that one is not enough";
   EXPECT_EQ(due_ticks(term), 0) << "they are under way";
   database->exec(std::string(
       "INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) SELECT 'more:' || id, id, 'more', now(), now() FROM takt.jobs"));
-  EXPECT_EQ(due_ticks(term), 1) << "the backlog of demo deserves a further one; solo takes one at a time";
-  EXPECT_EQ(due_ticks(term), 0) << "and no more than parallel_ticks";
+  const auto further = due_scan.run_once(term);
+  EXPECT_EQ(further.ticks.size(), 1U) << "the backlog of demo deserves a further one; solo takes one at a time";
+  EXPECT_TRUE(further.growing) << "the next look comes soon";
+  const auto last = due_scan.run_once(term);
+  EXPECT_EQ(last.ticks.size(), 0U) << "and no more than parallel_ticks";
+  EXPECT_FALSE(last.growing);
 }
 
 TEST_F(DispatcherTest, ReplacesAWakeTickThatWasLost) {
