@@ -237,8 +237,9 @@ SteadyTime Dispatcher::wake_due(const Term& term) {
   const Duration took = *std::min_element(last_scans_.begin(), last_scans_.end());
   if (took >= kSlowScan) not_before_ = clock_.steady() + std::min<Duration>(took * (kScanShare - 1), kLongestScanPause);
   publish_wakes(due.ticks);
-  if (due.growing) return clock_.steady() + kGrowAgain;
-  const Duration unasked = quiet_ && listener_ ? std::max(settings_.scan_interval, kQuietScanInterval) : settings_.scan_interval;
+  Duration unasked = settings_.scan_interval;
+  if (quiet_ && listener_) unasked = std::max(unasked, kQuietScanInterval);
+  if (due.growing) unasked = std::min(unasked, kGrowAgain);
   return clock_.steady() + std::min(unasked, due.next_in.value_or(unasked));
 }
 

@@ -13,6 +13,12 @@ constexpr Duration kReplaceAfter = std::chrono::seconds(10);
 constexpr Duration kLooksAfter = std::chrono::seconds(1);
 constexpr std::size_t kMostLookedAfter = 64;
 
+// Nothing hinders that the job `j` is woken for due items.
+#define TAKT_MAY_BE_WOKEN \
+  "NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean"
+// The tick `t` is under way, as far as its row tells; served by ticks_unfinished.
+#define TAKT_UNDER_WAY "t.finished_at IS NULL AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now())"
+
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
 // Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when the next item is due and whether any
 // tick is unfinished (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -),
@@ -32,15 +38,14 @@ constexpr Statement kScan{"due_scan", R"sql(
   ready AS (
     SELECT f.job_id, f.run_at, j.name, j.queue, CASE WHEN j.concurrency = 1 THEN 1 ELSE $3::integer END AS parallel
       FROM firsts f JOIN takt.jobs j ON j.id = f.job_id
-     WHERE f.run_at <= now() AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean),
+     WHERE f.run_at <= now() AND )sql" TAKT_MAY_BE_WOKEN R"sql(),
   not_begun AS MATERIALIZED (
     SELECT s.job_id, s.tick_id FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
      WHERE NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id)),
   begun AS (
     SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
       FROM ready r LEFT JOIN takt.ticks t
-        ON t.job_id = r.job_id AND t.finished_at IS NULL
-       AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now())
+        ON t.job_id = r.job_id AND )sql" TAKT_UNDER_WAY R"sql(
      GROUP BY r.job_id),
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
@@ -57,9 +62,8 @@ constexpr Statement kScan{"due_scan", R"sql(
   UNION ALL
   SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, j.name FROM takt.jobs j
    WHERE j.id = ANY ($6::integer[])
-     AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean
-     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL
-                        AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now()))
+     AND )sql" TAKT_MAY_BE_WOKEN R"sql(
+     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql()
 )sql"};
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
@@ -68,9 +72,8 @@ constexpr Statement kLook{"due_look", R"sql(
     FROM takt.jobs j CROSS JOIN LATERAL (
       SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
    WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()
-     AND NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean
-     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL
-                        AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now()))
+     AND )sql" TAKT_MAY_BE_WOKEN R"sql(
+     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql()
      AND NOT EXISTS (SELECT 1 FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
                       WHERE s.job_id = j.id AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
@@ -127,13 +130,10 @@ DueScan::Result DueScan::run_once(const Term& term) {
   }
   std::erase_if(woken_, [now](const auto& entry) { return now - entry.second.at > kLooksAfter; });
   std::vector<std::int64_t> looked_after;
-  for (auto& [job, woken] : woken_) {
-    woken.idle = false;
-    looked_after.push_back(woken.job_id);
-  }
+  for (const auto& [job, woken] : woken_) looked_after.push_back(woken.job_id);
   const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks, looked_after));
   Result result;
-  std::set<std::string, std::less<>> not_begun;
+  std::set<std::string, std::less<>> not_begun, idle;
   std::vector<Sent> sent_now;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (!rows.is_null(i, 0)) {
@@ -145,19 +145,15 @@ DueScan::Result DueScan::run_once(const Term& term) {
     } else if (!rows.is_null(i, 5)) {
       not_begun.emplace(rows.text(i, 5));
     } else if (!rows.is_null(i, 7)) {
-      if (const auto woken = woken_.find(std::string(rows.text(i, 7))); woken != woken_.end()) woken->second.idle = true;
+      idle.emplace(rows.text(i, 7));
     }
   }
   std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
-  for (const auto& sent : sent_) busy(sent.job);
-  for (const auto& sent : sent_now) busy(sent.job);
   std::move(sent_now.begin(), sent_now.end(), std::back_inserter(sent_));
+  for (const auto& sent : sent_) idle.erase(sent.job);
+  for (auto& [job, woken] : woken_) woken.idle = idle.contains(job);
   result.quiet = result.quiet && sent_.empty();
   return result;
-}
-
-void DueScan::busy(const std::string& job) {
-  if (const auto woken = woken_.find(job); woken != woken_.end()) woken->second.idle = false;
 }
 
 void DueScan::not_sent(const std::string& tick_id) {

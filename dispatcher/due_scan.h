@@ -66,7 +66,6 @@ class DueScan {
   /// A wake tick for the job of row `i`: id, name, queue, due.
   TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent);
   TickRow wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent);
-  void busy(const std::string& job);
 
   Database& database_;
   const Clock& clock_;

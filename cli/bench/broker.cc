@@ -98,16 +98,14 @@ Figures measure_schedules(Stand& stand) {
       Params::of(id, count, ahead));
   database.exec(std::string("ANALYZE takt.schedules"));
   database.exec(std::string("UPDATE takt.jobs SET paused = false WHERE id = $1"), Params::of(id));
+  // All are counted only when none is left to be published: to count while they come would take a tenth of a core.
+  const std::string all_published =
+      "SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND published_at IS NULL AND finished_at IS NULL)"
+      " THEN (SELECT count(*) FROM takt.ticks WHERE job_id = $1) >= $2 ELSE false END";
   double resident = 0;
   stand.wait("the ticks", [&] {
     resident = std::max(resident, resident_mib());
-    // All are counted only when none is left to be published: to count while they come would take a tenth of a core.
-    return stand.may_ask() &&
-           database
-               .exec(std::string("SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL)"
-                                 " THEN (SELECT count(*) FROM takt.ticks WHERE job_id = $1) >= $2 ELSE false END"),
-                     Params::of(id, count))
-               .boolean(0, 0);
+    return stand.may_ask() && database.exec(all_published, Params::of(id, count)).boolean(0, 0);
   });
   const auto rows =
       database.exec(std::string("SELECT count(*), count(DISTINCT id), extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY "

@@ -97,7 +97,8 @@ void Admission::bring_forward(NamedHost& host) {
 }
 
 void Admission::forget_if_idle(const NamedHost& host) {
-  const bool idle = std::all_of(host.second.active.begin(), host.second.active.end(), [](int active) { return active == 0; });
+  const auto& active = host.second.active;
+  const bool idle = std::count(active.begin(), active.end(), 0) == lanes_;
   if (idle && host.second.waiting.empty() && host.second.among_all == 0) hosts_.erase(hosts_.find(host.first));
 }
 

@@ -139,7 +139,7 @@ void Transfer::configure() {
   curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, static_cast<long>(request.timeout.count()));
   curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(request.connect_timeout.count()));
   write_headers();
-  curl_easy_setopt(easy, CURLOPT_HTTPHEADER, header_lines.empty() ? nullptr : header_lines.data());
+  curl_easy_setopt(easy, CURLOPT_HTTPHEADER, header_list.empty() ? nullptr : header_list.data());
   if (request.method != "GET" && request.method != "HEAD") {
     curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body.size()));
     curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request.body.data());
@@ -149,20 +149,16 @@ void Transfer::configure() {
 /// libcurl's list of lines, in two allocations instead of two a line. It reads the list and leaves it to its owner.
 void Transfer::write_headers() {
   static constexpr std::string_view kNoExpect = "Expect:";
-  const auto& headers = request.headers;
-  std::size_t bytes = kNoExpect.size() + 1;
-  bytes += request.header_lines.size() + 1;
-  for (const auto& [name, value] : headers) bytes += name.size() + value.size() + 3;
-  auto& text = header_text;
-  auto& lines = header_lines;
-  text.reserve(bytes);
-  lines.reserve(headers.size() + 2);
+  std::size_t bytes = kNoExpect.size() + request.header_lines.size() + 2;
+  for (const auto& [name, value] : request.headers) bytes += name.size() + value.size() + 3;
+  header_text.reserve(bytes);
+  header_list.reserve(request.headers.size() + 2);
   const auto add = [&](auto... parts) {
-    lines.push_back({text.data() + text.size(), nullptr});
-    (text.append(parts), ...);
-    text.push_back('\0');
+    header_list.push_back({header_text.data() + header_text.size(), nullptr});
+    (header_text.append(parts), ...);
+    header_text.push_back('\0');
   };
-  for (const auto& [name, value] : headers) {
+  for (const auto& [name, value] : request.headers) {
     // "Name;" is libcurl's way to send a header with an empty value.
     if (value.empty())
       add(std::string_view(name), ";");
@@ -172,7 +168,7 @@ void Transfer::write_headers() {
   // libcurl sends an entry as it is, and compares the name that each begins with to a dozen.
   if (!request.header_lines.empty()) add(std::string_view(request.header_lines));
   if (request.body.size() >= kExpectsFrom) add(kNoExpect);
-  for (std::size_t i = 1; i < lines.size(); ++i) lines[i - 1].next = &lines[i];
+  for (std::size_t i = 1; i < header_list.size(); ++i) header_list[i - 1].next = &header_list[i];
 }
 
 }  // namespace takt

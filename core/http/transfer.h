@@ -29,9 +29,9 @@ struct Transfer {
   HttpResponse response;
   std::string host;  ///< scheme://host:port, as admission counts them
   CURL* easy = nullptr;
-  ParsedUrl parsed;                      ///< `easy` has its URL from here
-  std::string header_text;               ///< "Name: value", each with its NUL
-  std::vector<curl_slist> header_lines;  ///< into header_text
+  ParsedUrl parsed;                     ///< `easy` has its URL from here
+  std::string header_text;              ///< "Name: value", each with its NUL
+  std::vector<curl_slist> header_list;  ///< into header_text
   std::size_t header_bytes = 0;
   bool too_large = false;
   bool refused = false;    ///< an address it would have gone to

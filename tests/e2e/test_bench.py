@@ -35,6 +35,12 @@ class Bench(TaktTest):
         self.assertEqual(self.state(item), "pending", "another job's item is left alone")
         self.no_trace_is_left()
 
+    def test_waits_for_its_own_schedules_alone(self):
+        self.install(CONFIG)
+        self.rows("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at) SELECT 'demo/later', id, 'schedule', now(), now() + interval '1 hour' FROM takt.jobs RETURNING id")
+        self.takt("bench", "schedules", "--count", "10", "--seconds", "10")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL"), 1)
+
     def test_gives_up_in_time_and_still_cleans_up(self):
         self.install(CONFIG)
         self.assertIn("waited 3 s", self.takt("bench", "http", "--count", "5", "--seconds", "3", "--url", "http://127.0.0.1:9/", expect=1))

@@ -431,8 +431,7 @@ TEST_F(DispatcherTest, AJobThatAScanFoundIdleIsWokenOnceWithoutALook) {
   claim_batch(*database, {database.job("demo"), first[0].id, first[0].due_at, "due", 1, "worker", 10, false});
   EXPECT_EQ(due_ticks(term), 0);
   EXPECT_EQ(woken(), 0U) << "a run goes on";
-  const std::string over = "UPDATE takt.ticks SET finished_at = now(), lease_until = NULL";
-  sql(over);
+  sql("UPDATE takt.ticks SET finished_at = now(), lease_until = NULL");
   EXPECT_EQ(woken(), 0U) << "no scan has seen that it is over";
   for (const std::string hindrance : {"paused = true", "removed_at = now()", "held_until = now() + interval '1 h'",
                                       "definition = jsonb_set(definition, '{drain}', 'false')"}) {
