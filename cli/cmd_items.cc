@@ -85,7 +85,7 @@ void show_item(Context& context, std::int64_t id) {
 // A running item cannot be cancelled: its worker may be at it at this moment.
 constexpr Statement kCancel{"items_cancel", R"sql(
   WITH gone AS (
-    DELETE FROM takt.items WHERE id = ANY ($1::bigint[]) AND state IN (0, 5) RETURNING *),
+    DELETE FROM takt.items WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING *),
   history AS (
     INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload)
     SELECT id, now(), job_id, 4, 'cancelled', priority, attempt, replay, run_at, enqueued_at, key, payload FROM gone),
@@ -98,9 +98,9 @@ constexpr Statement kCancel{"items_cancel", R"sql(
 
 constexpr Statement kRetry{"items_retry", R"sql(
   WITH again AS (
-    UPDATE takt.items SET state = 0, run_at = now(), attempt = CASE WHEN state = 5 THEN 0 ELSE attempt END,
+    UPDATE takt.items SET state = CASE WHEN state = 6 THEN 6 ELSE 0 END, run_at = now(), attempt = CASE WHEN state = 5 THEN 0 ELSE attempt END,
                           replay = CASE WHEN state = 5 THEN replay + 1 ELSE replay END
-     WHERE id = ANY ($1::bigint[]) AND state IN (0, 5) RETURNING id),
+     WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again)
   SELECT count(*), pg_notify('takt_due', '') FROM again

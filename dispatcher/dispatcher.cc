@@ -10,6 +10,7 @@
 #include "dispatcher/gauges.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"
+#include "dispatcher/suspects.h"
 
 namespace takt {
 
@@ -26,6 +27,8 @@ constexpr Duration kQuietAfter = std::chrono::seconds(5);
 constexpr Duration kQuietScanInterval = std::chrono::seconds(1);
 constexpr Duration kQuietSweepInterval = std::chrono::seconds(2);
 constexpr Duration kDutiesInterval = std::chrono::seconds(1);
+constexpr Duration kSuspectsInterval = std::chrono::seconds(1);
+constexpr Duration kNextSuspect = std::chrono::milliseconds(100);  // while there are some
 constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
@@ -82,6 +85,7 @@ void Dispatcher::start() {
   publish(second_, publisher_);
   spawn("outbox", &Dispatcher::sweep_round);
   spawn("duties", &Dispatcher::duties_round);
+  spawn("suspects", &Dispatcher::suspects_round);
 }
 
 void Dispatcher::stop() {
@@ -281,7 +285,9 @@ Duration Dispatcher::duties_round() {
   // Leases are those of unfinished ticks.
   const auto rescued = quiet_ ? Rescued{} : rescue_expired_leases(database_, term, kRescueBatch);
   if (rescued.runs > 0) {
-    log_warn("leases rescued", {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"items_dead", rescued.dead}});
+    log_warn("leases rescued",
+             {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"suspect", rescued.suspect}, {"items_dead", rescued.dead}});
+    if (rescued.suspect > 0) suspects_ = true;
     metrics_.leases_rescued(rescued.returned, rescued.dead);
     scan_wanted_.wake();
   }
@@ -301,6 +307,27 @@ Duration Dispatcher::duties_round() {
         pruned.ticks >= kPruneBatch || pruned.dead_letters >= kPruneBatch || pruned.keys >= kPruneBatch ? now : now + kRetentionInterval;
   }
   return rescued.runs >= kRescueBatch ? Duration(0) : kDutiesInterval;
+}
+
+Duration Dispatcher::suspects_round() {
+  if (!leadership_.leading()) {
+    suspects_ = true;
+    return kStandby;
+  }
+  if (!suspects_.exchange(false)) return kSuspectsInterval;
+  Suspects found;
+  try {
+    found = wake_next_suspect(database_, leadership_.term());
+  } catch (...) {
+    suspects_ = true;  // as far as anybody knows
+    throw;
+  }
+  if (found.any) suspects_ = true;
+  if (found.tick) {
+    log_info("suspect woken", {{"job", found.tick->job}, {"tick", found.tick->id}});
+    outbox_.offer({*found.tick});
+  }
+  return found.any ? kNextSuspect : kSuspectsInterval;
 }
 
 std::vector<HealthPart> Dispatcher::health() const {

@@ -23,7 +23,7 @@ namespace takt {
 
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
 /// Owns threads: lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that
-/// publish, outbox sweep, duties (rescue, retention, gauges). A failure of PostgreSQL or RabbitMQ ends no thread: it is
+/// publish, outbox sweep, duties (rescue, retention, gauges), suspects. A failure of PostgreSQL or RabbitMQ ends no thread: it is
 /// logged once and tried again after a pause.
 class Dispatcher {
  public:
@@ -63,6 +63,7 @@ class Dispatcher {
   void send_what_is_held(amqp::Publisher& publisher);
   Duration sweep_round();
   Duration duties_round();
+  Duration suspects_round();
   void publish_wakes(const std::vector<TickRow>& ticks);
   /// When to look again.
   SteadyTime wake_due(const Term& term);
@@ -91,6 +92,7 @@ class Dispatcher {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<std::int64_t> slots_term_{0};  // what an earlier leader stored ahead was looked at in this term
+  std::atomic<bool> suspects_{true};         // there may be some
   std::atomic<bool> quiet_{false};           // nothing was due or under way in the last due-scans
   std::atomic<bool> stopping_{false};        // set under mutex_, so that no pause() misses it
   WakeUp scan_wanted_;

@@ -4,25 +4,32 @@ namespace takt {
 
 namespace {
 
-// Served by ticks_leased; a lost run's items are in its row. A run that is settling at this moment holds its tick's row:
+// Served by ticks_leased (twice: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost run's
+// items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
 constexpr Statement kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   lost AS MATERIALIZED (
-    SELECT t.id, t.run_id, t.source, t.begun_at
+    SELECT t.id, t.run_id, t.source, t.begun_at,
+           t.source = 'alone' OR NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker
+                                                AND o.id <> t.id) AS by_itself
       FROM takt.ticks t, in_term
      WHERE t.lease_until < now()
      ORDER BY t.lease_until
      LIMIT $3
        FOR UPDATE OF t SKIP LOCKED),
   held AS MATERIALIZED (
-    SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window, h.attempt >= j.max_attempts AS dies
+    SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window,
+           h.attempt >= j.max_attempts AND l.by_itself AND cardinality(r.item_ids) = 1 AS dies,
+           EXISTS (SELECT 1 FROM takt.failed_attempts a WHERE a.item_id = h.id AND a.replay = h.replay
+                      AND a.attempt = h.attempt - 1 AND a.class = 'lost') AS suspect
       FROM lost l JOIN takt.runs r ON r.id = l.run_id AND r.started_at = l.begun_at
       JOIN takt.jobs j ON j.id = r.job_id CROSS JOIN LATERAL takt.items_of(r) h),
   back AS (
-    INSERT INTO takt.items (id, job_id, priority, replay, attempt, enqueued_at, key, payload)
-    SELECT id, job_id, priority, replay, attempt, enqueued_at, key, payload FROM held WHERE NOT dies),
+    INSERT INTO takt.items (id, job_id, state, priority, replay, attempt, enqueued_at, key, payload)
+    SELECT id, job_id, CASE WHEN suspect THEN 6 ELSE 0 END, priority, replay, attempt, enqueued_at, key, payload
+      FROM held WHERE NOT dies),
   ended AS (
     INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_id, run_at,
                                   enqueued_at, key, payload)
@@ -51,10 +58,11 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
   ticks AS (
     UPDATE takt.ticks t
        SET lease_until = NULL, run_id = NULL, begun_at = NULL, items = NULL,
-           finished_at = CASE WHEN l.source IN ('due', 'more', 'once') THEN now() END,
-           published_at = CASE WHEN l.source IN ('due', 'more', 'once') THEN t.published_at END
+           finished_at = CASE WHEN l.source IN ('due', 'more', 'alone', 'once') THEN now() END,
+           published_at = CASE WHEN l.source IN ('due', 'more', 'alone', 'once') THEN t.published_at END
       FROM lost l WHERE t.id = l.id)
-  SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM held WHERE NOT dies), (SELECT count(*) FROM held WHERE dies)
+  SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM held WHERE NOT dies), (SELECT count(*) FROM held WHERE dies),
+         (SELECT count(*) FROM held WHERE suspect AND NOT dies)
 )sql"};
 
 // Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows.
@@ -68,9 +76,9 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
      LIMIT 1000 FOR UPDATE OF t SKIP LOCKED),
   again AS (
     UPDATE takt.ticks t SET published_at = NULL FROM old o
-     WHERE t.id = o.id AND o.source NOT IN ('due', 'more', 'once') RETURNING 1),
+     WHERE t.id = o.id AND o.source NOT IN ('due', 'more', 'alone', 'once') RETURNING 1),
   forgotten AS (
-    DELETE FROM takt.ticks t USING old o WHERE t.id = o.id AND o.source IN ('due', 'more', 'once') RETURNING 1)
+    DELETE FROM takt.ticks t USING old o WHERE t.id = o.id AND o.source IN ('due', 'more', 'alone', 'once') RETURNING 1)
   SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM forgotten)
 )sql"};
 
@@ -78,7 +86,8 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
 
 Rescued rescue_expired_leases(Database& database, const Term& term, int batch) {
   const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, batch));
-  return {static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2))};
+  return {static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
+          static_cast<int>(rows.integer(0, 3))};
 }
 
 int republish_forgotten_ticks(Database& database, const Term& term, Duration after) {

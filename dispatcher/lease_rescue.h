@@ -8,10 +8,13 @@ struct Rescued {
   int runs = 0;
   int returned = 0;
   int dead = 0;
+  int suspect = 0;  ///< of those returned
 };
 
-/// Ends runs whose worker vanished: their items become pending again, or dead if that was their last attempt (the lost
-/// attempt counts), the run is recorded as failed, and the tick is published again unless the due-scan covers it.
+/// Ends runs whose worker vanished: their items become pending again, the lost attempt counts, the run is recorded as
+/// failed, and the tick is published again unless the due-scan covers it. An item that was lost twice in a row becomes
+/// suspect: from then on it is claimed alone (suspects.h). An item dies only of a loss in which it was alone: under a tick
+/// of its own, or as all that its worker held. So an item that kills its worker ends dead, and none of its company does.
 /// One round, at most `batch` runs; cheap when there is nothing to do (one index probe).
 Rescued rescue_expired_leases(Database& database, const Term& term, int batch);
 

@@ -1,5 +1,6 @@
 -- The first schema. Locks nothing that exists: it only creates.
--- States of an item (smallint): 0 pending, 1 running, 2 done, 3 dead, 4 cancelled, 5 blocked.
+-- States of an item (smallint): 0 pending, 1 running, 2 done, 3 dead, 4 cancelled, 5 blocked, 6 suspect: pending, but its
+-- worker vanished twice in a row while it held the item, which is therefore claimed alone (dispatcher/suspects.h).
 
 CREATE SEQUENCE takt.definitions_version;
 
@@ -43,10 +44,10 @@ CREATE TABLE takt.schedules (
 ) WITH (fillfactor = 70);
 CREATE INDEX schedules_fire ON takt.schedules (next_fire) WHERE NOT paused AND NOT job_paused;
 
--- Items that wait: pending or blocked. A claim deletes the row and writes the item into its run; what the run does not
+-- Items that wait: pending, blocked or suspect. A claim deletes the row and writes the item into its run; what the run does not
 -- finish comes back as a new row with the same id. So this table stays as small as the backlog and is never updated.
 -- No foreign key to jobs: a job's row is never deleted, and the check would cost every enqueue a lookup and a lock.
--- No CHECK on the state, which is 0 or 5: PostgreSQL reads a check's expression and plans it anew for each statement, which
+-- No CHECK on the state, which is 0, 5 or 6: PostgreSQL reads a check's expression and plans it anew for each statement, which
 -- was a seventh of what an enqueue costs it. Nobody but Takt writes here.
 -- No index on the id alone: it would cost every enqueue a second index entry, and only an operator's `takt items` looks by id.
 CREATE TABLE takt.items (
@@ -80,7 +81,7 @@ CREATE INDEX item_keys_expired ON takt.item_keys (expires_at) WHERE expires_at I
 CREATE TABLE takt.ticks (
   id           text PRIMARY KEY,
   job_id       integer NOT NULL,
-  source       text NOT NULL,               -- schedule, due, more, manual, external, replay, once
+  source       text NOT NULL,               -- schedule, due, more, alone, manual, external, replay, once
   due_at       timestamptz NOT NULL,
   items        jsonb,                       -- inline items still to be carried by the message
   created_at   timestamptz NOT NULL DEFAULT now(),  -- of a slot that is stored ahead: when it is to be sent
@@ -218,7 +219,7 @@ CREATE VIEW takt.attempts AS
     FROM takt.finished_items WHERE class IN ('done', 'noop');
 
 CREATE FUNCTION takt.state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-  $$ SELECT (ARRAY['pending','running','done','dead','cancelled','blocked'])[state + 1] $$;
+  $$ SELECT (ARRAY['pending','running','done','dead','cancelled','blocked','pending'])[state + 1] $$;
 
 CREATE VIEW takt.all_items AS
   SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at,
@@ -495,7 +496,7 @@ BEGIN
 END $$;
 
 -- Begins a run: the ledger entry, the overlap lock where the job is exclusive, and at most `most` due items, oldest first
--- within priority, which leave takt.items for the run's row. No row: the tick was seen before, finished or under another
+-- within priority, which leave takt.items for the run's row; for a tick with the source 'alone', one suspect. No row: the tick was seen before, finished or under another
 -- run's lease; or none was given. Otherwise one row without an item (source, locked), then one an item.
 -- `from_priority`, `from_run_at`, `from_id`: begin behind that place in items_due and not at its start, where the entries
 -- of rows that were just deleted lie until a vacuum takes them away: walking over them again for each batch would make a long drain slower and
@@ -509,7 +510,7 @@ RETURNS TABLE (source text, locked boolean, item_id bigint, attempt integer, key
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-  tick_source text; is_locked boolean := false;
+  tick_source text; is_locked boolean := false; wanted smallint := 0;
 BEGIN
   IF the_tick IS NULL THEN
     RETURN;
@@ -532,6 +533,9 @@ BEGIN
   END IF;
   IF is_locked OR (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN
     most := 0;
+  ELSIF tick_source = 'alone' THEN
+    wanted := 6;
+    most := least(most, 1);
   END IF;
   IF from_id IS NULL OR NOT EXISTS (
        SELECT 1 FROM takt.items d WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
@@ -546,7 +550,7 @@ BEGIN
     WITH taken AS (
       DELETE FROM takt.items i
        WHERE i.ctid = ANY (ARRAY(SELECT d.ctid FROM takt.items d
-                                  WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
+                                  WHERE d.job_id = the_job AND d.state = wanted AND d.run_at <= now()
                                     AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
                                   ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED))
       RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
@@ -556,7 +560,7 @@ BEGIN
                              last_run_at, last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
       SELECT the_run, now(), the_job, the_tick,
              CASE WHEN tick_source IN ('schedule', 'external') THEN tick_source
-                  WHEN tick_source IN ('due', 'more') THEN 'due' ELSE 'manual' END,
+                  WHEN tick_source IN ('due', 'more', 'alone') THEN 'due' ELSE 'manual' END,
              the_worker, 'running', is_dry, min(id), max(id), (array_agg(priority))[count(*)], (array_agg(run_at))[count(*)],
              (array_agg(id))[count(*)], coalesce(array_agg(id), '{}'), coalesce(array_agg(attempt), '{}'),
              coalesce(array_agg(replay), '{}'), coalesce(array_agg(priority), '{}'), coalesce(array_agg(run_at), '{}'),

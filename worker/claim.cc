@@ -37,7 +37,7 @@ constexpr Statement kPeek{"peek_due_items", R"sql(
 }  // namespace
 
 std::string tick_source(const std::string& tick_id) {
-  for (const char* source : {"due", "more", "manual", "once", "replay"}) {
+  for (const char* source : {"due", "more", "alone", "manual", "once", "replay"}) {
     if (tick_id.starts_with(std::string(source) + ":")) return source;
   }
   return "external";

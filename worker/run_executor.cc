@@ -59,7 +59,7 @@ RunExecutor::Held RunExecutor::held(std::shared_ptr<const CatalogJob> job, const
   run.items = std::move(claim.items);
   run.scanned = static_cast<int>(run.items.size());
   for (const auto& item : run.items) run.oldest_age_s = std::max(run.oldest_age_s, static_cast<double>(item.overdue.count()) / 1000);
-  run.drains = job->definition.drain && run.status == RunStatus::completed && run.source != "once";
+  run.drains = job->definition.drain && run.status == RunStatus::completed && run.source != "once" && run.source != "alone";
   held.job = std::move(job);
   held.began = held.searched = std::chrono::steady_clock::now();
   return held;

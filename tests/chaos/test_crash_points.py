@@ -1,4 +1,5 @@
 """SIGKILL between any two effects whose order matters, under load; what is left is looked at from outside."""
+import collections
 import time
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
@@ -49,6 +50,43 @@ class WorkerCrashes(ChaosTest):
 
     def test_W3b_worker_killed_after_its_handler_before_it_settled(self):
         self.crash_worker("worker.before_settle:3")
+
+    def test_C10_finding7_one_item_of_twenty_kills_its_worker_and_dies_alone(self):
+        self.install(CONFIG.replace("jobs:", """jobs:
+  poisoned:
+    lease: 2s
+    batch_size: 20
+    max_attempts: 3
+    handler: {http: {url: "{url}/poisoned", method: POST, parallel: 1, circuit_failures: 0}}""", 1))
+
+        def workers():
+            return [process for process in self.processes if "worker" in process.args]
+
+        def behave(_):
+            if b"poison" in self.ledger.of("/poisoned")[-1]["body"]:
+                for worker in workers():
+                    worker.kill()
+                time.sleep(0.5)  # whoever asked is gone
+            return 200, {}, b""
+
+        def ended():
+            if not workers() or workers()[-1].poll() is not None:
+                self.start_crashing("nowhere", "worker")  # which does not wait for it to be up
+            return self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0
+
+        self.ledger.behave["/poisoned"] = behave
+        for n in range(20):
+            self.enqueue("poisoned", {"poison": 1} if n == 7 else {"n": n})
+        self.start("dispatcher")
+        self.start("dlq", "archive")
+        eventually(ended, 60, "the end of all twenty")
+        eventually(lambda: self.rows("SELECT payload FROM takt.dead_letters"), what="the letter")
+        self.assertEqual(self.rows("SELECT payload, reason FROM takt.dead_letters"), [({"poison": 1}, "max_attempts")])
+        self.assertEqual(sum(worker.poll() is not None for worker in workers()), 3, "crashes")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.finished_items WHERE state = 2"), 19)
+        calls = collections.Counter(d["item"] for d in self.ledger.of("/poisoned"))
+        self.assertLessEqual(max(calls.values()), 3, "a call of an innocent item that no crash asked for")
+        self.check_invariants()
 
     def test_W4_worker_killed_after_it_settled_before_its_acknowledgement(self):
         self.crash_worker("worker.before_ack:2")

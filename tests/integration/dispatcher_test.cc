@@ -9,9 +9,12 @@
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"
 #include "dispatcher/slot_plan.h"
+#include "dispatcher/suspects.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
+#include "tests/support/runs.h"
 #include "worker/claim.h"
+#include "worker/settle.h"
 
 namespace takt {
 namespace {
@@ -511,6 +514,67 @@ TEST_F(DispatcherTest, ReturnsItemsOfALostWorkerAndCountsTheAttempt) {
   EXPECT_EQ(database.text("SELECT body->>'attempts' FROM takt.dead_letter_outbox"), "2");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.running_items"), 0);
+}
+
+TEST_F(DispatcherTest, Finding7_AnItemThatKillsItsWorkerDiesAloneAndNoneOfItsCompanyIsLost) {
+  database.apply(plain_job("demo", "batch_size: 20, max_attempts: 3"));
+  const auto job = database.job("demo");
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo', jsonb_build_object('poison', n = 7)) FROM generate_series(1, 20) n"));
+  std::map<std::int64_t, int> calls;
+  int crashes = 0;
+  std::int64_t run_id = 0;
+  // A worker that handles what it is given, in order, and vanishes at the poison. It holds an empty run of another job as well.
+  const auto work = [&](const std::string& tick) {
+    const auto worker = "w" + std::to_string(++run_id);
+    const auto claim = claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run_id, worker, 20});
+    for (const auto& item : claim.items) {
+      ++calls[item.id];
+      if (item.payload.find("true") == std::string::npos) continue;
+      ++crashes;
+      claim_batch(*database, {job, "manual:" + worker, SystemClock().now(), "manual", ++run_id, worker, 0});
+      database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
+      return;
+    }
+    settle_run(*database, ended(tick, run_id, job, claim));
+  };
+  for (int round = 0; round < 100 && database.number("SELECT count(*) FROM takt.items") > 0; ++round) {
+    if (database.number("SELECT count(*) FROM takt.items WHERE state = 0") > 0) work("due:" + std::to_string(round));
+    rescue_expired_leases(*database, term, 10);
+    const auto suspects = wake_next_suspect(*database, term);
+    if (!suspects.tick) continue;
+    EXPECT_FALSE(wake_next_suspect(*database, term).tick) << "one at a time";
+    work(suspects.tick->id);
+    rescue_expired_leases(*database, term, 10);
+  }
+  EXPECT_EQ(crashes, 3) << "as many as the poison has attempts";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 3"), 1);
+  EXPECT_EQ(database.text("SELECT body->>'itemId' FROM takt.dead_letter_outbox"), "7");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 2"), 19);
+  for (const auto& [item, count] : calls) EXPECT_LE(count, 3) << "item " << item << ": once, and once for each crash it was in";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+}
+
+TEST_F(DispatcherTest, ASuspectWaitsForNobodysTickForLong) {
+  database.apply(plain_job("demo") + plain_job("other") + plain_job("paused"));
+  const Term term = lead();
+  EXPECT_FALSE(wake_next_suspect(*database, term).any);
+  database->exec(std::string("INSERT INTO takt.items (job_id, state, run_at) SELECT id, 6, now() - interval '1 s' FROM takt.jobs"));
+  database->exec(std::string("UPDATE takt.jobs SET paused = true WHERE name = 'paused'"));
+  const auto first = wake_next_suspect(*database, term);
+  ASSERT_TRUE(first.tick);
+  EXPECT_EQ(first.tick->source, "alone");
+  EXPECT_FALSE(wake_next_suspect(*database, term).tick);
+  // No worker consumes that job's queue: after a while the others' turn comes.
+  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  const auto second = wake_next_suspect(*database, term);
+  ASSERT_TRUE(second.tick);
+  EXPECT_NE(second.tick->job, first.tick->job);
+  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  const auto none = wake_next_suspect(*database, term);
+  EXPECT_FALSE(none.tick) << "each job has its tick, and a paused one gets none";
+  EXPECT_TRUE(none.any);
+  EXPECT_FALSE(wake_next_suspect(*database, {"somebody else", 99}).tick) << "only a leader writes";
 }
 
 // Found by simulation: the redelivered tick went to the next run, and what the first one held was nobody's for ever.

@@ -11,6 +11,7 @@
 #include "core/tick_message.h"
 #include "dispatcher/due_scan.h"
 #include "dispatcher/lease_rescue.h"
+#include "dispatcher/suspects.h"
 #include "dlq/operations.h"
 #include "dlq/store.h"
 #include "tests/support/clock.h"
@@ -272,6 +273,7 @@ class Simulation {
 
   void rescue() {
     rescue_expired_leases(*database_, term_, 10);
+    wake_next_suspect(*database_, term_);  // its tick is found among the unpublished ones
     // Ticks that are to be published again.
     const auto rows =
         database_->exec(std::string("SELECT t.id, j.name FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id"
