@@ -40,8 +40,9 @@ constexpr Statement kScan{"due_scan", R"sql(
       FROM firsts f JOIN takt.jobs j ON j.id = f.job_id
      WHERE f.run_at <= now() AND )sql" TAKT_MAY_BE_WOKEN R"sql(),
   not_begun AS MATERIALIZED (
-    SELECT s.job_id, s.tick_id FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
-     WHERE NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id)),
+    SELECT s.job_id, s.tick_id FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id) JOIN takt.jobs j ON j.id = s.job_id
+     WHERE NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id)
+       AND (j.held_until IS NULL OR j.held_until < now() - interval '2 s')),  -- a worker that holds a job has declined its tick
   begun AS (
     SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
       FROM ready r LEFT JOIN takt.ticks t

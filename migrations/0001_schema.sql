@@ -15,7 +15,7 @@ CREATE TABLE takt.jobs (
   dedupe_window interval NOT NULL,
   source        text NOT NULL CHECK (source IN ('file', 'api')),
   paused        boolean NOT NULL DEFAULT false,
-  held_until    timestamptz,                -- a worker left its destination alone: no tick for due items before then
+  held_until    timestamptz,                -- a worker leaves its destination alone and declined a tick: no other before then, at most 1 s
   removed_at    timestamptz,
   version       bigint NOT NULL DEFAULT nextval('takt.definitions_version'),
   updated_at    timestamptz NOT NULL DEFAULT now()

@@ -13,6 +13,7 @@ namespace {
 constexpr Duration kDatabasePause = std::chrono::milliseconds(300);
 /// How long a chain of runs goes on from where the last one ended before it looks for the oldest item again.
 constexpr Duration kSearchInterval = std::chrono::seconds(1);
+constexpr Duration kLongestHold = std::chrono::seconds(1);
 
 /// Repeats `body` while PostgreSQL is away, with a pause, until it answers or `give_up`.
 template <typename Body>
@@ -95,6 +96,12 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
   return begun;
 }
 
+std::optional<Duration> RunExecutor::leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const {
+  if (tick.dry_run() || tick_source(tick.id()) != "due") return std::nullopt;
+  const auto ready = handler_of(job).readiness(job);
+  return ready.items == 0 ? std::optional(ready.pause) : std::nullopt;
+}
+
 Handler& RunExecutor::handler_of(const JobDefinition& job) const {
   if (std::holds_alternative<HttpHandlerConfig>(job.handler)) return handlers_.http;
   if (std::holds_alternative<SqlHandlerConfig>(job.handler)) return handlers_.sql;
@@ -158,14 +165,17 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
   return settled;
 }
 
-/// Tells the dispatcher that ticks for this job's due items are of no use for a while.
 void RunExecutor::hold(const CatalogJob& job, Duration pause) {
   constexpr Statement kHold{"hold_job", R"sql(
+    WITH before AS (SELECT held_until FROM takt.jobs WHERE id = $1)
     UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms'
-     WHERE id = $1 AND (held_until IS NULL OR held_until < now() + $2::bigint * interval '1 ms' - interval '1 s') RETURNING 1)sql"};
+     WHERE id = $1 AND (held_until IS NULL OR held_until <= now())
+    RETURNING (SELECT held_until IS NULL OR held_until < now() - interval '1 minute' FROM before))sql"};
   try {
-    const bool first = !database_.exec(kHold, Params::of(job.id, pause.count())).empty();
-    if (first) log_warn("destination left alone", {{"job", job.definition.name}, {"ms", pause.count()}});
+    const auto rows = database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count()));
+    if (!rows.empty() && rows.boolean(0, 0)) {
+      log_warn("destination left alone", {{"job", job.definition.name}, {"ms", pause.count()}});
+    }
   } catch (const std::exception& error) {
     log_debug("job not held", {{"job", job.definition.name}, {"error", error.what()}});  // ticks then come, and find it so again
   }

@@ -54,13 +54,19 @@ class RunExecutor {
   /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
   Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
 
+  /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, so
+  /// that nothing would be claimed, and for how long.
+  [[nodiscard]] std::optional<Duration> leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const;
+  /// Tells the dispatcher that ticks for this job's due items are of no use at this moment: a second's pause at most, since
+  /// for another worker they may well be of use.
+  void hold(const CatalogJob& job, Duration pause);
+
  private:
   Handler& handler_of(const JobDefinition& job) const;
   Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
   Settled settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                  const std::function<bool()>& give_up, std::optional<Held>& next);
-  void hold(const CatalogJob& job, Duration pause);
   void report(const RunRecord& run, const Settled& settled, bool lost);
   std::int64_t next_run_id();
 

@@ -119,6 +119,12 @@ void Worker::process(const amqp::Delivery& delivery) {
   }
   const auto& accepted = std::get<AcceptedTick>(verdict);
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
+  if (const auto pause = executor_.leaves_alone(accepted.job->definition, accepted.tick)) {
+    log_debug("tick declined", {{"tick", accepted.tick.id()}, {"job", accepted.tick.job()}});
+    if (!delivery.redelivered) return consumer_->reject(delivery, true);  // most likely another worker gets it then
+    executor_.hold(*accepted.job, *pause);
+    return consumer_->ack(delivery);
+  }
   const auto stopping = [this] { return stopping_.load(); };
   // Settled and committed before acknowledged: a crash in between redelivers the tick, and the ledger turns the repeat
   // into a duplicate. The other order would lose the run.

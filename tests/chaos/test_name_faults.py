@@ -103,3 +103,65 @@ class NameFaults(ChaosTest):
         eventually(lambda: self.state(moving) == "done", 10, "its settling")
         self.assertIsNone(worker.poll())
         self.check_invariants()
+
+
+C12_CONFIG = """
+metrics: {listen: "127.0.0.1:0"}
+worker: {runs: 8}
+jobs:
+  shared:
+    max_attempts: 20
+    backoff: [100ms]
+    batch_size: 10
+    handler: {http: {url: "http://destination.test:{port}/shared", method: POST, timeout: 1s, connect_timeout: 1s, circuit_failures: 5, circuit_pause: 20s}}
+"""
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs the right to mount an /etc/hosts of its own")
+class OneWorkersNetwork(ChaosTest):
+    """A worker for which the destination's name leads nowhere, beside two for which it leads to the ledger."""
+
+    def start_worker(self, address):
+        hosts = os.path.join(self.folder, f"hosts-{address}")
+        with open(hosts, "w", encoding="utf-8") as file:
+            file.write(f"127.0.0.1 localhost\n{address} destination.test\n")
+        return self.start("worker", prefix=("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$0" "$@"'))
+
+    def done_within(self, seconds, rate):
+        """How many items of a steady load are done at its end; and the longest that one took, in seconds."""
+        load = self.load(rate, "shared")
+        time.sleep(seconds)
+        accepted = load.stop()
+        done = self.one("SELECT count(*) FROM takt.finished_items WHERE id = ANY (%s)", accepted)
+        self.drained(30)
+        longest = self.one("SELECT max(extract(epoch FROM finished_at - enqueued_at))::float FROM takt.finished_items WHERE id = ANY (%s)", accepted)
+        return done / len(accepted), longest
+
+    def test_C12_finding11_a_worker_that_cannot_reach_the_destination_holds_up_nobody(self):
+        self.ledger.behave["/shared"] = lambda nth: (time.sleep(0.02) or 200, {}, b"")
+        self.install(C12_CONFIG.replace("{port}", str(self.ledger.server.server_address[1])))
+        self.start("dispatcher")
+        for _ in range(2):
+            self.start_worker("127.0.0.1")
+        share, longest = self.done_within(4, 40)
+        self.assertGreater(share, 0.9, "two workers keep up")
+        broken = self.start_worker("127.0.0.9")
+        eventually(lambda: self.enqueue("shared") and "destination left alone" in self.log_of(broken), what="the broken worker's circuit")
+        with_broken, longest_with = self.done_within(8, 40)
+        print(f"C12: {share:.0%} done within the time with two workers, {with_broken:.0%} with a broken one beside them; longest {longest:.1f} s, {longest_with:.1f} s")
+        self.assertGreaterEqual(with_broken, 0.9 * share)
+        self.assertLess(longest_with, 3)
+        spent = self.one("SELECT count(*) FROM takt.failed_attempts")
+        self.assertLess(spent, 100, "attempts that the broken worker spent")
+        # A backlog, and the same beside a broken worker: what the other two do at full speed.
+        self.one("SELECT count(*) FROM takt.enqueue_many('shared', array_fill('{}'::jsonb, ARRAY[5000]))")
+        began = time.monotonic()
+        self.drained(60)
+        beside = time.monotonic() - began
+        broken.kill()
+        self.one("SELECT count(*) FROM takt.enqueue_many('shared', array_fill('{}'::jsonb, ARRAY[5000]))")
+        began = time.monotonic()
+        self.drained(60)
+        alone = time.monotonic() - began
+        print(f"C12: a backlog of 5,000 in {beside:.1f} s beside the broken worker, in {alone:.1f} s without it")
+        self.assertLessEqual(beside, alone / 0.9 + 0.5)
