@@ -7,6 +7,7 @@
 
 #include "core/config/reader.h"
 #include "core/cron.h"
+#include "core/db/bound_statement.h"
 #include "core/http/url.h"
 #include "core/text.h"
 #include "core/tick.h"
@@ -64,6 +65,10 @@ SqlHandlerConfig read_sql(SectionReader section, const std::map<std::string, Nam
   SqlHandlerConfig sql{section.text("database"), section.text("statement")};
   if (!sql.database.empty() && !databases.contains(sql.database)) {
     section.fault("database", "\"" + printable(sql.database, 60) + "\" is not declared under databases");
+  }
+  if (const auto unknown = bind_statement(sql.statement).unknown) {
+    section.fault("statement",
+                  printable(*unknown, 20) + " is not one of its parameters; there are $1 payload, $2 key, $3 item id and $4 attempt");
   }
   return sql;
 }

@@ -120,6 +120,16 @@ jobs:
   EXPECT_THAT(found, SizeIs(expected.size()));
 }
 
+TEST(Config, Finding36_SaysWhichParameterAStatementDoesNotHave) {
+  const auto found = faults(R"(databases: {app: {url_env: APP, role: app_jobs}}
+jobs:
+  a: {handler: {sql: {database: app, statement: "SELECT $1, $10"}}}
+  b: {handler: {sql: {database: app, statement: "SELECT '$5'"}}}
+)");
+  ASSERT_THAT(found, SizeIs(1));
+  EXPECT_THAT(found[0], HasSubstr("takt.yaml:3: jobs.a.handler.sql.statement: $10 is not one of its parameters; there are $1 payload"));
+}
+
 TEST(Config, HidesUserInformationOfAUrl) {
   const auto found = faults(R"(jobs: {a: {handler: {http: {url: "https://me:hunter2@example.com", method: GET}}}})");
   ASSERT_THAT(found, SizeIs(1));

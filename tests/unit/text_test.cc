@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "core/secret.h"
-#include "worker/handlers/sql_handler.h"
 
 namespace takt {
 namespace {
@@ -38,13 +37,6 @@ TEST(Secret, MovesWithoutLeavingBytesBehind) {
   const Secret second(std::move(first));
   EXPECT_EQ(second.reveal(), "short");
   EXPECT_TRUE(first.empty());  // NOLINT(bugprone-use-after-move): that is the point
-}
-
-TEST(SqlStatement, NumbersItsParametersWithoutGapsOutsideQuotesAndComments) {
-  const auto bound = bind_statement("SELECT f($3, $1), $3, '$4', \"$2\" -- $4\n, $1");
-  EXPECT_EQ(bound.sql, "SELECT f($1::bigint, $2::jsonb), $1::bigint, '$4', \"$2\" -- $4\n, $2::jsonb");
-  EXPECT_EQ(bound.parameters, (std::vector<int>{3, 1}));
-  EXPECT_TRUE(bind_statement("SELECT 1").parameters.empty());
 }
 
 }  // namespace

@@ -1,9 +1,8 @@
 #include "worker/handlers/sql_handler.h"
 
-#include <algorithm>
-#include <array>
 #include <cstdlib>
 
+#include "core/db/bound_statement.h"
 #include "core/text.h"
 
 namespace takt {
@@ -59,32 +58,6 @@ HandlerResult judge_rows(const Rows& rows) {
 
 }  // namespace
 
-BoundStatement bind_statement(const std::string& statement) {
-  constexpr std::array<const char*, 5> types{"", "::jsonb", "::text", "::bigint", "::integer"};
-  BoundStatement bound;
-  char quote = '\0';
-  for (std::size_t i = 0; i < statement.size(); ++i) {
-    const char c = statement[i];
-    const char next = i + 1 < statement.size() ? statement[i + 1] : '\0';
-    if (quote == '\n' ? c == '\n' : quote != '\0' && c == quote) {
-      quote = '\0';
-    } else if (quote == '\0' && (c == '\'' || c == '"')) {
-      quote = c;
-    } else if (quote == '\0' && c == '-' && next == '-') {
-      quote = '\n';
-    } else if (quote == '\0' && c == '$' && next >= '1' && next <= '4') {
-      const int number = next - '0';
-      auto place = std::find(bound.parameters.begin(), bound.parameters.end(), number);
-      if (place == bound.parameters.end()) place = bound.parameters.insert(place, number);
-      bound.sql += "$" + std::to_string(place - bound.parameters.begin() + 1) + types[static_cast<std::size_t>(number)];
-      ++i;
-      continue;
-    }
-    bound.sql += c;
-  }
-  return bound;
-}
-
 SqlHandler::SqlHandler(std::map<std::string, NamedDatabase> databases, Metrics& metrics)
     : configured_(std::move(databases)), metrics_(metrics) {}
 SqlHandler::~SqlHandler() = default;
@@ -135,6 +108,11 @@ HandlerResult run_one(Database& database, const BoundStatement& bound, const Cla
 void SqlHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& config = std::get<SqlHandlerConfig>(context.job.handler);
   const auto bound = bind_statement(config.statement);
+  if (bound.unknown) {  // of a definition that was stored before this was looked at
+    results.assign(items.size(), failure(ItemClass::blocked, "sql_parameter",
+                                         "the statement has the parameter " + *bound.unknown + "; there are $1 to $4"));
+    return;
+  }
   Database* database = nullptr;
   std::string fault;
   try {

@@ -27,12 +27,4 @@ class SqlHandler final : public Handler {
   std::map<std::string, std::unique_ptr<Database>> opened_;  // guarded by mutex_
 };
 
-/// A statement as PostgreSQL gets it: $1 to $4 with their types, numbered without gaps, since a parameter that is never
-/// used has no type. What stands in quotes or comments is left alone. Pure.
-struct BoundStatement {
-  std::string sql;
-  std::vector<int> parameters;  ///< which of 1 to 4 stands in each place
-};
-BoundStatement bind_statement(const std::string& statement);
-
 }  // namespace takt
