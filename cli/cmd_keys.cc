@@ -3,14 +3,14 @@
 #include <unistd.h>
 
 #include <cstring>
-#include <fstream>
+#include <initializer_list>
 #include <iostream>
-#include <sstream>
 
 #include "cli/commands.h"
 #include "cli/table.h"
 #include "core/random.h"
 #include "core/text.h"
+#include "core/tick.h"
 
 namespace takt {
 
@@ -38,26 +38,42 @@ std::string key_file() {
   return path;
 }
 
+/// In one piece of memory, which Secret wipes.
+Secret joined(std::initializer_list<std::string_view> parts) {
+  std::size_t size = 0;
+  for (const auto part : parts) size += part.size();
+  std::string text;
+  text.reserve(size);
+  for (const auto part : parts) text += part;
+  return Secret(std::move(text));
+}
+
+/// A secret alone on a line of standard output, past buffers that nobody would wipe.
+void print_secret(const Secret& secret) {
+  const Secret line = joined({secret.reveal(), "\n"});
+  const auto& bytes = line.reveal();
+  if (::write(STDOUT_FILENO, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size()))
+    throw CommandFailed(std::string("standard output: ") + std::strerror(errno));
+}
+
 /// next becomes current, current becomes retired until `until`, ended keys go, a fresh next is made.
-void rotate(const std::string& path, Duration keep) {
-  const auto ring = KeyRing::from_file(path);  // judges mode and content
-  std::ifstream file(path);
-  std::ostringstream read;
-  read << file.rdbuf();
-  const Secret text(read.str());
+void rotate(const std::string& path, Timestamp until) {
+  const Secret text = read_key_file(path);
+  static_cast<void>(KeyRing::parse(text.reveal(), path));  // judges it
   const Timestamp now = SystemClock().now();
-  std::string next, current, retired;
+  std::string_view next, current;
+  Secret retired;
   for (const auto line : split(text.reveal(), '\n')) {
     for (const auto part : split(line.substr(0, line.find('#')), ',')) {
       const auto entry = trim(part);
       const auto secret_at = entry.find("whsec_");
       if (secret_at == std::string_view::npos) continue;
-      const auto secret = std::string(entry.substr(secret_at, entry.find(' ', secret_at) - secret_at));
+      const auto secret = entry.substr(secret_at, entry.find(' ', secret_at) - secret_at);
       if (entry.starts_with("next")) {
         if (next.empty()) next = secret;
       } else if (entry.starts_with("retired")) {
-        const auto until = parse_rfc3339(trim(entry.substr(entry.rfind(' ') + 1)));
-        if (until && *until > now) retired += std::string(entry) + "\n";
+        const auto end = parse_rfc3339(trim(entry.substr(entry.rfind(' ') + 1)));
+        if (end && *end > now) retired = joined({retired.reveal(), entry, "\n"});
       } else {
         current = secret;
       }
@@ -68,16 +84,23 @@ void rotate(const std::string& path, Duration keep) {
         path + ": there is no next key to promote; add one to every service first: \"takt keys generate\", then a line \"next whsec_…\"");
   }
   const auto fresh = generate_signing_secret();
-  write_private(path, Secret("current " + next + "\nnext " + fresh.reveal() + "\nretired " + current + " until " +
-                             format_rfc3339(std::chrono::floor<std::chrono::seconds>(now + keep)) + "\n" + retired));
-  wipe(next);
-  wipe(current);
+  write_private(path, joined({"current ", next, "\nnext ", fresh.reveal(), "\nretired ", current, " until ", format_rfc3339(until), "\n",
+                              retired.reveal()}));
+}
+
+/// The one secret that the receiver of a job's webhooks needs, and nothing else, so that it can be piped where it is kept.
+void show_webhook(Context& context, const std::string& job, const std::string& role_name) {
+  if (!is_name(job)) throw UsageError("\"" + printable(job, 100) + "\" is no job's name");
+  const auto role = role_name == "next" ? KeyRole::next : role_name == "retired" ? KeyRole::retired : KeyRole::current;
+  const auto secret = context.keys().webhook_secret(job, role, SystemClock().now());
+  if (!secret) throw CommandFailed("there is no " + role_name + " key; \"takt keys list\" shows those there are");
+  print_secret(*secret);
 }
 
 }  // namespace
 
 void add_keys(CLI::App& app, Context& context) {
-  auto* keys = app.add_subcommand("keys", "signing keys: generate, rotate, list");
+  auto* keys = app.add_subcommand("keys", "signing keys: generate, rotate, list, show-webhook");
   keys->require_subcommand(1);
 
   auto* generate = keys->add_subcommand("generate", "a fresh key, printed; or a key file");
@@ -85,18 +108,21 @@ void add_keys(CLI::App& app, Context& context) {
   generate->add_option("--file", *file, "write a file with a current and a next key, mode 0600, instead");
   generate->callback([file] {
     if (file->empty()) {
-      std::cout << generate_signing_secret().reveal() << "\n";
+      print_secret(generate_signing_secret());
       return;
     }
     if (::access(file->c_str(), F_OK) == 0) throw CommandFailed(*file + " is there already; \"takt keys rotate\" changes it");
-    write_private(*file, Secret("current " + generate_signing_secret().reveal() + "\nnext " + generate_signing_secret().reveal() + "\n"));
+    write_private(*file, joined({"current ", generate_signing_secret().reveal(), "\nnext ", generate_signing_secret().reveal(), "\n"}));
     std::cout << "wrote " << *file << "\n";
   });
 
-  auto* rotate_command = keys->add_subcommand("rotate", "in TAKT_SIGNING_KEYS_FILE: next becomes current, a fresh next is made");
+  auto* rotate_command =
+      keys->add_subcommand("rotate", "for every purpose, in TAKT_SIGNING_KEYS_FILE: next becomes current, a fresh next is made");
   auto keep = std::make_shared<std::string>("48h");
   auto yes = std::make_shared<bool>(false);
-  rotate_command->add_option("--keep-retired", *keep, "how long the old key is still accepted; longer than worker.max_tick_age")
+  rotate_command
+      ->add_option("--keep-retired", *keep,
+                   "how long the old key is still accepted, and webhooks are signed with it too; longer than worker.max_tick_age")
       ->capture_default_str();
   rotate_command->add_flag("--yes", *yes, "do not ask");
   rotate_command->callback([keep, yes] {
@@ -104,8 +130,12 @@ void add_keys(CLI::App& app, Context& context) {
     const auto age = parse_age(*keep, "--keep-retired");
     if (!confirm("rotate the keys in " + path + "? Every service must have the next key by now.", *yes))
       throw CommandFailed("nothing done");
-    rotate(path, age);
-    std::cout << "rotated; distribute " << path << " and restart the services one by one\n";
+    const auto until = std::chrono::floor<std::chrono::seconds>(SystemClock().now() + age);
+    rotate(path, until);
+    std::cout << "rotated; distribute " << path << " and restart the services one by one\n"
+              << "then, before " << format_rfc3339(until)
+              << ": each receiver of webhooks takes the secret that \"takt keys show-webhook JOB\" prints,\n"
+                 "and each program that publishes ticks the current key\n";
   });
 
   auto* list = keys->add_subcommand("list", "the keys in use, by fingerprint");
@@ -119,6 +149,16 @@ void add_keys(CLI::App& app, Context& context) {
     }
     table.print(*json, "no keys");
   });
+
+  auto* webhook =
+      keys->add_subcommand("show-webhook", "print the secret with which a receiver verifies a job's webhooks, and nothing else");
+  auto job = std::make_shared<std::string>();
+  auto role = std::make_shared<std::string>("current");
+  webhook->add_option("job", *job, "the job's name; it need not exist yet")->required();
+  webhook->add_option("--role", *role, "of which key: current, next or retired")
+      ->check(CLI::IsMember({"current", "next", "retired"}))
+      ->capture_default_str();
+  webhook->callback([&context, job, role] { show_webhook(context, *job, *role); });
 }
 
 }  // namespace takt

@@ -48,7 +48,7 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   amqp::Publisher publisher(std::move(broker), publisher_settings(context.config_or_defaults()));
   publisher.start();
   const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
-                                                        tick.SerializeAsString(), context.keys(), clock.now()),
+                                                        tick.SerializeAsString(), context.keys().ticks(), clock.now()),
                                          std::chrono::seconds(10));
   if (outcome != amqp::Outcome::confirmed) throw CommandFailed("the broker did not confirm the tick: " + std::string(to_string(outcome)));
   return tick.id();

@@ -1,4 +1,5 @@
 #pragma once
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -7,40 +8,22 @@
 #include <vector>
 
 #include "core/secret.h"
+#include "core/signing_keys.h"
 #include "core/time.h"
-
-typedef struct evp_mac_ctx_st EVP_MAC_CTX;  // NOLINT(modernize-use-using): OpenSSL's own declaration
 
 namespace takt {
 
-/// HMAC-SHA256 under one key, with the keyed context kept (three times the speed of a one-shot call). Thread-safe.
-class HmacKey {
- public:
-  explicit HmacKey(const Secret& key);
-  ~HmacKey();
-  HmacKey(const HmacKey&) = delete;
-  HmacKey& operator=(const HmacKey&) = delete;
-
-  /// 32 bytes over the concatenation of `parts`.
-  [[nodiscard]] std::string mac(std::initializer_list<std::string_view> parts) const;
-
- private:
-  mutable std::mutex mutex_;
-  EVP_MAC_CTX* context_;  // guarded by mutex_
-};
-
-enum class KeyRole { current, next, retired };
-std::string_view to_string(KeyRole role);
-
-/// Several signing keys valid at once: sign with `current`, accept current, next, and a retired key until its end.
-/// Immutable after construction; safe to share between threads.
+/// The installation's root keys, and from them the keys of each purpose. Ticks are signed with the roots themselves, so that
+/// external tickers hold the key they were given; letters, and the webhooks of each job, with keys of their own (HKDF). So what is
+/// signed for one purpose proves nothing for another, and a receiver's key forges neither tick nor letter. docs/signing.md.
+/// Safe to share between threads.
 class KeyRing {
  public:
+  /// What may be shown of a root key.
   struct Key {
     KeyRole role;
     std::optional<Timestamp> until;  // retired keys only
     std::string fingerprint;         // first 8 hex digits of SHA-256 of the key: for people, tells nothing of it
-    std::unique_ptr<HmacKey> hmac;
   };
 
   /// Text form: keys separated by newlines or commas, each "[current|next|retired] whsec_<base64> [until <RFC 3339>]";
@@ -53,18 +36,36 @@ class KeyRing {
   static KeyRing from_environment();
   static KeyRing from_file(const std::string& path);
 
-  [[nodiscard]] const std::vector<Key>& keys() const { return keys_; }
+  /// The current key, then next ones, then retired ones.
+  [[nodiscard]] std::vector<Key> keys() const;
 
-  /// "v1,<base64>" over `id.timestamp.body` with the current key (Standard Webhooks).
-  [[nodiscard]] std::string sign(std::string_view id, std::int64_t timestamp_s, std::string_view body) const;
+  [[nodiscard]] const SigningKeys& ticks() const { return ticks_; }
+  [[nodiscard]] const SigningKeys& letters() const { return letters_; }
+  /// Derived at a job's first use and remembered. Ask once a run, not once an item.
+  [[nodiscard]] std::shared_ptr<const SigningKeys> webhooks(const std::string& job) const;
 
-  /// True if any signature in the space-separated `signatures` was made with a key that is valid at `now`. Every key
-  /// is tried against every v1 signature, each comparison in constant time. At most 8 signatures are looked at.
-  [[nodiscard]] bool verify(std::string_view id, std::string_view timestamp, std::string_view body, std::string_view signatures,
-                            Timestamp now) const;
+  /// What the receiver of a job's webhooks is given, as "whsec_<base64>". Of several in this role: the first next one, the retired
+  /// one that ends last. Nothing if there is none, or if it has ended by `now`.
+  [[nodiscard]] std::optional<Secret> webhook_secret(const std::string& job, KeyRole role, Timestamp now) const;
 
  private:
-  std::vector<Key> keys_;
+  struct Root {
+    Key shown;
+    Secret secret;
+  };
+  /// Of each job that asked; at most kMaxRememberedJobs of them.
+  struct Webhooks {
+    std::mutex mutex;
+    std::map<std::string, std::shared_ptr<const SigningKeys>, std::less<>> of_job;  // guarded by mutex
+  };
+
+  explicit KeyRing(std::vector<Root> roots);
+  static Root parse_root(std::string_view entry, const std::string& where);
+  static SigningKeys keys_for(const std::vector<Root>& roots, const std::string& purpose);
+
+  std::vector<Root> roots_;
+  SigningKeys ticks_, letters_;
+  std::unique_ptr<Webhooks> webhooks_;
 };
 
 /// A fresh "whsec_…" with 32 random bytes.
@@ -75,5 +76,8 @@ struct SecretFault {
   std::string message;
 };
 std::optional<Secret> decode_signing_secret(std::string_view text, SecretFault& fault);
+
+/// A key file's text. Throws std::invalid_argument if it cannot be read, or if others may access it.
+Secret read_key_file(const std::string& path);
 
 }  // namespace takt

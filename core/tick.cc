@@ -85,7 +85,7 @@ std::variant<v1::JobTick, RejectReason> verify_tick(const TickMessage& message, 
   const Timestamp signed_at{std::chrono::seconds(unix_s)};
   if (signed_at > now + kMaxFuture) return RejectReason::future_dated;
   if (signed_at < now - max_tick_age) return RejectReason::stale;
-  if (!keys.verify(*message.id, stamp, message.body, *message.signature, now)) return RejectReason::bad_signature;
+  if (!keys.ticks().verify(*message.id, stamp, message.body, *message.signature, now)) return RejectReason::bad_signature;
 
   v1::JobTick tick;
   const auto type = message.content_type.substr(0, message.content_type.find(';'));

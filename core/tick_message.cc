@@ -8,7 +8,7 @@
 namespace takt {
 
 amqp::Message signed_message(const std::string& exchange, const std::string& routing_key, const std::string& id,
-                             std::string_view content_type, std::string body, const KeyRing& keys, Timestamp now) {
+                             std::string_view content_type, std::string body, const SigningKeys& keys, Timestamp now) {
   const std::int64_t unix_s = std::chrono::floor<std::chrono::seconds>(now).time_since_epoch().count();
   amqp::Message message{exchange, routing_key, std::string(content_type), id, {}, std::move(body)};
   message.headers = {
@@ -26,14 +26,12 @@ amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp n
       message_from_json(item.dump(), *message.add_items());
     }
   }
-  return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, message.SerializeAsString(), keys, now);
+  return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, message.SerializeAsString(), keys.ticks(), now);
 }
 
 amqp::Message dead_letter_message(const std::string& id, std::string_view content_type, std::string body, const KeyRing& keys,
                                   Timestamp now) {
-  auto message = signed_message(amqp::kDeadExchange, "", id, content_type, std::move(body), keys, now);
-  message.headers["takt-kind"] = "dead-letter";
-  return message;
+  return signed_message(amqp::kDeadExchange, "", id, content_type, std::move(body), keys.letters(), now);
 }
 
 }  // namespace takt

@@ -20,13 +20,13 @@ struct TickRow {
 
 /// A message with the three Standard Webhooks headers over its body.
 amqp::Message signed_message(const std::string& exchange, const std::string& routing_key, const std::string& id,
-                             std::string_view content_type, std::string body, const KeyRing& keys, Timestamp now);
+                             std::string_view content_type, std::string body, const SigningKeys& keys, Timestamp now);
 
 /// The signed message of a tick, for the exchange takt.ticks.
 amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
 
 /// The signed message of a dead letter, for the exchange takt.dlx. `body` is a takt.v1.DeadLetter in `content_type`.
-/// Signed, since the archive's entries can be replayed: what is not Takt's own must not become work.
+/// Signed with the key for letters, since the archive's entries can be replayed: what is not Takt's own must not become work.
 amqp::Message dead_letter_message(const std::string& id, std::string_view content_type, std::string body, const KeyRing& keys,
                                   Timestamp now);
 

@@ -21,12 +21,17 @@ std::string digest_of(const std::string& bytes) {
   return to_hex({reinterpret_cast<const char*>(digest.data()), 16});
 }
 
-bool genuine(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
+/// What a delivery's signature makes it. The key alone says so: each kind has its own, and no header that anybody may set has a say.
+enum class Signed { as_letter, as_tick, not_by_takt };
+
+Signed signed_as(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
   const auto id = delivery.header("webhook-id");
   const auto timestamp = delivery.header("webhook-timestamp");
   const auto signature = delivery.header("webhook-signature");
-  return id && timestamp && signature && delivery.body.size() == delivery.body_size &&
-         keys.verify(*id, *timestamp, delivery.body, *signature, now);
+  if (!id || !timestamp || !signature || delivery.body.size() != delivery.body_size) return Signed::not_by_takt;
+  if (keys.letters().verify(*id, *timestamp, delivery.body, *signature, now)) return Signed::as_letter;
+  if (keys.ticks().verify(*id, *timestamp, delivery.body, *signature, now)) return Signed::as_tick;
+  return Signed::not_by_takt;
 }
 
 template <typename Message>
@@ -84,28 +89,27 @@ std::string death_reason(const nlohmann::json& headers, std::string& queue) {
 }  // namespace
 
 Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
-  const bool trusted = genuine(delivery, keys, now);
-  const bool dead_letter = delivery.header("takt-kind") == "dead-letter";
-  if (trusted && dead_letter) {
+  const auto how = signed_as(delivery, keys, now);
+  const std::string id = delivery.header("webhook-id").value_or("");
+  if (how == Signed::as_letter) {
     v1::DeadLetter letter;
-    if (parse(delivery, letter) && !letter.id().empty()) return from_dead_letter(letter);
+    if (parse(delivery, letter) && !letter.id().empty() && letter.id() == id) return from_dead_letter(letter);
   }
 
   Letter letter;
   letter.kind = "message";
   letter.died_at = now;
-  const std::string id = delivery.header("webhook-id").value_or("");
   letter.id = "message-" + (id.empty() ? "" : printable(id, kMaxTickIdBytes) + "-") + digest_of(delivery.body);
   std::string queue;
   letter.reason = death_reason(delivery.headers, queue);
   letter.error = "RabbitMQ dead-lettered it" + (queue.empty() ? "" : " from " + queue) + ": " + letter.reason;
   v1::JobTick tick;
-  if (trusted && !dead_letter && parse(delivery, tick) && tick.id() == id && is_name(tick.job())) {
+  if (how == Signed::as_tick && parse(delivery, tick) && tick.id() == id && is_name(tick.job())) {
     letter.kind = "tick";
     letter.id = "broker-" + tick.id();
     letter.job = tick.job();
     letter.payload = storable_json(message_to_json(tick));
-  } else if (!trusted) {
+  } else if (how == Signed::not_by_takt) {
     letter.error += "; its signature is not Takt's, so it cannot be replayed";
   }
   letter.body = delivery.body;

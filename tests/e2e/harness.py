@@ -123,6 +123,7 @@ class TaktTest(unittest.TestCase):
         self.processes = []
         self.connections = []
         self.secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        self.secrets = {self.secret}  # those that no log may show
         self.admin = psycopg2.connect(SERVICES["TAKT_DATABASE_URL"])
         self.admin.autocommit = True
         self.admin.cursor().execute(f"CREATE DATABASE {self.name}")
@@ -168,7 +169,7 @@ class TaktTest(unittest.TestCase):
         for process in self.processes:
             with open(process.log.name, encoding="utf-8", errors="replace") as log:
                 text = log.read()
-            for marked in (self.secret[6:], password):
+            for marked in (*(secret[6:] for secret in self.secrets), password):
                 self.assertNotIn(marked, text, "a secret is in a log")
             self.assertNotIn("ERROR: AddressSanitizer", text)
             self.assertNotIn("WARNING: ThreadSanitizer", text)
@@ -249,7 +250,9 @@ class TaktTest(unittest.TestCase):
         return channel
 
     def sign(self, tick_id, timestamp, body, secret=None):
-        key = base64.b64decode((secret or self.secret)[6:])
+        secret = secret or self.secret
+        self.secrets.add(secret)
+        key = base64.b64decode(secret[6:])
         return "v1," + base64.b64encode(hmac.new(key, f"{tick_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()).decode()
 
     def publish(self, channel, tick, *, body=None, age=0, secret=None, headers=None, content_type="application/json", queue="default"):
@@ -260,6 +263,12 @@ class TaktTest(unittest.TestCase):
         signed.update(headers or {})
         signed = {name: value for name, value in signed.items() if value is not None}
         channel.basic_publish("takt.ticks", queue, body, pika.BasicProperties(content_type=content_type, delivery_mode=2, headers=signed), mandatory=True)
+
+    def webhook_secret(self, job, role="current"):
+        """What the receiver of the job's webhooks is given."""
+        secret = self.takt("keys", "show-webhook", job, "--role", role).removesuffix("\n")
+        self.secrets.add(secret)
+        return secret
 
     def queue_depth(self, channel, name):
         return channel.queue_declare(name, passive=True).method.message_count

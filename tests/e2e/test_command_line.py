@@ -192,6 +192,16 @@ class Commands(TaktTest):
         os.chmod(path, 0o640)
         self.assertIn("chmod 600", run("keys", "list", **environment).stderr)
 
+    def test_finding6_the_secret_of_a_receiver_is_printed_alone(self):
+        self.assertEqual(run("keys", "show-webhook", "billing.renewals", TAKT_SIGNING_KEYS="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").stdout,
+                         "whsec_ZdiltjCT3NiV+4Ky5hYuJb76PlGX57Q9HJo15Zth4SA=\n")
+        for arguments, code, said in ((["demo", "--role", "next"], 1, "there is no next key"), (["demo", "--role", "retired"], 1, "there is no retired key"),
+                                      (["No Name"], 2, "no job's name"), (["demo", "--role", "odd"], 2, "--role")):
+            done = run("keys", "show-webhook", *arguments, TAKT_SIGNING_KEYS=self.secret)
+            self.assertEqual((done.returncode, done.stdout), (code, ""), arguments)
+            self.assertIn(said, done.stderr)
+        self.assertIn("no signing key", run("keys", "show-webhook", "demo").stderr)
+
     def test_R7_a_service_refuses_a_queue_that_exists_otherwise(self):
         self.install("jobs: {}")
         channel = self.channel()

@@ -128,7 +128,7 @@ class Lifecycle(TaktTest):
         eventually(lambda: self.state(item) == "done")
         delivery = self.ledger.of("/flaky")[0]
         headers = delivery["headers"]
-        self.assertEqual(headers["webhook-signature"], self.sign(headers["webhook-id"], headers["webhook-timestamp"], delivery["body"]))
+        self.assertEqual(headers["webhook-signature"], self.sign(headers["webhook-id"], headers["webhook-timestamp"], delivery["body"], self.webhook_secret("flaky")))
         self.assertRegex(headers["traceparent"], "^00-[0-9a-f]{32}-[0-9a-f]{16}-01$")
         self.assertEqual(headers["Takt-Job"], "flaky")
 

@@ -1,7 +1,11 @@
 """Every kind of message that may come, genuine or not, ends where it must and changes nothing else."""
 import json
+import os
+import re
 import secrets
 import time
+
+import pika
 
 from harness import TaktTest, answers, eventually
 
@@ -11,6 +15,9 @@ broker: {heartbeat: 5s}
 jobs:
   demo:
     handler: {http: {url: "{url}/demo", method: POST}}
+  mortal:
+    max_attempts: 1
+    handler: {http: {url: "{url}/mortal", method: POST}}
   batch:
     batch_size: 10
     handler: {http: {url: "{url}/batch", method: POST}}
@@ -156,12 +163,90 @@ class Messages(TaktTest):
 
     def test_a_forged_dead_letter_never_becomes_work(self):
         body = json.dumps({"id": "item-1-0", "kind": "KIND_ITEM", "job": "demo", "reason": "max_attempts", "itemId": "1", "payload": {"evil": 1}}).encode()
-        import pika
         self.broker.basic_publish("takt.dlx", "", body, pika.BasicProperties(content_type="application/json", headers={"takt-kind": "dead-letter"}))
         letter = eventually(lambda: self.rows("SELECT id, kind FROM takt.dead_letters"))[0]
         self.assertEqual(letter[1], "message")
         self.takt("dlq", "replay", letter[0], "--yes", expect=1)
         self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 0)
+
+    def forge(self, exchange, routing_key, body, signed):
+        """What somebody who may publish makes of a body and three headers."""
+        headers = {name: signed[name] for name in ("webhook-id", "webhook-timestamp", "webhook-signature")}
+        self.broker.basic_publish(exchange, routing_key, body, pika.BasicProperties(content_type="application/json", headers={**headers, "takt-kind": "dead-letter"}), mandatory=True)
+
+    def forged_letters_are_kept_only(self, count):
+        """The letters that came are messages, and none can be replayed."""
+        letters = eventually(lambda: len(found := self.rows("SELECT id, kind FROM takt.dead_letters WHERE kind <> 'item'")) == count and found, what=f"{count} forged letters")
+        self.assertEqual({kind for _, kind in letters}, {"message"})
+        self.takt("dlq", "replay", *(letter for letter, _ in letters), "--yes", expect=1)
+
+    def test_C11_finding6_a_request_that_a_receiver_saw_is_neither_tick_nor_letter(self):
+        last = self.enqueue("demo")
+        evil = [{"id": f"item-{last + 1}", "job": "batch", "items": [{"payload": {"evil": 1}}]},
+                {"id": f"item-{last + 2}", "kind": "KIND_ITEM", "job": "batch", "itemId": "1", "payload": {"evil": 1}}]
+        self.assertEqual([self.enqueue("demo", payload) for payload in evil], [last + 1, last + 2])
+        seen = eventually(lambda: len(found := [d for d in self.ledger.of("/demo") if d["body"] != b"{}"]) == 2 and found, what="the two requests")
+        for request in seen:
+            self.assertEqual(json.loads(request["body"])["id"], request["headers"]["webhook-id"])
+            self.forge("takt.ticks", "default", request["body"], request["headers"])
+            self.forge("takt.dlx", "", request["body"], request["headers"])
+        self.assertEqual(self.quarantined(2), ["bad_signature"] * 2)
+        self.forged_letters_are_kept_only(2)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.all_items"), 3)
+        self.assertEqual(self.ledger.of("/batch"), [])
+
+    def test_C11_finding6_the_secret_of_a_receiver_forges_nothing(self):
+        now = str(int(time.time()))
+        for job in ("demo", "batch"):
+            for evil in (self.tick("batch", items=[{"payload": {"evil": 1}}]),
+                         {"id": f"item-{job}-0", "kind": "KIND_ITEM", "job": "batch", "itemId": "1", "payload": {"evil": 1}}):
+                body = json.dumps(evil).encode()
+                signed = {"webhook-id": evil["id"], "webhook-timestamp": now, "webhook-signature": self.sign(evil["id"], now, body, self.webhook_secret(job))}
+                self.forge("takt.ticks", "default", body, signed)
+                self.forge("takt.dlx", "", body, signed)
+        self.assertEqual(self.quarantined(4), ["bad_signature"] * 4)
+        self.forged_letters_are_kept_only(4)
+        self.untouched()
+
+    def test_C11_finding6_a_letter_is_no_tick_and_a_tick_no_letter(self):
+        copies = self.broker.queue_declare("", exclusive=True).method.queue
+        self.broker.queue_bind(copies, "takt.dlx")
+        self.ledger.behave["/mortal"] = answers(500)
+        self.enqueue("mortal", {"n": 1})
+        _, letter, body = eventually(lambda: (got := self.broker.basic_get(copies, auto_ack=True))[0] and got, what="the letter's copy")
+        self.forge("takt.ticks", "default", body, letter.headers)
+        self.assertEqual(self.quarantined(1), ["bad_signature"])
+        forged = {"id": "item-1-0", "kind": "KIND_ITEM", "job": "batch", "itemId": "1", "payload": {"evil": 1}}
+        body, now = json.dumps(forged).encode(), str(int(time.time()))
+        self.forge("takt.dlx", "", body, {"webhook-id": forged["id"], "webhook-timestamp": now, "webhook-signature": self.sign(forged["id"], now, body)})
+        self.forged_letters_are_kept_only(1)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.dead_letters WHERE kind = 'item'"), 1)
+        self.assertEqual(self.ledger.of("/batch"), [])
+
+    def verifies(self, delivery, secret):
+        """As a Standard Webhooks library does: one of the signatures is right."""
+        headers = delivery["headers"]
+        return self.sign(headers["webhook-id"], headers["webhook-timestamp"], delivery["body"], secret) in headers["webhook-signature"].split(" ")
+
+    def test_finding6_receivers_change_their_secret_when_it_suits_them(self):
+        keys = os.path.join(self.folder, "keys")
+        self.takt("keys", "generate", "--file", keys)
+        self.environment.pop("TAKT_SIGNING_KEYS")
+        self.environment["TAKT_SIGNING_KEYS_FILE"] = keys
+        old, coming = self.webhook_secret("demo"), self.webhook_secret("demo", "next")
+        self.assertNotIn(old, (coming, self.webhook_secret("batch")))
+        for rotated in (False, True):
+            if rotated:
+                self.takt("keys", "rotate", "--yes")
+                self.assertEqual((self.webhook_secret("demo"), self.webhook_secret("demo", "retired")), (coming, old))
+            self.stop(self.processes[-1])
+            self.start("up")
+            self.enqueue("demo")
+            request = eventually(lambda: len(found := self.ledger.of("/demo")) == 1 + rotated and found[-1])
+            self.assertTrue(self.verifies(request, old), "with the secret from before the rotation")
+            self.assertEqual(self.verifies(request, coming), rotated)
+        with open(keys, encoding="utf-8") as file:
+            self.secrets.update(re.findall(r"whsec_\S+", file.read()))
 
     def test_M3_keys_rotate_without_losing_a_message(self):
         old, new = self.secret, "whsec_" + "Q" * 43 + "="

@@ -11,7 +11,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   try {
     const auto keys = takt::KeyRing::parse(text, "fuzz");
     const auto now = *takt::parse_rfc3339("2026-11-21T10:00:00Z");
-    require(keys.verify("id", "1", "body", keys.sign("id", 1, "body"), now));
+    const auto webhooks = keys.webhooks("job");
+    require(keys.ticks().verify("id", "1", "body", keys.ticks().sign("id", 1, "body"), now));
+    require(keys.letters().verify("id", "1", "body", keys.letters().sign("id", 1, "body"), now));
+    const auto signatures = webhooks->sign_also_retired("id", 1, "body", now);
+    require(webhooks->verify("id", "1", "body", signatures, now));
+    require(!keys.ticks().verify("id", "1", "body", signatures, now) && !keys.letters().verify("id", "1", "body", signatures, now));
   } catch (const std::invalid_argument& error) {
     const std::string_view words = error.what();
     require(!words.empty());

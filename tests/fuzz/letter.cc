@@ -1,4 +1,4 @@
-// What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL kind NUL x-death (JSON) NUL body. Unsigned, so
+// What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL x-death (JSON) NUL body. Unsigned, so
 // never more than a message.
 #include "dlq/letter.h"
 #include "core/text.h"
@@ -14,7 +14,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   delivery.headers["webhook-id"] = std::string(pieces.next());
   delivery.headers["webhook-timestamp"] = std::string(pieces.next());
   delivery.headers["webhook-signature"] = std::string(pieces.next());
-  delivery.headers["takt-kind"] = std::string(pieces.next());
   if (auto deaths = nlohmann::json::parse(pieces.next(), nullptr, false); !deaths.is_discarded())
     delivery.headers["x-death"] = std::move(deaths);
   delivery.body = pieces.rest();

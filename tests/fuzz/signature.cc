@@ -9,7 +9,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const auto kNow = *parse_rfc3339("2026-11-21T10:00:00Z");
   Pieces pieces(data, size);
   const auto id = pieces.next(), timestamp = pieces.next(), signatures = pieces.next(), body = pieces.rest();
-  require(!kKeys.verify(id, timestamp, body, signatures, kNow));
+  require(!kKeys.ticks().verify(id, timestamp, body, signatures, kNow));
   const auto verdict = verify_tick({body, body.size(), kJsonType, id, timestamp, signatures}, kKeys, kNow, std::chrono::hours(24));
   require(std::holds_alternative<RejectReason>(verdict));
   return 0;

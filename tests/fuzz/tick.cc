@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string id(pieces.next());
   const auto type = pieces.next() == "json" ? kJsonType : kProtobufType;
   const auto body = pieces.rest();
-  const auto signature = kKeys.sign(id, to_unix_us(kNow) / 1'000'000, body);
+  const auto signature = kKeys.ticks().sign(id, to_unix_us(kNow) / 1'000'000, body);
   const auto verdict = verify_tick({body, body.size(), type, id, seconds, signature}, kKeys, kNow, std::chrono::hours(24));
   if (const auto* tick = std::get_if<v1::JobTick>(&verdict)) {
     require(tick->id() == id);

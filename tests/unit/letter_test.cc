@@ -52,6 +52,36 @@ TEST_F(LetterTest, KeepsAForgedDeathAsAMessageThatCannotBeReplayed) {
   EXPECT_EQ(letter.headers->find("webhook-signature"), std::string::npos);
 }
 
+TEST_F(LetterTest, Finding6_TakesForALetterOnlyWhatTheLetterKeySigned) {
+  const std::string body = R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo","itemId":"7","payload":{"evil":true}})";
+  const auto genuine = dead_letter_message("item-7-0", kJsonType, body, keys, clock.now());
+  EXPECT_EQ(read_letter(delivered(genuine), keys, clock.now()).kind, "item");
+  const auto webhooks = keys.webhooks("demo");
+  for (const auto* signer : {&keys.ticks(), webhooks.get()}) {
+    auto forged = signed_message("takt.dlx", "", "item-7-0", kJsonType, body, *signer, clock.now());
+    forged.headers["takt-kind"] = "dead-letter";
+    EXPECT_EQ(read_letter(delivered(forged), keys, clock.now()).kind, "message");
+  }
+}
+
+TEST_F(LetterTest, Finding6_TakesForATickOnlyWhatTheTickKeySigned) {
+  const std::string body = R"({"id":"item-7","job":"demo","items":[{"payload":{"evil":true}}]})";
+  EXPECT_EQ(
+      read_letter(delivered(signed_message("takt.dlx", "", "item-7", kJsonType, body, keys.ticks(), clock.now())), keys, clock.now()).kind,
+      "tick");
+  const auto webhooks = keys.webhooks("demo");
+  for (const auto* signer : {&keys.letters(), webhooks.get()}) {
+    const auto forged = signed_message("takt.dlx", "", "item-7", kJsonType, body, *signer, clock.now());
+    EXPECT_EQ(read_letter(delivered(forged), keys, clock.now()).kind, "message");
+  }
+}
+
+// What is signed is the header's id: a letter under another one would be archived, and replayed, a second time.
+TEST_F(LetterTest, Finding6_KeepsALetterWhoseIdIsNotItsSignedOneAsAMessage) {
+  const auto other = dead_letter_message("item-8-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo"})", keys, clock.now());
+  EXPECT_EQ(read_letter(delivered(other), keys, clock.now()).kind, "message");
+}
+
 TEST_F(LetterTest, ReadsWhatRabbitmqDeadLetteredItself) {
   const auto letter = read_letter(tick_delivery(), keys, clock.now());
   EXPECT_EQ(letter.kind, "tick");

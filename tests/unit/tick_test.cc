@@ -28,7 +28,7 @@ struct Envelope {
     body = std::move(content);
     const auto unix_s = std::chrono::floor<std::chrono::seconds>(clock.now() - age).time_since_epoch().count();
     timestamp = std::to_string(unix_s);
-    signature = keys.sign(id, unix_s, body);
+    signature = keys.ticks().sign(id, unix_s, body);
   }
   void seal_tick(const v1::JobTick& tick) { seal(tick.SerializeAsString()); }
   std::string verdict(bool with_id = true, bool with_time = true, bool with_signature = true) const {
@@ -141,6 +141,20 @@ TEST(VerifyTick, BoundsEveryField) {
             }),
             "field_limit");
   EXPECT_EQ(spoiled([](auto& tick) { tick.set_batch_size(0xFFFFFFFFU); }), "accepted") << "capped later, by the job's own";
+}
+
+// The payload is chosen by whoever may enqueue, and ids come from a sequence: an item whose payload is a tick of its own id.
+TEST(VerifyTick, Finding6_RefusesAWebhookWhosePayloadIsATick) {
+  Envelope envelope;
+  envelope.type = kJsonType;
+  envelope.id = "item-7";
+  envelope.seal(R"({"id":"item-7","job":"payments.refund","items":[{"payload":{"evil":true}}]})");
+  EXPECT_EQ(envelope.verdict(), "accepted") << "signed as a tick it is one";
+  const auto unix_s = std::stoll(envelope.timestamp);
+  envelope.signature = envelope.keys.webhooks("demo")->sign_also_retired(envelope.id, unix_s, envelope.body, envelope.clock.now());
+  EXPECT_EQ(envelope.verdict(), "bad_signature");
+  envelope.signature = envelope.keys.letters().sign(envelope.id, unix_s, envelope.body);
+  EXPECT_EQ(envelope.verdict(), "bad_signature") << "nor is a letter's signature a tick's";
 }
 
 TEST(TickMessage, IsVerifiedByItsOwnKeys) {

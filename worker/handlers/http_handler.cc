@@ -47,7 +47,8 @@ struct Progress {
 
 }  // namespace
 
-HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandlerConfig& config, const ClaimedItem& item) const {
+HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandlerConfig& config, const SigningKeys& keys,
+                                     const ClaimedItem& item) const {
   HttpRequest request;
   request.method = config.method;
   request.url = config.url;
@@ -59,7 +60,8 @@ HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandle
   if (has_body) request.body = item.payload;
   // The same id on every attempt, so that the receiver can recognise a repeat.
   const std::string id = "item-" + std::to_string(item.id);
-  const auto now_s = std::chrono::floor<std::chrono::seconds>(clock_.now()).time_since_epoch().count();
+  const auto now = clock_.now();
+  const auto now_s = std::chrono::floor<std::chrono::seconds>(now).time_since_epoch().count();
   auto& lines = request.header_lines;
   lines.reserve(400);
   const auto add = [&lines](std::string_view name, std::string_view value) {
@@ -72,7 +74,7 @@ HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandle
   add("User-Agent", "Takt");
   add("webhook-id", id);
   add("webhook-timestamp", std::to_string(now_s));
-  add("webhook-signature", keys_.sign(id, now_s, request.body));
+  add("webhook-signature", keys.sign_also_retired(id, now_s, request.body, now));
   add("Takt-Job", context.job.name);
   add("Takt-Attempt", std::to_string(item.attempt));
   add("Takt-Run", std::to_string(context.run_id));
@@ -105,6 +107,7 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
   }
 
   const std::string destination = destination_of(config);
+  const auto keys = keys_.webhooks(context.job.name);  // this job's own: its receiver can verify with it, and forge nothing
   Progress progress;
   // Each request that ends begins the next, on the client's thread: no thread is woken for it.
   const std::function<void()> begin_next = [&] {
@@ -118,7 +121,7 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
       index = progress.next++;
       progress.in_flight[index] = 0;
     }
-    const auto id = client_.start(request_for(context, config, items[index]), [&, index, pass](HttpResponse&& response) {
+    const auto id = client_.start(request_for(context, config, *keys, items[index]), [&, index, pass](HttpResponse&& response) {
       results[index] = judge_reply(response, config.method, clock_.now(), keep_body_);
       circuits_.end(destination, config.circuit, *pass, destination_works(response));
       crash_point("worker.mid_handler");

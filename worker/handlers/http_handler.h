@@ -17,7 +17,8 @@ class HttpHandler final : public Handler {
   void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
 
  private:
-  [[nodiscard]] HttpRequest request_for(const RunContext& context, const HttpHandlerConfig& config, const ClaimedItem& item) const;
+  [[nodiscard]] HttpRequest request_for(const RunContext& context, const HttpHandlerConfig& config, const SigningKeys& keys,
+                                        const ClaimedItem& item) const;
 
   HttpClient& client_;
   const KeyRing& keys_;
