@@ -63,7 +63,7 @@ std::string check_keys(Context& context) {
 
 std::string check_broker(Context& context) {
   amqp::Channel channel(context.broker("takt check"));
-  const auto queues = context.config_or_defaults().queues();
+  const auto queues = context.config().queues();
   for (const auto& queue : queues) {
     if (!channel.inspect_queue(amqp::tick_queue(queue)))
       throw CommandFailed("queue " + amqp::tick_queue(queue) + " is missing; run \"takt migrate\"");

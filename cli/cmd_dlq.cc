@@ -143,8 +143,8 @@ void discard(Context& context, const LetterOptions& options) {
 }
 
 void prune(Context& context, const std::string& older_than, bool yes, bool json) {
+  const Duration age = older_than.empty() ? context.config().retention.dead_letters : parse_age(older_than, "--older-than");
   auto& database = context.current_database();
-  const Duration age = older_than.empty() ? context.config_or_defaults().retention.dead_letters : parse_age(older_than, "--older-than");
   const auto total = count_prunable(database, age);
   if (total > 0 && !confirm("remove " + std::to_string(total) + " dead letters older than " + format_duration(age) + " for ever?", yes)) {
     throw CommandFailed("nothing done");

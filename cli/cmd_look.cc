@@ -130,7 +130,7 @@ void add_look(CLI::App& app, Context& context) {
   auto* run = jobs->add_subcommand("run", "publish a tick for a job now");
   auto run_name = std::make_shared<std::string>();
   run->add_option("name", *run_name, "a job")->required();
-  run->callback([&context, run_name] { std::cout << "tick " << publish_tick(context, *run_name, 0, false) << " published\n"; });
+  run->callback([&context, run_name] { std::cout << "tick " + publish_tick(context, *run_name, 0, false) + " published\n"; });
   jobs->callback([&context, jobs, jobs_json] {
     if (jobs->get_subcommands().empty()) list_jobs(context, *jobs_json);
   });

@@ -33,6 +33,7 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
 }  // namespace
 
 void run_once(Context& context, const OnceOptions& options) {
+  const auto& config = context.config();
   auto& database = context.current_database();
   const SystemClock own_clock;
   DatabaseClock clock(own_clock);
@@ -54,10 +55,10 @@ void run_once(Context& context, const OnceOptions& options) {
 
   SeededRandom random(random_seed());
   Metrics metrics;
-  const auto& worker = context.config_or_defaults().worker;
+  const auto& worker = config.worker;
   HttpClient client({worker.host_connections, 100, worker.outbound});
   HttpHandler http(client, context.keys(), clock, metrics, worker.payload_in_errors);
-  SqlHandler sql(context.config_or_defaults().databases, metrics);
+  SqlHandler sql(config.databases, metrics);
   NativeHandler native({}, metrics);
   Heartbeat heartbeat(database);
   RunExecutor executor(database, {http, sql, native}, heartbeat, clock, random, metrics, "once-" + random_id().substr(0, 8));

@@ -33,6 +33,7 @@ void enqueue_one(Context& context, const EnqueueOptions& options) {
 }  // namespace
 
 std::string publish_tick(Context& context, const std::string& job, unsigned batch_size, bool dry_run) {
+  const auto& config = context.config();
   const auto known =
       context.current_database().exec(std::string("SELECT queue FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job));
   if (known.empty()) throw CommandFailed("no job named \"" + printable(job, 100) + "\"; \"takt jobs\" lists those known");
@@ -45,7 +46,7 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   set_timestamp(*tick.mutable_due_at(), clock.now());
   auto broker = context.broker("takt tick");
   { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
-  amqp::Publisher publisher(std::move(broker), publisher_settings(context.config_or_defaults()));
+  amqp::Publisher publisher(std::move(broker), publisher_settings(config));
   publisher.start();
   const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
                                                         tick.SerializeAsString(), context.keys().ticks(), clock.now()),
@@ -83,7 +84,7 @@ void add_tick(CLI::App& app, Context& context) {
   tick->add_flag("--dry-run", tick_options->dry_run, "claim nothing; the run reports what would be done");
   tick->callback([&context, tick_options] {
     context.configure_logging("tick");
-    std::cout << "tick " << publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run) << " published\n";
+    std::cout << "tick " + publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run) + " published\n";
   });
 }
 

@@ -19,14 +19,32 @@ void Context::configure_logging(const std::string& service) const {
   configure_log(level, log_json ? LogFormat::json : LogFormat::text, service);
 }
 
+bool Context::config_is_there() const {
+  std::error_code fault;  // a folder that may not be searched: reading the file says so
+  return std::filesystem::exists(config_path, fault) || fault;
+}
+
+std::string Context::no_config() const {
+  const auto path = (std::filesystem::current_path() / config_path).lexically_normal();
+  return "there is no \"" + path.filename().string() + "\" in " + path.parent_path().string();
+}
+
+void Context::require_named_config() const {
+  if (config_named && !config_is_there()) throw UsageError("--config: " + no_config() + "; give the path of the configuration file");
+}
+
 const Config& Context::config() {
-  if (!config_) config_ = load_config(config_path);
+  if (!config_) {
+    if (!config_is_there()) throw UsageError(no_config() + "; start in the folder that holds it, or name it with --config");
+    config_ = load_config(config_path);
+  }
   return *config_;
 }
 
 const Config& Context::config_or_defaults() {
-  if (!config_ && !std::filesystem::exists(config_path)) config_ = parse_config("", config_path);
-  return config();
+  if (config_named || config_is_there()) return config();
+  if (!defaults_) defaults_ = parse_config("", config_path);
+  return *defaults_;
 }
 
 Secret required_environment(const char* name, const char* example) {

@@ -32,13 +32,19 @@ class UsageError : public std::runtime_error {
 class Context {
  public:
   std::string config_path = "takt.yaml";
+  bool config_named = false;  ///< by --config
   std::string log_level = "info";
   bool log_json = false;
 
   void configure_logging(const std::string& service) const;
-  /// Throws ConfigError.
+  /// A file that was named is there, whatever the command does with it: a mistyped name must not mean "defaults". Else UsageError.
+  void require_named_config() const;
+  /// The configuration. For what acts as the file says: apply, check, the services, worker --once, tick, jobs run, dlq prune by the
+  /// file's own retention. Throws UsageError if the file is not there, ConfigError if it is wrong.
   const Config& config();
-  /// The configuration if the file is there, else the defaults.
+  /// The configuration, or the defaults if no file was named and none lies in this folder. For commands that need no more of it than
+  /// how to connect: migrate (declares the default queue; services declare theirs), the commands that look, enqueue, pause, cancel,
+  /// retry, replay and discard, and bench, which has jobs and a queue of its own. keys, cron and reference ask for none.
   const Config& config_or_defaults();
   /// Throws CommandFailed if TAKT_DATABASE_URL is missing or the database cannot be reached.
   Database& database();
@@ -50,7 +56,10 @@ class Context {
   static std::string who(const std::string& given);
 
  private:
-  std::optional<Config> config_;
+  [[nodiscard]] bool config_is_there() const;
+  [[nodiscard]] std::string no_config() const;
+
+  std::optional<Config> config_, defaults_;
   std::unique_ptr<Database> database_;
   std::optional<KeyRing> keys_;
 };

@@ -13,7 +13,10 @@ int run(int argc, char** argv) {
   takt::Context context;
   CLI::App app{"Takt runs a company's background jobs: schedules, retries, dead letters.", "takt"};
   app.set_version_flag("--version", "takt " TAKT_VERSION);
-  app.add_option("--config", context.config_path, "the configuration file")->capture_default_str();
+  app.add_option("--config", context.config_path, "the configuration file")->capture_default_str()->each([&](const std::string&) {
+    context.config_named = true;
+  });
+  app.parse_complete_callback([&] { context.require_named_config(); });
   app.add_option("--log-level", context.log_level, "debug, info, warn or error")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
       ->capture_default_str();

@@ -29,7 +29,7 @@ sigset_t end_signals() {
 void require_broker(Context& context, const std::string& name) {
   try {
     amqp::Channel channel(context.broker(name));
-    amqp::declare_topology(channel, context.config_or_defaults().queues());
+    amqp::declare_topology(channel, context.config().queues());
   } catch (const amqp::BrokerUnavailable& error) {
     throw CommandFailed(std::string("TAKT_AMQP_URL: ") + error.what());
   }
@@ -74,7 +74,7 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   const auto signals = end_signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  const auto& config = context.config_or_defaults();
+  const auto& config = context.config();
   const auto& keys = context.keys();
   auto& database = context.current_database();
   require_broker(context, "takt " + name);
@@ -96,7 +96,7 @@ Services::~Services() = default;
 
 void Services::build_worker(Context& context, const std::string& name) {
   worker_ = std::make_unique<Worker>(context.database(), context.broker("takt " + name + " consumer"), *publisher_, context.keys(), clock_,
-                                     random_, metrics_, worker_settings(context.config_or_defaults()));
+                                     random_, metrics_, worker_settings(context.config()));
 }
 
 std::vector<HealthPart> Services::health() const {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <set>
-#include <sstream>
 
 #include "core/config/reader.h"
 #include "core/cron.h"
@@ -263,10 +263,14 @@ Config parse_config(const std::string& text, const std::string& name) {
 
 Config load_config(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
+  std::string text;
+  try {
+    if (file) text.assign(std::istreambuf_iterator<char>(file), {});
+  } catch (const std::ios_base::failure&) {  // a folder opens as a file does
+    file.setstate(std::ios_base::badbit);
+  }
   if (!file) throw ConfigError({path + ": cannot be read; give its place with --config"});
-  std::ostringstream text;
-  text << file.rdbuf();
-  return parse_config(text.str(), path);
+  return parse_config(text, path);
 }
 
 }  // namespace takt

@@ -217,6 +217,10 @@ std::string configuration_reference() {
   std::ostringstream out;
   out << "# Configuration\n\n"
          "Every field of `takt.yaml`. This page is printed by `takt reference`; a test keeps the two equal.\n\n"
+         "The file is the one that `--config` names, else `takt.yaml` in the working folder. A file that is named must be there.\n"
+         "Without either, what acts as the file says refuses with exit code 2 (services, `apply`, `check`, `worker --once`,\n"
+         "`tick`, `jobs run`, `dlq prune` unless its age is given): a wrong folder must not mean \"defaults\". Other commands only\n"
+         "need to know how to connect, and take the defaults for that.\n\n"
          "Durations are written `250ms`, `90s`, `5m`, `1h30m`, `7d`. Secrets and addresses are never in the file; they\n"
          "come from the environment:\n\n"
          "| variable | meaning |\n| --- | --- |\n"

@@ -1,8 +1,10 @@
 """What people type: exit codes, messages that name place and way out, and documentation that cannot drift."""
+import itertools
 import json
 import os
 import re
 import subprocess
+import tempfile
 import unittest
 
 from harness import BINARY, SOURCE, TaktTest, eventually
@@ -15,9 +17,9 @@ jobs:
 """
 
 
-def run(*arguments, **environment):
+def run(*arguments, cwd=None, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TAKT_")}
-    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment})
+    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment}, cwd=cwd)
 
 
 class Documentation(unittest.TestCase):
@@ -73,9 +75,12 @@ class ExitCodes(unittest.TestCase):
 
     def test_what_is_missing_is_named_with_exit_1(self):
         self.assertIn("TAKT_DATABASE_URL is not set", run("status").stderr)
-        self.assertIn("no signing key", run("up").stderr)
-        for arguments in (["status"], ["up"], ["worker"], ["dispatcher"], ["dlq", "archive"]):
-            self.assertEqual(run(*arguments).returncode, 1, arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            with open(os.path.join(folder, "takt.yaml"), "w", encoding="utf-8") as file:
+                file.write("jobs: {}\n")
+            self.assertIn("no signing key", run("up", cwd=folder).stderr)
+            for arguments in (["status"], ["up"], ["worker"], ["dispatcher"], ["dlq", "archive"]):
+                self.assertEqual(run(*arguments, cwd=folder).returncode, 1, arguments)
         away = run("status", TAKT_DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/x")
         self.assertEqual(away.returncode, 1)
         self.assertNotIn("hunter2", away.stderr)
@@ -94,7 +99,51 @@ class ExitCodes(unittest.TestCase):
             self.assertEqual(run(*command.split(), "--help").returncode, 0, command)
 
 
+class ConfigurationFile(unittest.TestCase):
+    """C9: what acts as the file says refuses without it; what only connects needs none, unless one was named."""
+    ACTING = (["apply"], ["check"], ["check", "--file-only"], ["dispatcher"], ["worker"], ["worker", "--once"], ["worker", "--once", "--dry-run"], ["up"],
+              ["dlq", "archive"], ["dlq", "prune", "--yes"], ["tick", "demo"], ["jobs", "run", "demo"])
+    CONNECTING = (["migrate"], ["status"], ["jobs"], ["jobs", "pause", "demo"], ["schedules"], ["runs"], ["items"], ["enqueue", "demo"], ["dlq", "list"],
+                  ["dlq", "replay", "--all"], ["dlq", "prune", "--older-than", "30d"], ["bench", "latency"])
+    OTHERS = (["keys", "generate"], ["cron", "next", "0 9 * * *"], ["reference"])
+
+    def setUp(self):
+        self.folder = os.path.realpath(self.enterContext(tempfile.TemporaryDirectory()))
+
+    def test_C9_finding10_a_named_file_that_is_not_there_is_refused_by_every_command(self):
+        for name, arguments in itertools.product(("takt.ymal", os.path.join(self.folder, "takt.ymal"), ""), (*self.ACTING, *self.CONNECTING, *self.OTHERS)):
+            done = run(*arguments, "--config", name, cwd=self.folder)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), arguments)
+            self.assertEqual(done.stderr, f'takt: --config: there is no "{os.path.basename(name)}" in {self.folder}; give the path of the configuration file\n')
+
+    def test_C9_finding10_what_acts_as_the_file_says_refuses_in_a_folder_without_it(self):
+        for arguments in self.ACTING:
+            done = run(*arguments, cwd=self.folder)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), arguments)
+            self.assertEqual(done.stderr, f'takt: there is no "takt.yaml" in {self.folder}; start in the folder that holds it, or name it with --config\n')
+        for arguments in self.CONNECTING:
+            done = run(*arguments, cwd=self.folder)
+            self.assertEqual(done.returncode, 1, arguments)
+            self.assertIn("TAKT_DATABASE_URL is not set", done.stderr)
+        for arguments in (*self.OTHERS, ["--version"], ["--help"], ["worker", "--help"]):
+            self.assertEqual(run(*arguments, cwd=self.folder).returncode, 0, arguments)
+
+    def test_C9_finding10_a_folder_is_no_file(self):
+        self.assertIn(f"{self.folder}: cannot be read", run("check", "--config", self.folder).stdout)
+        self.assertEqual(run("worker", "--config", self.folder).returncode, 2)
+
+
 class Commands(TaktTest):
+    def test_C9_finding10_a_worker_that_misses_its_file_sends_nothing(self):
+        self.install(CONFIG + 'worker: {outbound_deny: ["127.0.0.0/8"]}\n')
+        self.enqueue("demo")
+        for arguments in (["worker", "--once", "--config", self.config + "l"], ["worker", "--once"]):
+            done = subprocess.run([BINARY, *arguments], env=self.environment, cwd=self.folder + "/..", capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertEqual(self.ledger.deliveries, [])
+        self.takt("worker", "--once")
+        self.assertEqual(self.ledger.deliveries, [])
+
     def test_check_tells_a_newcomer_what_is_wrong(self):
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(CONFIG.replace("{url}", self.ledger.url))
