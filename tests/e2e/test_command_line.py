@@ -227,6 +227,15 @@ class Commands(TaktTest):
         self.takt("schedules", "pause", "demo/never", expect=1)
         self.takt("jobs", "pause", "nobody", expect=1)
 
+    def test_finding31_a_tick_by_hand_bears_postgresqls_time_wherever_it_was_signed(self):
+        self.install(CONFIG)
+        self.start("up")
+        for n, wrong in enumerate(("+10m", "-25h"), 1):
+            done = subprocess.run(["faketime", "-f", wrong, BINARY, "tick", "demo", "--config", self.config], env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            eventually(lambda: len(self.ledger.of("/demo")) == n, 10, f"the delivery of a tick from a clock that is {wrong} off")
+        self.assertEqual(self.queue_depth(self.channel(), "takt.quarantine"), 0)
+
     def test_keys_are_generated_rotated_and_never_shown(self):
         path = os.path.join(self.folder, "keys")
         environment = {"TAKT_SIGNING_KEYS_FILE": path}
