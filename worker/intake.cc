@@ -20,8 +20,13 @@ constexpr std::size_t kQuarantinedBytes = 64 * 1024;
 bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
   metrics_.tick_rejected(to_string(reason));
   const std::string id = printable(delivery.header("webhook-id").value_or(""), 128);
-  log_warn("tick quarantined",
-           {{"reason", to_string(reason)}, {"tick", id}, {"bytes", delivery.body_size}, {"queue", delivery.routing_key}});
+  if (const auto messages = refusals_.due(static_cast<std::size_t>(reason)); messages > 0) {
+    log_warn("tick quarantined", {{"reason", to_string(reason)},
+                                  {"messages", messages},
+                                  {"tick", id},
+                                  {"bytes", delivery.body_size},
+                                  {"queue", delivery.routing_key}});
+  }
   amqp::Message message;
   message.routing_key = amqp::kQuarantineQueue;  // the default exchange
   message.content_type = printable(delivery.content_type, 100);

@@ -4,6 +4,7 @@
 
 #include "core/amqp/message.h"
 #include "core/amqp/publisher.h"
+#include "core/log_throttle.h"
 #include "core/metrics.h"
 #include "core/signing.h"
 #include "core/tick.h"
@@ -27,7 +28,13 @@ class Intake {
   /// `clock` is the one that `catalog` sets.
   Intake(const KeyRing& keys, JobCatalog& catalog, amqp::Publisher& publisher, const DatabaseClock& clock, Metrics& metrics,
          Duration max_tick_age)
-      : keys_(keys), catalog_(catalog), publisher_(publisher), clock_(clock), metrics_(metrics), max_tick_age_(max_tick_age) {}
+      : keys_(keys),
+        catalog_(catalog),
+        publisher_(publisher),
+        clock_(clock),
+        metrics_(metrics),
+        max_tick_age_(max_tick_age),
+        refusals_(clock, kRejectReasons) {}
 
   /// Throws DatabaseUnavailable where PostgreSQL has never been reached, whose time decides.
   std::variant<AcceptedTick, Disposed, NotNow> judge(const amqp::Delivery& delivery);
@@ -42,6 +49,7 @@ class Intake {
   const DatabaseClock& clock_;
   Metrics& metrics_;
   Duration max_tick_age_;
+  LogThrottle refusals_;  // by RejectReason: a flood of forgeries must not fill the disk with log
 };
 
 }  // namespace takt

@@ -12,6 +12,7 @@ class MessageFaults(ChaosTest):
         self.install(CONFIG.replace("batch_size: 10", "batch_size: 100"))  # a job's default
         self.start("dispatcher")
         worker = self.start("worker")
+        worker_began = time.monotonic()
         load = self.load(100)
         eventually(lambda: len(self.ledger.of("/work")) > 50)
         begin = len(self.ledger.of("/work"))
@@ -45,6 +46,8 @@ class MessageFaults(ChaosTest):
         self.assertGreater(sent[0], 1000)
         self.assertLessEqual(self.queue_depth(self.channel(), "takt.quarantine"), 10_000, "the quarantine is bounded")
         self.assertIsNone(worker.poll())
+        lines = self.log_of(worker).count("tick quarantined reason=bad_signature")
+        self.assertLessEqual(lines, time.monotonic() - worker_began + 1, "finding 34: more than a line a second")
         print(f"{without} deliveries in 6 s without, {beside} beside {sent[0]} forged ticks")
         self.check_accepted(load.stop())
 

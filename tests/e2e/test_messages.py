@@ -248,6 +248,17 @@ class Messages(TaktTest):
         with open(keys, encoding="utf-8") as file:
             self.secrets.update(re.findall(r"whsec_\S+", file.read()))
 
+    def test_finding34_refused_messages_get_one_line_a_second_that_counts_them(self):
+        line = "tick quarantined reason=bad_signature"
+        began = time.monotonic()
+        for _ in range(300):
+            self.publish(self.broker, self.tick(), secret="whsec_" + "A" * 43 + "=")
+        self.quarantined(300)
+        self.assertLessEqual(self.log_of(self.up).count(line), time.monotonic() - began + 1)
+        time.sleep(1.1)  # the next line is due
+        self.publish(self.broker, self.tick(), secret="whsec_" + "A" * 43 + "=")
+        eventually(lambda: sum(map(int, re.findall(line + r" messages=(\d+) ", self.log_of(self.up)))) == 301, what="every refused message counted in the log")
+
     def test_M3_keys_rotate_without_losing_a_message(self):
         old, new = self.secret, "whsec_" + "Q" * 43 + "="
         self.environment["TAKT_SIGNING_KEYS"] = f"current {old}, next {new}"
