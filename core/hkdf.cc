@@ -14,7 +14,7 @@ namespace {
 
 /// OpenSSL wants what it only reads as a pointer to what it may write.
 OSSL_PARAM octets(const char* name, std::string_view bytes) {
-  return OSSL_PARAM_construct_octet_string(name, const_cast<char*>(bytes.data()), bytes.size());  // NOLINT(*-const-cast)
+  return OSSL_PARAM_construct_octet_string(name, const_cast<char*>(bytes.data()), bytes.size());
 }
 
 }  // namespace
