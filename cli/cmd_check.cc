@@ -8,6 +8,7 @@
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
 #include "core/text.h"
+#include "worker/handlers/sql_target.h"
 
 namespace takt {
 
@@ -97,9 +98,9 @@ void check_jobs(Findings& findings, const Config& config) {
       settings.role = named.role;
       settings.pool = 1;
       Database opened(required_environment(named.url_env.c_str(), "its URL"), settings);
-      const bool superuser = opened.exec(std::string("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")).boolean(0, 0);
-      if (superuser && !named.superuser)
-        throw CommandFailed("the role " + named.role + " is a superuser; use another, or say superuser: true");
+      opened.with_connection([&](DatabaseConnection& connection) {
+        if (const auto fault = superuser_fault(connection.session(), named)) throw CommandFailed(*fault);
+      });
       return "reachable as " + named.role;
     });
   }

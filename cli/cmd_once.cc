@@ -58,7 +58,7 @@ void run_once(Context& context, const OnceOptions& options) {
   const auto& worker = config.worker;
   HttpClient client({worker.host_connections, 100, worker.outbound});
   HttpHandler http(client, context.keys(), clock, metrics, worker.payload_in_errors);
-  SqlHandler sql(config.databases, metrics);
+  SqlHandler sql(config.databases, clock, metrics);
   NativeHandler native({}, metrics);
   Heartbeat heartbeat(database);
   RunExecutor executor(database, {http, sql, native}, heartbeat, clock, random, metrics, "once-" + random_id().substr(0, 8));

@@ -27,7 +27,7 @@ Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher&
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors,
                     settings_.http_threads}),
       http_(http_client_, keys, clock_, metrics, settings_.payload_in_errors),
-      sql_(settings_.databases, metrics),
+      sql_(settings_.databases, clock_, metrics),
       native_(settings_.native, metrics),
       executor_(database, {http_, sql_, native_}, heartbeat_, clock_, random, metrics, random_id().substr(0, 12)),
       intake_(keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {

@@ -83,7 +83,7 @@ constexpr std::array kRetention{
 constexpr std::array kNamedDatabase{
     Field{"url_env", text, 1, 200, nullptr, nullptr, "environment variable that holds its URL"},
     Field{"role", name, 0, 100, nullptr, nullptr, "role the statements run as (SET ROLE)"},
-    Field{"superuser", boolean, 0, 0, "false", nullptr, "allow a role that is superuser"},
+    Field{"superuser", boolean, 0, 0, "false", nullptr, "allow a role, or a login, that is or can become a superuser"},
     Field{"pool", integer, 1, 100, "4", nullptr, "connections at most, a worker process"},
     Field{"statement_timeout", duration, 100, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
 };

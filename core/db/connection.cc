@@ -33,6 +33,8 @@ bool means_unavailable(const std::string& sqlstate) {
          sqlstate == "58030";
 }
 
+constexpr const char* kInvalidParameter = "22023";
+
 std::string first_line(const std::string& text) {
   const auto end = text.find('\n');
   const std::string hint = [&] {
@@ -62,7 +64,7 @@ auto translated(Body body) {
     throw DatabaseError(first_line(error.what()), "40001");
   } catch (const pqxx::sql_error& error) {
     const std::string& sqlstate = error.sqlstate();
-    if (means_unavailable(sqlstate)) throw DatabaseUnavailable("database: " + first_line(error.what()));
+    if (means_unavailable(sqlstate)) throw DatabaseUnavailable("database: " + first_line(error.what()), sqlstate);
     throw DatabaseError(first_line(error.what()), sqlstate);
   } catch (const pqxx::failure& error) {
     throw DatabaseUnavailable("database: " + first_line(error.what()));
@@ -203,7 +205,7 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
   PQconninfoOption* options = PQconninfoParse(url.reveal().c_str(), &fault);
   if (options == nullptr) {
     PQfreemem(fault);
-    throw DatabaseUnavailable("database: the URL is not understood; give postgresql://user:password@host:port/database");
+    throw DatabaseUnavailable("database: the URL is not understood; give postgresql://user:password@host:port/database", kInvalidParameter);
   }
   std::string info;
   const auto add = [&info](const std::string& key, const std::string& value) {
@@ -243,6 +245,9 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
 
 }  // namespace
 
+DatabaseUnavailable::DatabaseUnavailable(const std::string& message, std::string sqlstate)
+    : std::runtime_error(message), sqlstate_(std::move(sqlstate)) {}
+
 DatabaseError::DatabaseError(const std::string& message, std::string sqlstate)
     : std::runtime_error(message), sqlstate_(std::move(sqlstate)) {}
 
@@ -276,6 +281,43 @@ std::int64_t Rows::integer(std::size_t row, std::size_t column) const {
 double Rows::real(std::size_t row, std::size_t column) const { return std::strtod(std::string(text(row, column)).c_str(), nullptr); }
 bool Rows::boolean(std::size_t row, std::size_t column) const { return text(row, column) == "t"; }
 Timestamp Rows::time(std::size_t row, std::size_t column) const { return from_unix_us(integer(row, column)); }
+
+namespace {
+
+/// Waits for what libpq waits for; false once `until` has come.
+bool poll_connecting(PGconn* connection, PostgresPollingStatusType wanted, SteadyTime until) {
+  const auto left = std::chrono::duration_cast<Duration>(until - std::chrono::steady_clock::now());
+  pollfd watched{PQsocket(connection), static_cast<short>(wanted == PGRES_POLLING_READING ? POLLIN : POLLOUT), 0};
+  return left > Duration(0) && ::poll(&watched, 1, static_cast<int>(left.count())) > 0;
+}
+
+/// The last word of libpq's text where that is a SQLSTATE.
+std::string sqlstate_at_end(std::string_view text) {
+  constexpr std::size_t kLength = 5;
+  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  if (text.size() <= kLength || text[text.size() - kLength - 1] != ' ') return "";
+  const auto word = text.substr(text.size() - kLength);
+  const bool fits = word.find_first_not_of("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == std::string_view::npos;
+  return fits ? std::string(word) : "";
+}
+
+}  // namespace
+
+std::string connection_refusal(const Secret& url, const DatabaseSettings& settings, Duration patience) {
+  const auto until = std::chrono::steady_clock::now() + patience;
+  std::string info = connection_info(url, settings);
+  const Secret guard(info);
+  wipe(info);
+  const std::unique_ptr<PGconn, decltype(&PQfinish)> connection(PQconnectStart(guard.reveal().c_str()), PQfinish);
+  if (!connection) return "";
+  PQsetErrorVerbosity(connection.get(), PQERRORS_SQLSTATE);
+  auto status = PQstatus(connection.get()) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
+  while (status == PGRES_POLLING_READING || status == PGRES_POLLING_WRITING) {
+    if (!poll_connecting(connection.get(), status, until)) return "";
+    status = PQconnectPoll(connection.get());
+  }
+  return status == PGRES_POLLING_FAILED ? sqlstate_at_end(PQerrorMessage(connection.get())) : "";
+}
 
 std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings) {
   std::string info = connection_info(url, settings);

@@ -29,7 +29,7 @@ std::unique_ptr<DatabaseConnection> Database::take() {
     const bool got =
         freed_.wait_until(lock, deadline, [&] { return !idle_.empty() || (open_ < settings_.pool && (may_open || open_ == 0)); });
     if (!got && refused) std::rethrow_exception(refused);
-    if (!got) throw DatabaseUnavailable("database: all " + std::to_string(settings_.pool) + " connections of the pool are busy");
+    if (!got) throw DatabaseBusy("database: all " + std::to_string(settings_.pool) + " connections of the pool are busy");
     if (!idle_.empty()) {
       auto connection = std::move(idle_.back());
       idle_.pop_back();
@@ -54,7 +54,9 @@ std::unique_ptr<DatabaseConnection> Database::take() {
 void Database::give_back(std::unique_ptr<DatabaseConnection> connection) {
   {
     const std::scoped_lock lock(mutex_);
-    if (connection && connection->usable()) {
+    if (connection && connection->spoiled()) {
+      --open_;
+    } else if (connection && connection->usable()) {
       idle_.push_back(std::move(connection));
     } else {
       open_ -= 1 + static_cast<int>(idle_.size());

@@ -21,7 +21,18 @@ namespace takt {
 /// PostgreSQL cannot be used now: not reachable, shutting down, out of connections, read-only. A retry may help.
 class DatabaseUnavailable : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  explicit DatabaseUnavailable(const std::string& message, std::string sqlstate = "");
+  /// The server's own word for it; empty if it sent none: what came of a statement is then not known.
+  [[nodiscard]] const std::string& sqlstate() const { return sqlstate_; }
+
+ private:
+  std::string sqlstate_;
+};
+
+/// Every connection of the pool is in use for longer than connect_timeout. Says nothing about PostgreSQL.
+class DatabaseBusy : public DatabaseUnavailable {
+ public:
+  using DatabaseUnavailable::DatabaseUnavailable;
 };
 
 /// PostgreSQL refused a statement. `retryable`: serialization failure, deadlock, lock or statement timeout.
@@ -145,13 +156,23 @@ class DatabaseConnection {
   /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
   virtual void transaction(const std::function<void(Session&)>& body) = 0;
   [[nodiscard]] virtual bool usable() const = 0;
+  /// Whether the pool shall close it when it is given back, because its session is not as it was.
+  void spoil(bool spoiled) { spoiled_ = spoiled; }
+  [[nodiscard]] bool spoiled() const { return spoiled_; }
   /// Waits up to `timeout` for notifications that work is due, or until the descriptor `or_readable` is readable: the jobs
   /// they name, with "" for one that names none. At most 64; "" stands for the others.
   virtual std::set<std::string> wait_notifications(Duration timeout, int or_readable = -1) = 0;
+
+ private:
+  bool spoiled_ = false;
 };
 
 /// Opens one connection. Throws DatabaseUnavailable; its text names host, port and database, never the password.
 std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings);
+
+/// The SQLSTATE with which the server refuses to be connected to; empty if it accepts, or says nothing for `patience`.
+/// Asked after connect_database() has failed: what the server said is then only known in its own language.
+std::string connection_refusal(const Secret& url, const DatabaseSettings& settings, Duration patience);
 
 /// A bounded pool that opens connections when needed and throws away broken ones. Thread-safe.
 class Database {

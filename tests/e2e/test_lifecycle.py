@@ -59,16 +59,16 @@ jobs:
 class Lifecycle(TaktTest):
     def setUp(self):
         super().setUp()
-        self.environment["APP_DATABASE_URL"] = self.database_url
-        self.role = "app_" + self.name
-        self.admin.cursor().execute(f"CREATE ROLE {self.role}")
+        self.role, self.login = "app_" + self.name, "login_" + self.name
+        self.environment["APP_DATABASE_URL"] = f"postgresql://{self.login}:of-its-own@" + self.database_url.split("@")[1]
+        self.admin.cursor().execute(f"CREATE ROLE {self.role}; CREATE ROLE {self.login} LOGIN PASSWORD 'of-its-own'; GRANT {self.role} TO {self.login}")
         self.install(CONFIG.replace("app_role", self.role))
 
     def tearDown(self):
         super().tearDown()
         admin = psycopg2.connect(SERVICES["TAKT_DATABASE_URL"])
         admin.autocommit = True
-        admin.cursor().execute(f"DROP ROLE IF EXISTS {self.role}")
+        admin.cursor().execute(f"DROP ROLE IF EXISTS {self.login}; DROP ROLE IF EXISTS {self.role}")
         admin.close()
 
     def test_a_job_that_fails_for_ever_dies_after_exactly_its_attempts_at_the_times_of_its_backoff_and_is_replayed(self):
@@ -261,6 +261,28 @@ class Lifecycle(TaktTest):
         eventually(lambda: (self.state(good), self.state(wrong)) == ("done", "dead"), what="both ends")
         self.assertEqual(self.rows("SELECT item, payload, who FROM public.effects"), [(good, {"n": 5}, self.role)])
         self.assertEqual(self.one("SELECT reason FROM takt.failed_attempts WHERE item_id = %s", wrong), "sqlstate_42883")
+
+    def test_C19_finding22_a_database_that_is_away_costs_its_items_no_attempt_and_finding23_a_superuser_is_refused(self):
+        self.db.cursor().execute(f"CREATE TABLE public.effects (item bigint, payload jsonb); GRANT INSERT, SELECT ON public.effects TO {self.role}")
+        self.admin.cursor().execute(f"ALTER ROLE {self.login} NOLOGIN")
+        self.start("up")
+        refused = self.enqueue("in-sql")
+        eventually(lambda: self.state(refused) == "blocked", what="a login that is refused")
+        self.admin.cursor().execute(f"ALTER ROLE {self.login} LOGIN SUPERUSER")
+        superuser = self.enqueue("in-sql")
+        eventually(lambda: self.state(superuser) == "blocked", what="a superuser")
+        self.admin.cursor().execute(f"ALTER ROLE {self.login} NOSUPERUSER CONNECTION LIMIT 0")  # it has no place left
+        time.sleep(1.1)  # a connection that was just used is not asked again
+        self.admin.cursor().execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{self.login}'")
+        waiting, healthy = [self.enqueue("in-sql") for _ in range(8)], self.enqueue("flaky")
+        eventually(lambda: self.state(healthy) == "done", what="a job that needs no database")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs WHERE skipped > 0") >= 2, what="tries")
+        self.admin.cursor().execute(f"ALTER ROLE {self.login} CONNECTION LIMIT -1")
+        eventually(lambda: all(self.state(item) == "done" for item in waiting), what="all of them, once it is back")
+        self.assertEqual(self.one("SELECT count(*) FROM public.effects"), 8)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts WHERE item_id = ANY(%s)", waiting), 0)
+        self.takt("items", "retry", str(refused), str(superuser), "--yes")
+        eventually(lambda: (self.state(refused), self.state(superuser)) == ("done", "done"), what="what the operator sent back")
 
     def test_once_and_dry_run_need_no_broker(self):
         environment = dict(self.environment)

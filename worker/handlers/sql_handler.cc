@@ -1,131 +1,83 @@
 #include "worker/handlers/sql_handler.h"
 
-#include <cstdlib>
-
-#include "core/db/bound_statement.h"
-#include "core/text.h"
-
 namespace takt {
 
 namespace {
 
-constexpr std::size_t kMaxErrorBytes = 1024;
+/// One that cannot be connected to is away, without waiting for another twenty to find it so.
+const CircuitConfig kCircuit{1, 100, std::chrono::seconds(1), std::chrono::seconds(30)};
 
-HandlerResult failure(ItemClass item_class, std::string reason, std::string_view error) {
+/// From `first` on, all alike.
+void block(std::vector<HandlerResult>& results, std::size_t first, HandlerResult result) {
+  result.item_class = ItemClass::blocked;
+  for (auto i = first; i < results.size(); ++i) results[i] = result;
+}
+
+HandlerResult blocked(std::string reason, std::string error) {
   HandlerResult result;
-  result.item_class = item_class;
   result.reason = std::move(reason);
-  result.error = printable(error, kMaxErrorBytes);
-  return result;
-}
-
-std::optional<ItemClass> class_named(std::string_view word) {
-  if (word == "done") return ItemClass::done;
-  if (word == "noop") return ItemClass::noop;
-  if (word == "skipped") return ItemClass::skipped;
-  if (word == "blocked") return ItemClass::blocked;
-  if (word == "error") return ItemClass::error;
-  if (word == "fatal") return ItemClass::fatal;
-  return std::nullopt;
-}
-
-/// The first row may say how it went: columns result, error, retry_after (a duration).
-HandlerResult judge_rows(const Rows& rows) {
-  HandlerResult result;
-  result.item_class = ItemClass::done;
-  if (rows.empty()) return result;
-  for (std::size_t column = 0; column < rows.columns(); ++column) {
-    if (rows.is_null(0, column)) continue;
-    const auto name = rows.column_name(column);
-    const auto value = rows.text(0, column);
-    if (name == "result") {
-      const auto named = class_named(value);
-      if (!named)
-        return failure(ItemClass::error, "sql_result",
-                       "the column result says \"" + printable(value, 60) + "\"; known are done, noop, skipped, blocked, error, fatal");
-      result.item_class = *named;
-    } else if (name == "error") {
-      result.error = printable(value, kMaxErrorBytes);
-    } else if (name == "retry_after") {
-      result.retry_after = parse_duration(value);
-    }
-  }
-  if (result.item_class == ItemClass::error || result.item_class == ItemClass::fatal || result.item_class == ItemClass::blocked) {
-    result.reason = "sql_" + std::string(to_string(result.item_class));
-  }
+  result.error = std::move(error);
   return result;
 }
 
 }  // namespace
 
-SqlHandler::SqlHandler(std::map<std::string, NamedDatabase> databases, Metrics& metrics)
-    : configured_(std::move(databases)), metrics_(metrics) {}
+SqlHandler::SqlHandler(std::map<std::string, NamedDatabase> databases, const Clock& clock, Metrics& metrics)
+    : configured_(std::move(databases)), clock_(clock), metrics_(metrics), circuits_(clock) {}
 SqlHandler::~SqlHandler() = default;
 
-Database& SqlHandler::open(const std::string& name) {
+/// Null if it is not declared here.
+SqlTarget* SqlHandler::target(const std::string& name) {
   const std::scoped_lock lock(mutex_);
-  if (const auto found = opened_.find(name); found != opened_.end()) return *found->second;
+  if (const auto found = targets_.find(name); found != targets_.end()) return found->second.get();
   const auto configured = configured_.find(name);
-  if (configured == configured_.end()) throw DatabaseUnavailable("database " + name + " is not declared in this worker's takt.yaml");
-  const auto& named = configured->second;
-  const char* url = std::getenv(named.url_env.c_str());
-  if (url == nullptr) throw DatabaseUnavailable("the environment variable " + named.url_env + " is not set in this worker");
-  DatabaseSettings settings;
-  settings.pool = named.pool;
-  settings.statement_timeout = named.statement_timeout;
-  settings.role = named.role;
-  settings.application_name = "takt sql";
-  auto database = std::make_unique<Database>(Secret(url), settings);
-  if (!named.superuser && database->exec(std::string("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")).boolean(0, 0)) {
-    throw DatabaseUnavailable("the role " + named.role + " is a superuser; use another, or say superuser: true");
-  }
-  return *(opened_[name] = std::move(database));
+  if (configured == configured_.end()) return nullptr;
+  return (targets_[name] = std::make_unique<SqlTarget>(name, configured->second, clock_)).get();
 }
 
-namespace {
+Readiness SqlHandler::readiness(const JobDefinition& job) {
+  const auto allowance = circuits_.allowance(std::get<SqlHandlerConfig>(job.handler).database, kCircuit);
+  metrics_.circuit_open(job.name, allowance.state != CircuitBreaker::State::closed);
+  return {allowance.items, allowance.pause};
+}
 
-HandlerResult run_one(Database& database, const BoundStatement& bound, const ClaimedItem& item) {
-  Params params;
-  for (const int number : bound.parameters) {
-    switch (number) {
-      case 1: params.add(item.payload); break;
-      case 2: params.add(item.key.empty() ? std::nullopt : std::optional(item.key)); break;
-      case 3: params.add(item.id); break;
-      default: params.add(item.attempt); break;
-    }
-  }
+SqlAnswer SqlHandler::execute(SqlTarget& target, const std::string& name, CircuitBreaker::Pass pass, const BoundStatement& bound,
+                              const ClaimedItem& item) {
+  const auto began = std::chrono::steady_clock::now();
+  SqlAnswer answer;
   try {
-    return judge_rows(database.exec(bound.sql, params));
-  } catch (const DatabaseError& error) {
-    return failure(ItemClass::error, "sqlstate_" + error.sqlstate(), error.what());
-  } catch (const DatabaseUnavailable& error) {
-    return failure(ItemClass::error, "database_unavailable", error.what());
+    answer = target.execute(bound, item);
+  } catch (...) {  // nothing of the database's
+    circuits_.end(name, kCircuit, pass, true);
+    throw;
   }
+  circuits_.end(name, kCircuit, pass, answer.reach != SqlReach::away);
+  if (answer.reach == SqlReach::away) answer.result.retry_after = circuits_.allowance(name, kCircuit).pause;
+  answer.result.seconds = seconds_between(began, std::chrono::steady_clock::now());
+  return answer;
 }
-
-}  // namespace
 
 void SqlHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& config = std::get<SqlHandlerConfig>(context.job.handler);
   const auto bound = bind_statement(config.statement);
   if (bound.unknown) {  // of a definition that was stored before this was looked at
-    results.assign(items.size(), failure(ItemClass::blocked, "sql_parameter",
-                                         "the statement has the parameter " + *bound.unknown + "; there are $1 to $4"));
-    return;
+    return block(results, 0, blocked("sql_parameter", "the statement has the parameter " + *bound.unknown + "; there are $1 to $4"));
   }
-  Database* database = nullptr;
-  std::string fault;
-  try {
-    database = &open(config.database);
-  } catch (const std::exception& error) {
-    fault = error.what();
+  SqlTarget* where = target(config.database);
+  if (where == nullptr) {
+    return block(results, 0,
+                 blocked("sql_database_unknown", "database " + config.database + " is not declared in this worker's takt.yaml"));
   }
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline) return;
-    const auto began = std::chrono::steady_clock::now();
-    results[i] = database == nullptr ? failure(ItemClass::error, "database_unavailable", fault) : run_one(*database, bound, items[i]);
-    results[i].seconds = seconds_between(began, std::chrono::steady_clock::now());
+    const auto pass = circuits_.begin(config.database, kCircuit);
+    if (!pass) return;
+    auto answer = execute(*where, config.database, *pass, bound, items[i]);
+    if (answer.reach == SqlReach::busy) return;
+    if (answer.reach == SqlReach::refused) return block(results, i, std::move(answer.result));
+    results[i] = std::move(answer.result);
     metrics_.handler_latency(context.job.name, results[i].seconds);
+    if (answer.reach == SqlReach::away) return;
   }
 }
 
