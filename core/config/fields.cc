@@ -65,7 +65,8 @@ constexpr std::array kWorker{
     Field{"http_threads", integer, 1, 16, "2", nullptr, "threads that drive HTTP requests, each with its part of the connections"},
     Field{"outbound_allow", texts, 0, 0, "", nullptr,
           "destinations that `http` jobs may reach; empty: any. Each an address or network, `private`, a host or *.host, http: or https:, "
-          "or :port"},
+          "or :port. Any host or network that matches is enough, schemes and ports apart: `[10.0.0.0/8, api.stripe.com, https:]` is https "
+          "to that network and to that host"},
     Field{"outbound_deny", texts, 0, 0, "", nullptr, "destinations that they may not reach, in the same form; it wins over outbound_allow"},
     Field{"payload_in_errors", boolean, 0, 0, "false", nullptr,
           "keep the first 500 bytes of an HTTP error's response body in the attempt's error"},

@@ -127,9 +127,10 @@ void HttpLoop::start(std::unique_ptr<Transfer> owned) {
   }
   if (transfer->request.url != judged_url_) {
     judged_url_ = transfer->request.url;
-    url_refused_ = outbound_.refuses_url(judged_url_);
+    judged_ = outbound_.judge_url(judged_url_);
   }
-  if (url_refused_) return finish(transfer, HttpFault::refused, "the URL " + *url_refused_);
+  if (judged_.refusal) return finish(transfer, HttpFault::refused, "the URL " + *judged_.refusal);
+  transfer->by_name = judged_.by_name;
   take_handle(*transfer);
   if (transfer->easy == nullptr) return finish(transfer, HttpFault::protocol, "out of memory");
   transfer->configure();
@@ -178,7 +179,9 @@ void HttpLoop::collect() {
 curl_socket_t HttpLoop::open_socket(void* user, curlsocktype /*purpose*/, curl_sockaddr* address) {
   auto& transfer = *static_cast<Transfer*>(user);
   HttpLoop* self = transfer.loop;
-  if (self->outbound_.refuses_address(address->addr)) {
+  // A kept connection serves none but requests to the very host it was made for (libcurl compares the names), of which the
+  // policy, which never changes, says the same.
+  if (self->outbound_.refuses_address(address->addr, transfer.by_name)) {
     transfer.refused = true;
     return CURL_SOCKET_BAD;
   }

@@ -89,8 +89,8 @@ class HttpLoop {
   CURLM* multi_ = nullptr;
   std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers_;
   std::unordered_map<curl_socket_t, std::unique_ptr<Watch>> watches_;
-  std::string judged_url_;                                   // the last one begun: a run's requests all have the same
-  std::optional<std::string> url_refused_ = "is not a URL";  // why the policy refuses it
+  std::string judged_url_;  // the last one begun: a run's requests all have the same
+  OutboundPolicy::Judged judged_{"is not a URL"};
   std::vector<Handle> idle_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_

@@ -154,10 +154,10 @@ OutboundPolicy::Rules OutboundPolicy::parse(const std::vector<std::string>& rule
 OutboundPolicy::OutboundPolicy(const std::vector<std::string>& allow, const std::vector<std::string>& deny)
     : allow_(parse(allow)), deny_(parse(deny)) {}
 
-std::optional<std::string> OutboundPolicy::refuses_url(const std::string& text) const {
+OutboundPolicy::Judged OutboundPolicy::judge_url(const std::string& text) const {
   const auto url = parse_url(text);
-  if (!url) return "is not a URL";
-  if (url->has_user) return "holds user information";
+  if (!url) return {"is not a URL"};
+  if (url->has_user) return {"holds user information"};
   std::string host = url->host;
   if (host.ends_with('.')) host.pop_back();
   const auto& scheme = url->scheme;
@@ -175,15 +175,17 @@ std::optional<std::string> OutboundPolicy::refuses_url(const std::string& text) 
                        [&](const auto& range) { return port >= range.first && port <= range.second; });
   };
   if (any_scheme(deny_) || (!allow_.schemes.empty() && !any_scheme(allow_)))
-    return "has the scheme " + scheme + ", which the outbound policy refuses";
+    return {"has the scheme " + scheme + ", which the outbound policy refuses"};
   if (any_port(deny_) || (!allow_.ports.empty() && !any_port(allow_)))
-    return "has the port " + url->port + ", which the outbound policy refuses";
-  const auto literal = IpAddress::parse(host);  // judged as an address, at the connection
-  if (any_host(deny_) || (!literal && !allow_.hosts.empty() && !any_host(allow_))) return "has a host that the outbound policy refuses";
-  return std::nullopt;
+    return {"has the port " + url->port + ", which the outbound policy refuses"};
+  const bool by_name = !IpAddress::parse(host) && any_host(allow_);
+  // Without a network that is allowed no address can make good for the name.
+  const bool hopeless = !by_name && !allow_.hosts.empty() && allow_.networks.empty();
+  if (any_host(deny_) || hopeless) return {"has a host that the outbound policy refuses"};
+  return {std::nullopt, by_name};
 }
 
-bool OutboundPolicy::refuses_address(const sockaddr& address) const {
+bool OutboundPolicy::refuses_address(const sockaddr& address, bool by_name) const {
   if (allow_.networks.empty() && deny_.networks.empty()) return false;
   const auto ip = IpAddress::of(address);
   if (!ip) return true;
@@ -191,7 +193,7 @@ bool OutboundPolicy::refuses_address(const sockaddr& address) const {
     return std::any_of(rules.networks.begin(), rules.networks.end(),
                        [&](const auto& network) { return ip->in(network.first, network.second); });
   };
-  return any(deny_) || (!allow_.networks.empty() && !any(allow_));
+  return any(deny_) || (!by_name && !allow_.networks.empty() && !any(allow_));
 }
 
 }  // namespace takt

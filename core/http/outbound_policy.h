@@ -33,8 +33,9 @@ class IpAddress {
 ///   example.com, *.example.com        host names, before they are resolved; the second means those below it
 ///   http:, https:                     schemes
 ///   :25, :1-1023                      ports
-/// A destination is refused if any deny rule matches, or if there are allow rules of a kind (address, host, scheme, port)
-/// and none of that kind matches. Immutable; safe to share between threads.
+/// A destination is refused if any deny rule matches. It is allowed if any allow rule of a host or an address matches, or
+/// there is none of these; schemes and ports are further conditions, each of its own kind. A host that is an address has no
+/// name, and is judged as an address. Immutable; safe to share between threads.
 class OutboundPolicy {
  public:
   /// Permits everything.
@@ -42,10 +43,14 @@ class OutboundPolicy {
   /// Throws std::invalid_argument that names the rule at fault.
   OutboundPolicy(const std::vector<std::string>& allow, const std::vector<std::string>& deny);
 
-  /// Why a URL may not be called, in words; nullopt if it may as far as can be told before it is resolved.
-  [[nodiscard]] std::optional<std::string> refuses_url(const std::string& url) const;
-  /// True if no connection may be made to this address.
-  [[nodiscard]] bool refuses_address(const sockaddr& address) const;
+  /// What can be told of a URL before it is resolved.
+  struct Judged {
+    std::optional<std::string> refusal;  ///< why it may not be called, in words
+    bool by_name = false;                ///< its host is allowed by name: whichever address it has, unless that is denied
+  };
+  [[nodiscard]] Judged judge_url(const std::string& url) const;
+  /// True if no connection may be made to this address. `by_name`: as judge_url() said of the host.
+  [[nodiscard]] bool refuses_address(const sockaddr& address, bool by_name) const;
 
  private:
   struct Rules {

@@ -34,6 +34,7 @@ struct Transfer {
   std::vector<curl_slist> header_list;  ///< into header_text
   std::size_t header_bytes = 0;
   bool too_large = false;
+  bool by_name = false;    ///< the outbound policy allows its host by name
   bool refused = false;    ///< an address it would have gone to
   bool exhausted = false;  ///< no descriptor was left for its connection
   bool given_up = false;   ///< cancelled while it waited for a place: it has none

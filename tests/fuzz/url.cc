@@ -36,8 +36,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string text(pieces.rest());
   try {
     const OutboundPolicy policy(allow, deny);
-    const auto refused = policy.refuses_url(text);
-    require(!refused || !refused->empty());
+    const auto judged = policy.judge_url(text);
+    require(!judged.refusal || !judged.refusal->empty());
   } catch (const std::invalid_argument& error) {
     require(std::strlen(error.what()) > 0);
   }
@@ -45,16 +45,16 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto url = parse_url(text);
   if (!url) return 0;
   static const OutboundPolicy closed({}, {"private"});
-  if (url->has_user) require(closed.refuses_url(text).has_value());
+  if (url->has_user) require(closed.judge_url(text).refusal.has_value());
   sockaddr_in v4{};
   v4.sin_family = AF_INET;
   if (::inet_pton(AF_INET, url->host.c_str(), &v4.sin_addr) == 1 && is_private(v4.sin_addr)) {
-    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(v4)));
+    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(v4), false));
     sockaddr_in6 mapped{};
     mapped.sin6_family = AF_INET6;
     mapped.sin6_addr.s6_addr[10] = mapped.sin6_addr.s6_addr[11] = 0xFF;
     std::memcpy(&mapped.sin6_addr.s6_addr[12], &v4.sin_addr, 4);
-    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(mapped)));
+    require(closed.refuses_address(reinterpret_cast<const sockaddr&>(mapped), true));
   }
   return 0;
 }

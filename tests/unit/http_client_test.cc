@@ -147,6 +147,24 @@ TEST(HttpClient, ConnectsToNoAddressThatThePolicyRefusesHoweverItIsWritten) {
   EXPECT_EQ(Call(open, post("http://127.1" + port)).wait().status, 200) << "the address is right, and only the policy refused it";
 }
 
+TEST(HttpClient, Finding27_AHostThatIsAllowedByNameLendsItsConnectionToNoOther) {
+  MisbehavingServer server([](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); });
+  const auto port = server.url("").substr(server.url("").rfind(':'));
+  const auto to = [&](HttpClient& client, const std::string& host) { return Call(client, post("http://" + host + port)).wait(); };
+  HttpClient by_name({50, 200, OutboundPolicy({"10.0.0.0/8", "a.localhost"}, {})});
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(to(by_name, "A.localhost").status, 200) << "whichever address it has";
+    EXPECT_EQ(to(by_name, "b.localhost").fault, HttpFault::refused) << "though it has the same, with a connection that is kept";
+    EXPECT_EQ(to(by_name, "127.0.0.1").fault, HttpFault::refused);
+  }
+  EXPECT_EQ(server.connections(), 1);
+  HttpClient by_network({50, 200, OutboundPolicy({"127.0.0.0/8", "api.stripe.com"}, {})});
+  EXPECT_EQ(to(by_network, "b.localhost").status, 200);
+  EXPECT_EQ(to(by_network, "127.1").status, 200);
+  HttpClient denied({50, 200, OutboundPolicy({"a.localhost"}, {"private"})});
+  EXPECT_EQ(to(denied, "a.localhost").fault, HttpFault::refused) << "what is denied is denied under any name";
+}
+
 TEST(HttpClient, CancelsAndShutsDownWithRequestsInFlight) {
   MisbehavingServer server([](int socket) {
     MisbehavingServer::read_request(socket);

@@ -23,9 +23,15 @@ sockaddr_storage socket_address(const std::string& text) {
   return storage;
 }
 
-bool refuses(const OutboundPolicy& policy, const std::string& text) {
+bool refuses(const OutboundPolicy& policy, const std::string& text, bool by_name = false) {
   const auto address = socket_address(text);
-  return policy.refuses_address(reinterpret_cast<const sockaddr&>(address));
+  return policy.refuses_address(reinterpret_cast<const sockaddr&>(address), by_name);
+}
+
+/// A request to the URL, whose host has this address.
+bool refuses_both(const OutboundPolicy& policy, const std::string& url, const std::string& address) {
+  const auto judged = policy.judge_url(url);
+  return judged.refusal || refuses(policy, address, judged.by_name);
 }
 
 TEST(OutboundPolicy, KnowsEverythingThatIsNotPublic) {
@@ -63,19 +69,61 @@ TEST(OutboundPolicy, DenyWinsOverAllow) {
 
 TEST(OutboundPolicy, JudgesHostSchemeAndPortBeforeAnythingIsResolved) {
   const OutboundPolicy policy({"https:", ":443", "*.example.com", "shop.example"}, {"metadata.example.com"});
-  EXPECT_FALSE(policy.refuses_url("https://api.example.com/x"));
-  EXPECT_FALSE(policy.refuses_url("https://SHOP.example./x"));
-  EXPECT_FALSE(policy.refuses_url("https://93.184.216.34/")) << "an address is judged when it is connected to";
+  for (const char* url : {"https://api.example.com/x", "https://SHOP.example./x"}) {
+    EXPECT_FALSE(policy.judge_url(url).refusal) << url;
+    EXPECT_TRUE(policy.judge_url(url).by_name) << url;
+  }
   for (const char* url : {"http://api.example.com/", "https://api.example.com:8443/", "https://example.com/", "https://evil-example.com/",
                           "https://metadata.example.com/", "https://METADATA.example.com./", "https://user@api.example.com/",
-                          "https://user:pw@api.example.com/", "not a url"}) {
-    EXPECT_TRUE(policy.refuses_url(url)) << url;
+                          "https://user:pw@api.example.com/", "https://93.184.216.34/", "not a url"}) {
+    EXPECT_TRUE(policy.judge_url(url).refusal) << url;
+  }
+}
+
+TEST(OutboundPolicy, Finding27_AllowsWhatAnyHostOrAnyNetworkAllows) {
+  const OutboundPolicy policy({"10.0.0.0/8", "api.stripe.com", "*.inside.example"}, {"10.6.6.0/24", "bad.inside.example"});
+  for (const auto& [url, address] : std::vector<std::pair<const char*, const char*>>{{"https://api.stripe.com/v1", "3.18.12.63"},
+                                                                                     {"https://api.stripe.com./v1", "3.18.12.63"},
+                                                                                     {"http://billing.internal/", "10.1.2.3"},
+                                                                                     {"http://10.1.2.3/", "10.1.2.3"},
+                                                                                     {"http://167838211/", "10.1.2.3"},
+                                                                                     {"http://a.inside.example/", "2a00::1"}}) {
+    EXPECT_FALSE(refuses_both(policy, url, address)) << url;
+  }
+  for (const auto& [url, address] : std::vector<std::pair<const char*, const char*>>{{"https://api.stripe.com.evil.example/", "3.18.12.63"},
+                                                                                     {"https://evil.example/", "3.18.12.63"},
+                                                                                     {"http://93.184.216.34/", "93.184.216.34"},
+                                                                                     {"https://api.stripe.com/v1", "10.6.6.6"},
+                                                                                     {"http://billing.internal/", "10.6.6.6"},
+                                                                                     {"http://bad.inside.example/", "10.1.2.3"}}) {
+    EXPECT_TRUE(refuses_both(policy, url, address)) << url;
+  }
+}
+
+TEST(OutboundPolicy, Finding27_SchemesAndPortsAreConditionsOfTheirOwn) {
+  const OutboundPolicy policy({"https:", ":443", ":8443", "10.0.0.0/8", "api.stripe.com"}, {});
+  EXPECT_FALSE(refuses_both(policy, "https://api.stripe.com/", "3.18.12.63"));
+  EXPECT_FALSE(refuses_both(policy, "https://billing.internal:8443/", "10.1.2.3"));
+  EXPECT_TRUE(refuses_both(policy, "http://api.stripe.com:443/", "3.18.12.63"));
+  EXPECT_TRUE(refuses_both(policy, "https://billing.internal:9000/", "10.1.2.3"));
+  const OutboundPolicy secure({"https:"}, {});
+  EXPECT_FALSE(refuses_both(secure, "https://anything.example/", "3.18.12.63"));
+}
+
+TEST(OutboundPolicy, Finding27_AnAddressHasNoName) {
+  const OutboundPolicy networks({"10.0.0.0/8"}, {}), hosts({"api.stripe.com"}, {});
+  EXPECT_FALSE(refuses_both(networks, "http://10.1.2.3/", "10.1.2.3"));
+  EXPECT_TRUE(refuses_both(networks, "http://169.254.169.254/", "169.254.169.254"));
+  EXPECT_FALSE(refuses_both(networks, "http://billing.internal/", "10.1.2.3"));
+  EXPECT_TRUE(refuses_both(networks, "http://billing.internal/", "8.8.8.8"));
+  for (const char* url : {"http://169.254.169.254/", "http://0xa9fea9fe/", "http://[::ffff:a9fe:a9fe]/", "http://169.254.169.254./"}) {
+    EXPECT_TRUE(refuses_both(hosts, url, "169.254.169.254")) << url;
   }
 }
 
 TEST(OutboundPolicy, WithoutRulesPermitsEverything) {
   const OutboundPolicy policy;
-  EXPECT_FALSE(policy.refuses_url("http://localhost:1/"));
+  EXPECT_FALSE(policy.judge_url("http://localhost:1/").refusal);
   EXPECT_FALSE(refuses(policy, "169.254.169.254"));
 }
 
