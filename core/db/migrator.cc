@@ -12,8 +12,9 @@ namespace takt {
 
 namespace {
 
-// Any constant would do; it must only be the same in every process ("takt" in ASCII).
-constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541556)";
+// The same in every process and no other lock of Takt: "takt" in ASCII and two, where apply has one. What applications lock
+// until their transaction ends (takt.notifier_lock) is far above.
+constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541558)";
 
 std::string checksum(std::string_view text) {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
