@@ -22,7 +22,7 @@ void print_status(Database& database, bool json) {
   const auto jobs = database.exec(std::string(R"sql(
     SELECT j.name, CASE WHEN j.paused THEN 'paused' WHEN j.held_until > now() THEN 'held' ELSE 'active' END,
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
-           (SELECT coalesce(extract(epoch FROM now() - min(x.run_at)), 0) FROM (SELECT i.run_at FROM takt.items i
+           (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (SELECT i.run_at FROM takt.items i
               WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
            (SELECT count(*) FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived'),

@@ -3,6 +3,8 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <exception>
+#include <utility>
 
 #include "core/crash_point.h"
 #include "core/log.h"
@@ -180,22 +182,34 @@ Duration Dispatcher::scan_round() {
   }
   const Term term = leadership_.term();
   listen();
-  // What was enqueued goes first. Others may commit right behind it without a notification of their own (takt.enqueue), so a
-  // look at everything follows shortly.
-  if (!heard_.empty() && clock_.steady() >= not_before_) {
-    last_busy_ = clock_.steady();
-    next_look_ = std::min(next_look_, heard_.contains("") ? SteadyTime{} : last_busy_ + kLookAgain);
-    heard_.erase("");
-    publish_wakes(scan_->due.wake_idle(heard_, leadership_.database_clock().now()));
-    if (!heard_.empty()) publish_wakes(scan_->due.look_at(term, heard_));
-    heard_.clear();
-  }
-  if (clock_.steady() >= next_slots_) next_slots_ = store_slots(term);
+  // A statement that PostgreSQL refuses fails alone: slots are stored though no item can be looked for, and the other way round.
+  std::exception_ptr refused;
+  const auto part = [&refused](const auto& deed) {
+    try {
+      deed();
+    } catch (const DatabaseError&) {
+      refused = std::current_exception();
+    }
+  };
+  if (!heard_.empty() && clock_.steady() >= not_before_) part([&] { wake_heard(term); });
+  if (clock_.steady() >= next_slots_) part([&] { next_slots_ = store_slots(term); });
   // While quiet, both together: waking up costs as much as looking.
   const Duration early = quiet_ ? kQuietScanInterval / 2 : Duration(0);
-  if (clock_.steady() >= std::max(next_look_ - early, not_before_)) next_look_ = wake_due(term);
+  if (clock_.steady() >= std::max(next_look_ - early, not_before_)) part([&] { next_look_ = wake_due(term); });
+  if (refused) std::rethrow_exception(refused);
   const auto wait = std::chrono::ceil<Duration>(std::min(next_slots_, std::max(next_look_, not_before_)) - clock_.steady());
   return std::max(wait, Duration(0));
+}
+
+/// What was enqueued goes first. Others may commit right behind it without a notification of their own (takt.enqueue), so a
+/// look at everything follows shortly; it also finds what a look that fails leaves out.
+void Dispatcher::wake_heard(const Term& term) {
+  auto jobs = std::exchange(heard_, {});
+  last_busy_ = clock_.steady();
+  next_look_ = std::min(next_look_, jobs.contains("") ? SteadyTime{} : last_busy_ + kLookAgain);
+  jobs.erase("");
+  publish_wakes(scan_->due.wake_idle(jobs, leadership_.database_clock().now()));
+  if (!jobs.empty()) publish_wakes(scan_->due.look_at(term, jobs));
 }
 
 SteadyTime Dispatcher::store_slots(const Term& term) {

@@ -65,6 +65,7 @@ class Dispatcher {
   Duration duties_round();
   Duration suspects_round();
   void publish_wakes(const std::vector<TickRow>& ticks);
+  void wake_heard(const Term& term);
   /// When to look again.
   SteadyTime wake_due(const Term& term);
   SteadyTime store_slots(const Term& term);

@@ -23,6 +23,7 @@ constexpr std::size_t kMostLookedAfter = 64;
 // Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when the next item is due and whether any
 // tick is unfinished (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -),
 // and each job of $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
+// A run_at may be any, infinite too, as an older version stored it: a tick's time is from 1970 on, or no worker takes it.
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -51,12 +52,13 @@ constexpr Statement kScan{"due_scan", R"sql(
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM r.run_at) * 1000000)::bigint, NULL::bigint, NULL::text, u.more > 0, NULL::text
+  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint, NULL::bigint, NULL::text, u.more > 0, NULL::text
     FROM ready r JOIN under_way u USING (job_id)
    WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM min(f.run_at) - now()) * 1000)::bigint FROM firsts f WHERE f.run_at > now()), NULL,
+  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM least(min(f.run_at), now() + interval '1 day') - now()) * 1000)::bigint
+                                   FROM firsts f WHERE f.run_at > now()), NULL,
          EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL), NULL
   UNION ALL
   SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL, NULL FROM not_begun n
@@ -69,7 +71,7 @@ constexpr Statement kScan{"due_scan", R"sql(
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
 constexpr Statement kLook{"due_look", R"sql(
-  SELECT j.id, j.name, j.queue, (extract(epoch FROM i.run_at) * 1000000)::bigint
+  SELECT j.id, j.name, j.queue, (extract(epoch FROM greatest(i.run_at, 'epoch')) * 1000000)::bigint
     FROM takt.jobs j CROSS JOIN LATERAL (
       SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
    WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()

@@ -8,7 +8,7 @@ namespace {
 constexpr Statement kJobs{"gauges_jobs", R"sql(
   SELECT j.name,
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
-         (SELECT coalesce(extract(epoch FROM now() - min(h.run_at)), 0)
+         (SELECT coalesce(extract(epoch FROM now() - min(greatest(h.run_at, 'epoch'))), 0)
             FROM (SELECT DISTINCT p.priority FROM (SELECT i.priority FROM takt.items i WHERE i.job_id = j.id AND i.state = 0
                                                     ORDER BY i.priority LIMIT 10000) p) d
             CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.priority = d.priority

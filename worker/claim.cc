@@ -28,7 +28,7 @@ constexpr Statement kRunIds{"run_ids", "SELECT nextval('takt.run_ids') FROM gene
 
 constexpr Statement kPeek{"peek_due_items", R"sql(
   SELECT NULL, NULL, i.id, i.attempt + 1, i.key, i.payload::text,
-         (extract(epoch FROM now() - i.enqueued_at) * 1000)::bigint, (extract(epoch FROM now() - i.run_at) * 1000)::bigint
+         (extract(epoch FROM now() - greatest(i.enqueued_at, 'epoch')) * 1000)::bigint, (extract(epoch FROM now() - greatest(i.run_at, 'epoch')) * 1000)::bigint
     FROM takt.items i
    WHERE i.job_id = $1 AND i.state = 0 AND i.run_at <= now()
    ORDER BY i.priority, i.run_at, i.id LIMIT $2
