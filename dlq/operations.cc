@@ -43,7 +43,7 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
     INSERT INTO takt.item_keys AS k (job_id, key, item_id)
     SELECT DISTINCT ON (job_id, key) job_id, key, item_id FROM chosen WHERE key IS NOT NULL ORDER BY job_id, key, item_id
     ON CONFLICT (job_id, key) DO UPDATE SET item_id = excluded.item_id, expires_at = NULL
-     WHERE k.expires_at IS NOT NULL AND (k.item_id = excluded.item_id OR k.expires_at <= now())
+     WHERE k.expires_at IS NOT NULL AND (k.item_id = excluded.item_id OR k.expires_at <= clock_timestamp())
     RETURNING k.item_id),
   revived AS (
     SELECT c.* FROM chosen c WHERE c.key IS NULL OR c.item_id IN (SELECT item_id FROM held)),

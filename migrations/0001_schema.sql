@@ -360,41 +360,91 @@ END $$;
 
 SELECT takt.ensure_partitions();
 
--- Stores items of one job; one result row an element, in order. Keys: the first live holder wins, also inside one call.
+-- When an item becomes due: NULL and what is before 1970 is now; nothing is later than the end of year 9999.
+CREATE FUNCTION takt.item_time(run_at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN run_at >= '1970-01-01 00:00:00+00' THEN least(run_at, '9999-12-31 23:59:59.999999+00') ELSE now() END $$;
+
+-- Who holds a key that had a row a moment ago: its item that lives or is within its window, or `new_item`, for which it is
+-- taken over where that one has ended. A key that is held is neither locked nor written, so a caller that stays in its
+-- transaction is in nobody's way. Ended is asked of clock_timestamp(): now() is as old as the caller's transaction.
+CREATE FUNCTION takt.hold_key(the_job integer, the_key text, new_item bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+  holder bigint;
+BEGIN
+  FOR round IN 1..1000 LOOP
+    SELECT k.item_id INTO holder FROM takt.item_keys k
+     WHERE k.job_id = the_job AND k.key = the_key AND coalesce(k.expires_at > clock_timestamp(), true);
+    IF FOUND THEN
+      RETURN holder;
+    END IF;
+    UPDATE takt.item_keys SET item_id = new_item, expires_at = NULL
+     WHERE ctid = (SELECT k.ctid FROM takt.item_keys k
+                    WHERE k.job_id = the_job AND k.key = the_key AND k.expires_at <= clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED);
+    IF FOUND THEN
+      RETURN new_item;
+    END IF;
+    -- It was removed, or somebody else is taking it over: this waits for them, and locks nothing of theirs.
+    INSERT INTO takt.item_keys (job_id, key, item_id) VALUES (the_job, the_key, new_item) ON CONFLICT (job_id, key) DO NOTHING;
+    IF FOUND THEN
+      RETURN new_item;
+    ELSIF round > 2 THEN
+      PERFORM pg_sleep(0.002);  -- locked, and not yet changed: by the retention, that removes many at once
+    END IF;
+  END LOOP;
+  RAISE EXCEPTION 'takt: the key "%" was locked by others for seconds', the_key USING ERRCODE = 'serialization_failure';
+END $$;
+
+-- Stores items of one job; one result row an element, in order. Keys: the first live holder wins, also inside one call; an
+-- empty one is none. They are taken in their order, so that two callers do not wait for each other. INSERT waits for whoever
+-- is changing a key's row at this moment, and raises 40001 where a snapshot of REPEATABLE READ is older than that row.
 CREATE FUNCTION takt.store_items(the_job integer, payloads jsonb[], keys text[], run_ats timestamptz[], priorities integer[])
 RETURNS TABLE (ordinal integer, item_id bigint, created boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+  ids bigint[]; holders bigint[]; lost record; lost_keys text[]; lost_holders bigint[];
 BEGIN
-  IF keys IS NULL OR array_remove(keys, NULL) = '{}' THEN
+  IF NOT EXISTS (SELECT 1 FROM unnest(keys) AS k WHERE k <> '') THEN
     RETURN QUERY
       WITH given AS (
         SELECT o.n::integer AS n, nextval('takt.items_id_seq') AS id, o.payload, o.run_at, o.priority
           FROM unnest(payloads, run_ats, priorities) WITH ORDINALITY AS o(payload, run_at, priority, n)),
       stored AS (
         INSERT INTO takt.items (id, job_id, priority, run_at, payload)
-        SELECT id, the_job, coalesce(priority, 0), coalesce(run_at, now()), coalesce(payload, '{}') FROM given)
+        SELECT id, the_job, coalesce(priority, 0), takt.item_time(run_at), coalesce(payload, '{}') FROM given)
       SELECT n, id, true FROM given ORDER BY n;
-  ELSE
-    RETURN QUERY
-      WITH given AS (
-        SELECT o.n::integer AS n, nextval('takt.items_id_seq') AS id, o.payload, o.key, o.run_at, o.priority
-          FROM unnest(payloads, keys, run_ats, priorities) WITH ORDINALITY AS o(payload, key, run_at, priority, n)),
-      firsts AS (SELECT DISTINCT ON (key) key, id FROM given WHERE key IS NOT NULL ORDER BY key, n),
-      held AS (
-        INSERT INTO takt.item_keys AS k (job_id, key, item_id)
-        SELECT the_job, key, id FROM firsts ORDER BY key
-        ON CONFLICT (job_id, key) DO UPDATE SET
-          item_id = CASE WHEN k.expires_at <= now() THEN excluded.item_id ELSE k.item_id END,
-          expires_at = CASE WHEN k.expires_at <= now() THEN NULL ELSE k.expires_at END
-        RETURNING k.key, k.item_id),
-      stored AS (
-        INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
-        SELECT g.id, the_job, coalesce(g.priority, 0), coalesce(g.run_at, now()), g.key, coalesce(g.payload, '{}')
-          FROM given g LEFT JOIN held h ON h.key = g.key
-         WHERE g.key IS NULL OR h.item_id = g.id)
-      SELECT g.n, coalesce(h.item_id, g.id), g.key IS NULL OR h.item_id = g.id
-        FROM given g LEFT JOIN held h ON h.key = g.key ORDER BY g.n;
+    RETURN;
   END IF;
+  WITH given AS (
+    SELECT o.n, nextval('takt.items_id_seq') AS id, o.payload, nullif(o.key, '') AS key, o.run_at, o.priority
+      FROM unnest(payloads, keys, run_ats, priorities) WITH ORDINALITY AS o(payload, key, run_at, priority, n)),
+  firsts AS (SELECT DISTINCT ON (key) key, id FROM given WHERE key IS NOT NULL ORDER BY key, n),
+  held AS (
+    INSERT INTO takt.item_keys AS k (job_id, key, item_id) SELECT the_job, key, id FROM firsts ORDER BY key
+    ON CONFLICT (job_id, key) DO NOTHING RETURNING k.key, k.item_id),
+  stored AS (
+    INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
+    SELECT g.id, the_job, coalesce(g.priority, 0), takt.item_time(g.run_at), g.key, coalesce(g.payload, '{}')
+      FROM given g LEFT JOIN held h ON h.key = g.key
+     WHERE g.key IS NULL OR h.item_id = g.id)
+  SELECT array_agg(g.id ORDER BY g.n), array_agg(CASE WHEN g.key IS NULL THEN g.id ELSE h.item_id END ORDER BY g.n)
+    INTO ids, holders
+    FROM given g LEFT JOIN held h ON h.key = g.key;
+  IF array_position(holders, NULL) IS NOT NULL THEN
+    FOR lost IN SELECT DISTINCT ON (o.key) o.key, o.id FROM unnest(keys, ids, holders) WITH ORDINALITY AS o(key, id, holder, n)
+                 WHERE o.holder IS NULL AND o.id IS NOT NULL ORDER BY o.key, o.n LOOP
+      lost_keys := lost_keys || lost.key;
+      lost_holders := lost_holders || takt.hold_key(the_job, lost.key, lost.id);
+    END LOOP;
+    WITH lost AS (SELECT * FROM unnest(lost_keys, lost_holders) AS l(key, holder)),
+    stored AS (
+      INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
+      SELECT o.id, the_job, coalesce(o.priority, 0), takt.item_time(o.run_at), o.key, coalesce(o.payload, '{}')
+        FROM unnest(payloads, keys, run_ats, priorities, ids) AS o(payload, key, run_at, priority, id)
+        JOIN lost l ON l.holder = o.id)
+    SELECT array_agg(coalesce(o.holder, l.holder) ORDER BY o.n) INTO holders
+      FROM unnest(keys, holders) WITH ORDINALITY AS o(key, holder, n) LEFT JOIN lost l ON l.key = o.key;
+  END IF;
+  RETURN QUERY SELECT o.n::integer, o.holder, o.holder = o.id FROM unnest(ids, holders) WITH ORDINALITY AS o(id, holder, n) ORDER BY o.n;
 END $$;
 
 CREATE FUNCTION takt.job_id_of(job text) RETURNS integer LANGUAGE plpgsql STABLE SET search_path = takt, pg_temp AS $$
@@ -402,40 +452,96 @@ DECLARE found_id integer;
 BEGIN
   SELECT j.id INTO found_id FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL;
   IF found_id IS NULL THEN
-    RAISE EXCEPTION 'takt: no job named "%"', job
+    RAISE EXCEPTION 'takt: no job named "%"', left(job, 100)
       USING ERRCODE = 'no_data_found', HINT = 'Define it in takt.yaml and run "takt apply"; "takt jobs" lists those known.';
   END IF;
   RETURN found_id;
 END $$;
 
--- Says what is wrong with an item that enqueue() will not take.
-CREATE FUNCTION takt.refuse_item(payload jsonb, key text, priority integer) RETURNS void
-LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
+-- Bytes of a payload as JSON text or as stored, whichever is more: 4 bytes stored may be 131,072 digits of a number as text,
+-- and 40 MB of text, compressed in the table it comes from, a few kB. What cannot be text at all has 1 GiB.
+CREATE FUNCTION takt.payload_bytes(payload jsonb) RETURNS bigint LANGUAGE plpgsql IMMUTABLE SET search_path = takt, pg_temp AS $$
+DECLARE
+  bytes bigint;
 BEGIN
-  IF pg_column_size(payload) > 524288 THEN
-    RAISE EXCEPTION 'takt: payload has % bytes, more than 524288', pg_column_size(payload)
+  bytes := octet_length(payload::text);
+  -- Read again, a value is as large as it is, and not as its table has it.
+  RETURN greatest(bytes, CASE WHEN bytes <= 524288 THEN pg_column_size(payload::text::jsonb) END);
+EXCEPTION
+  WHEN program_limit_exceeded OR out_of_memory OR internal_error THEN
+    RETURN 1073741824;
+END $$;
+
+-- Whether it is too large, where that is plain, or has to be asked of payload_bytes(). Its text is made to measure it, which
+-- takes 0.4 us for 100 bytes; what takes longer, or may be compressed, is measured apart. PostgreSQL inlines this.
+CREATE FUNCTION takt.payload_is_large(payload jsonb) RETURNS boolean LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.<=) 256
+                OR (pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.<=) 4096 AND pg_catalog.pg_column_compression(payload) IS NULL)
+              THEN pg_catalog.octet_length(payload::pg_catalog.text) OPERATOR(pg_catalog.>) 524288
+              ELSE payload IS NOT NULL END $$;
+
+-- Says what is wrong with an item that will not be taken; does nothing if all is well. `place`: which one of a set.
+CREATE FUNCTION takt.refuse_item(payload jsonb, key text, run_at timestamptz, priority integer, place bigint DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
+DECLARE
+  bytes bigint := takt.payload_bytes(payload); of_set text := coalesce(' of element ' || place, '');
+BEGIN
+  IF bytes > 524288 THEN
+    RAISE EXCEPTION 'takt: payload% has % bytes, more than 524288', of_set, CASE WHEN bytes = 1073741824 THEN '1 GiB of' ELSE bytes::text END
       USING ERRCODE = 'program_limit_exceeded', HINT = 'Store large data elsewhere and enqueue a reference to it.';
   ELSIF length(key) > 512 THEN
-    RAISE EXCEPTION 'takt: key has % characters, more than 512', length(key) USING ERRCODE = 'invalid_parameter_value';
+    RAISE EXCEPTION 'takt: key% has % characters, more than 512', of_set, length(key) USING ERRCODE = 'invalid_parameter_value';
+  ELSIF run_at >= '10000-01-01 00:00:00+00' THEN
+    RAISE EXCEPTION 'takt: run_at% is %, after the year 9999', of_set, run_at
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Leave out run_at, or give NULL, for an item that is due now.';
+  ELSIF priority NOT BETWEEN -100 AND 100 THEN
+    RAISE EXCEPTION 'takt: priority% is %, outside -100 to 100', of_set, priority USING ERRCODE = 'invalid_parameter_value';
   END IF;
-  RAISE EXCEPTION 'takt: priority % is outside -100 to 100', priority USING ERRCODE = 'invalid_parameter_value';
 END $$;
 
--- An item with a key: the first live holder's id if there is one. An empty key is none.
-CREATE FUNCTION takt.enqueue_keyed(job text, payload jsonb, key text, run_at timestamptz, priority integer) RETURNS bigint
+-- An item with a key: the first live holder's id if there is one. A key that is free costs one statement. An empty one is none.
+CREATE FUNCTION takt.enqueue_keyed(job text, payload jsonb, key text, run_at timestamptz, priority integer,
+                                   OUT stored bigint, OUT the_job integer)
 LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE
+  new_item bigint;
 BEGIN
   IF length(key) > 512 THEN
-    PERFORM takt.refuse_item(payload, key, priority);
+    PERFORM takt.refuse_item(payload, key, run_at, priority);
   END IF;
-  RETURN (SELECT s.item_id
-            FROM takt.store_items(takt.job_id_of(job), ARRAY[payload], ARRAY[nullif(key, '')], ARRAY[run_at], ARRAY[priority]) s);
+  IF key <> '' THEN
+    WITH held AS (
+      INSERT INTO takt.item_keys AS k (job_id, key, item_id)
+      SELECT j.id, key, nextval('takt.items_id_seq') FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL
+      ON CONFLICT ON CONSTRAINT item_keys_pkey DO NOTHING RETURNING k.job_id, k.item_id)
+    INSERT INTO takt.items AS i (id, job_id, priority, run_at, key, payload)
+    SELECT h.item_id, h.job_id, coalesce(priority, 0), takt.item_time(run_at), key, coalesce(payload, '{}') FROM held h
+    RETURNING i.id, i.job_id INTO stored, the_job;
+    IF stored IS NOT NULL THEN
+      RETURN;
+    END IF;
+  END IF;
+  the_job := takt.job_id_of(job);
+  new_item := nextval('takt.items_id_seq');
+  stored := CASE key WHEN '' THEN new_item ELSE takt.hold_key(the_job, key, new_item) END;
+  IF stored = new_item THEN
+    INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
+    VALUES (stored, the_job, coalesce(priority, 0), takt.item_time(run_at), nullif(key, ''), coalesce(payload, '{}'));
+  END IF;
 END $$;
 
--- For applications, inside their own transaction. Returns the item's id; with a key that is live, the first item's.
--- The wake-up is a NOTIFY that names the job and is delivered at commit. PostgreSQL lets one transaction that notifies commit at a time, so
--- while one that will notify is open, others leave it to that one: the dispatcher looks again a few milliseconds after
--- each wake-up, and scans every dispatcher.scan_interval whatever happens. 1952541556 is "takt" in ASCII.
+-- What a transaction locks before it notifies, so that of those open at the same time for a job only one does. Transactions
+-- that began in different twentieths of a second do not share it: one that stays open keeps the others quiet no longer than
+-- that. Of 64 jobs at most, since a transaction may enqueue for thousands and the server has room for so many locks.
+CREATE FUNCTION takt.notifier_lock(the_job integer) RETURNS bigint LANGUAGE sql STABLE AS $$
+  SELECT ((64 OPERATOR(pg_catalog.|) (the_job OPERATOR(pg_catalog.&) 63))::pg_catalog.int8 OPERATOR(pg_catalog.<<) 40)
+         OPERATOR(pg_catalog.+) (pg_catalog.date_part('epoch', pg_catalog.now()) OPERATOR(pg_catalog.*) 20)::pg_catalog.int8 $$;
+
+-- For applications, inside their own transaction (docs/enqueue.md). Returns the item's id; with a key that is live, the first
+-- item's. The wake-up is a NOTIFY that names the job and is delivered at commit. PostgreSQL lets one transaction that notifies
+-- commit at a time, so while one that will notify is open, others that began with it leave it to that one: the dispatcher
+-- looks again a few milliseconds after each wake-up, and scans every dispatcher.scan_interval whatever happens.
 -- To set search_path costs a seventh of the whole call, so it is not set here: instead every function and operator below
 -- names its schema, and nothing a caller's search_path holds can stand in for it. What else is called sets its own.
 CREATE FUNCTION takt.enqueue(job text, payload jsonb DEFAULT '{}', key text DEFAULT NULL,
@@ -443,57 +549,121 @@ CREATE FUNCTION takt.enqueue(job text, payload jsonb DEFAULT '{}', key text DEFA
 RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS $$
 #variable_conflict use_variable
 DECLARE
-  stored bigint;
+  stored bigint; the_job integer;
 BEGIN
-  IF pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.>) 524288
-     OR priority OPERATOR(pg_catalog.>) 100 OR priority OPERATOR(pg_catalog.<) -100 THEN
-    PERFORM takt.refuse_item(payload, key, priority);
+  IF takt.payload_is_large(payload)
+     OR priority OPERATOR(pg_catalog.>) 100 OR priority OPERATOR(pg_catalog.<) -100
+     OR run_at OPERATOR(pg_catalog.>=) '10000-01-01 00:00:00+00'::pg_catalog.timestamptz THEN
+    PERFORM takt.refuse_item(payload, key, run_at, priority);
   END IF;
   IF key IS NULL THEN
     INSERT INTO takt.items (job_id, priority, run_at, payload)
-    SELECT j.id, priority, coalesce(run_at, pg_catalog.now()), coalesce(payload, '{}'::pg_catalog.jsonb)
+    SELECT j.id, coalesce(priority, 0),
+           CASE WHEN run_at OPERATOR(pg_catalog.>=) '1970-01-01 00:00:00+00'::pg_catalog.timestamptz THEN run_at ELSE pg_catalog.now() END,
+           coalesce(payload, '{}'::pg_catalog.jsonb)
       FROM takt.jobs j WHERE j.name OPERATOR(pg_catalog.=) job AND j.removed_at IS NULL
-    RETURNING id INTO stored;
+    RETURNING id, job_id INTO stored, the_job;
     IF stored IS NULL THEN
       PERFORM takt.job_id_of(job);
     END IF;
   ELSE
-    stored := takt.enqueue_keyed(job, payload, key, run_at, priority);
+    SELECT k.stored, k.the_job INTO stored, the_job FROM takt.enqueue_keyed(job, payload, key, run_at, priority) k;
   END IF;
   -- One condition, whose last part is the deed: each statement of PL/pgSQL is set up anew in each transaction.
-  IF coalesce(run_at, pg_catalog.now()) OPERATOR(pg_catalog.<=) pg_catalog.now()
-     AND pg_catalog.pg_try_advisory_xact_lock(1952541556::pg_catalog.int8) AND pg_catalog.pg_notify('takt_due', job) IS NULL THEN
+  IF (run_at OPERATOR(pg_catalog.>) pg_catalog.now()) IS NOT TRUE
+     AND pg_catalog.pg_try_advisory_xact_lock(takt.notifier_lock(the_job)) AND pg_catalog.pg_notify('takt_due', job) IS NULL THEN
     NULL;
   END IF;
   RETURN stored;
 END $$;
 
--- The set form: arrays in, one row an element out. keys, run_ats and priorities may be NULL.
+-- Says which array of enqueue_many() is wrong as a whole.
+CREATE FUNCTION takt.refuse_arrays(payloads jsonb[], keys text[], run_ats timestamptz[], priorities integer[]) RETURNS void
+LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
+DECLARE
+  size integer := cardinality(payloads); other record;
+BEGIN
+  IF payloads IS NULL OR size = 0 THEN
+    RAISE EXCEPTION 'takt: payloads is %', CASE WHEN size = 0 THEN 'empty' ELSE 'NULL' END
+      USING ERRCODE = 'invalid_parameter_value', HINT = 'Give one payload for each item, ''{}'' where it has none.';
+  ELSIF size > 10000 THEN
+    RAISE EXCEPTION 'takt: payloads has % elements, more than 10000', size
+      USING ERRCODE = 'program_limit_exceeded', HINT = 'Call takt.enqueue_many for each 10000; they may share a transaction.';
+  END IF;
+  FOR other IN SELECT name, length FROM (VALUES ('keys', cardinality(keys)), ('run_ats', cardinality(run_ats)),
+                                                ('priorities', cardinality(priorities))) v(name, length) WHERE length <> size LOOP
+    RAISE EXCEPTION 'takt: payloads has % elements and % has %', size, other.name, other.length
+      USING ERRCODE = 'array_subscript_error', HINT = 'Leave an array out, or give NULL for it as a whole, where no item has such a value.';
+  END LOOP;
+END $$;
+
+-- Says what is wrong with an element of enqueue_many(); does nothing but give its payload if all is well.
+CREATE FUNCTION takt.refuse_element(payload jsonb, key text, run_at timestamptz, priority integer, place bigint,
+                                    has_times boolean, has_priorities boolean) RETURNS jsonb
+LANGUAGE plpgsql SET search_path = takt, pg_temp AS $$
+DECLARE
+  missing text := CASE WHEN payload IS NULL THEN 'payloads' WHEN run_at IS NULL AND has_times THEN 'run_ats'
+                       WHEN priority IS NULL AND has_priorities THEN 'priorities' END;
+BEGIN
+  IF missing IS NOT NULL THEN
+    RAISE EXCEPTION 'takt: element % of % is NULL', place, missing
+      USING ERRCODE = 'null_value_not_allowed', HINT = 'Give ''{}'' for no payload, now() for now and 0 for no priority.';
+  END IF;
+  PERFORM takt.refuse_item(payload, key, run_at, priority, place);
+  RETURN payload;
+END $$;
+
+-- The set form: arrays in, one row an element out. keys, run_ats and priorities may be NULL; a key that is NULL or empty is none.
+-- Each element is judged in the statement that stores it, where there are no keys; what is refused undoes the statement.
 CREATE FUNCTION takt.enqueue_many(job text, payloads jsonb[], keys text[] DEFAULT NULL,
                                   run_ats timestamptz[] DEFAULT NULL, priorities integer[] DEFAULT NULL)
 RETURNS TABLE (ordinal integer, item_id bigint, created boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = takt, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-  the_job integer := takt.job_id_of(job);
+  the_job integer := takt.job_id_of(job); size integer := coalesce(cardinality(payloads), 0);
 BEGIN
-  IF EXISTS (SELECT 1 FROM unnest(payloads) p WHERE pg_column_size(p) > 524288) THEN
-    RAISE EXCEPTION 'takt: a payload has more than 524288 bytes' USING ERRCODE = 'program_limit_exceeded';
+  IF size = 0 OR size > 10000 OR cardinality(keys) <> size OR cardinality(run_ats) <> size OR cardinality(priorities) <> size THEN
+    PERFORM takt.refuse_arrays(payloads, keys, run_ats, priorities);
   END IF;
-  IF EXISTS (SELECT 1 FROM unnest(priorities) p WHERE p NOT BETWEEN -100 AND 100) THEN
-    RAISE EXCEPTION 'takt: a priority is outside -100 to 100' USING ERRCODE = 'invalid_parameter_value';
-  END IF;
-  IF EXISTS (SELECT 1 FROM unnest(keys) k WHERE length(k) > 512) THEN
-    RAISE EXCEPTION 'takt: a key has more than 512 characters' USING ERRCODE = 'invalid_parameter_value';
-  END IF;
-  IF pg_try_advisory_xact_lock(1952541556) THEN
+  IF pg_try_advisory_xact_lock(takt.notifier_lock(the_job)) THEN
     PERFORM pg_notify('takt_due', job);
   END IF;
-  RETURN QUERY SELECT s.ordinal, s.item_id, s.created
-    FROM takt.store_items(the_job, payloads,
-      CASE WHEN keys IS NULL THEN NULL ELSE (SELECT array_agg(nullif(k, '') ORDER BY n) FROM unnest(keys) WITH ORDINALITY u(k, n)) END,
-      run_ats, priorities) s;
+  IF keys IS NULL THEN
+    RETURN QUERY
+      WITH stored AS (
+        INSERT INTO takt.items AS i (job_id, priority, run_at, payload)
+        SELECT the_job, coalesce(priority, 0), takt.item_time(run_at),
+               CASE WHEN payload IS NULL OR (run_at IS NULL AND run_ats IS NOT NULL) OR (priority IS NULL AND priorities IS NOT NULL)
+                      OR priority NOT BETWEEN -100 AND 100 OR run_at >= '10000-01-01 00:00:00+00'
+                      OR takt.payload_is_large(payload)
+                    THEN takt.refuse_element(payload, NULL, run_at, priority, n, run_ats IS NOT NULL, priorities IS NOT NULL)
+                    ELSE payload END
+          FROM unnest(payloads, run_ats, priorities) WITH ORDINALITY AS u(payload, run_at, priority, n)
+        RETURNING i.id)
+      SELECT (row_number() OVER (ORDER BY id))::integer, id, true FROM stored;
+    RETURN;
+  END IF;
+  PERFORM takt.refuse_element(payload, key, run_at, priority, n, run_ats IS NOT NULL, priorities IS NOT NULL)
+     FROM unnest(payloads, keys, run_ats, priorities) WITH ORDINALITY AS u(payload, key, run_at, priority, n)
+    WHERE payload IS NULL OR (run_at IS NULL AND run_ats IS NOT NULL) OR (priority IS NULL AND priorities IS NOT NULL)
+       OR priority NOT BETWEEN -100 AND 100 OR run_at >= '10000-01-01 00:00:00+00' OR length(key) > 512
+       OR takt.payload_is_large(payload);
+  RETURN QUERY SELECT s.ordinal, s.item_id, s.created FROM takt.store_items(the_job, payloads, keys, run_ats, priorities) s;
 END $$;
+
+-- Where the next due items of a job lie, at most `most`, and at most so many that their payloads' text has 256 MiB together; one
+-- at least. Locks them. For claims of more than 512: fewer have no more by the limit of a payload.
+CREATE FUNCTION takt.claimable(the_job integer, from_priority smallint, from_run_at timestamptz, from_id bigint, most integer) RETURNS tid[]
+LANGUAGE sql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+  SELECT coalesce(array_agg(sized.place), '{}')
+    FROM (SELECT due.place, row_number() OVER in_order AS n, sum(octet_length(due.payload::text)) OVER in_order AS bytes
+            FROM (SELECT d.ctid AS place, d.priority, d.run_at, d.id, d.payload FROM takt.items d
+                   WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
+                     AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
+                   ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED) due
+          WINDOW in_order AS (ORDER BY due.priority, due.run_at, due.id)) sized
+   WHERE sized.n = 1 OR sized.bytes <= 268435456 $$;
 
 -- Begins a run: the ledger entry, the overlap lock where the job is exclusive, and at most `most` due items, oldest first
 -- within priority, which leave takt.items for the run's row; for a tick with the source 'alone', one suspect. No row: the tick was seen before, finished or under another
@@ -510,7 +680,7 @@ RETURNS TABLE (source text, locked boolean, item_id bigint, attempt integer, key
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-  tick_source text; is_locked boolean := false; wanted smallint := 0;
+  tick_source text; is_locked boolean := false; picked tid[]; wanted smallint := 0;
 BEGIN
   IF the_tick IS NULL THEN
     RETURN;
@@ -545,14 +715,18 @@ BEGIN
     from_id := -1;
   END IF;
   RETURN QUERY SELECT tick_source, is_locked, NULL::bigint, NULL::integer, NULL::text, NULL::text, NULL::bigint, NULL::bigint;
+  IF most > 512 AND wanted = 0 THEN
+    picked := takt.claimable(the_job, from_priority, from_run_at, from_id, most);
+  END IF;
   -- The rows are locked where they are found, and a locked row stays where it is: no second lookup.
   RETURN QUERY
     WITH taken AS (
       DELETE FROM takt.items i
-       WHERE i.ctid = ANY (ARRAY(SELECT d.ctid FROM takt.items d
-                                  WHERE d.job_id = the_job AND d.state = wanted AND d.run_at <= now()
-                                    AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
-                                  ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED))
+       WHERE i.ctid = ANY (CASE WHEN picked IS NOT NULL THEN picked ELSE
+                             ARRAY(SELECT d.ctid FROM takt.items d
+                                    WHERE d.job_id = the_job AND d.state = wanted AND d.run_at <= now()
+                                      AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
+                                    ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED) END)
       RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
     ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
     held AS (
@@ -566,8 +740,8 @@ BEGIN
              coalesce(array_agg(replay), '{}'), coalesce(array_agg(priority), '{}'), coalesce(array_agg(run_at), '{}'),
              coalesce(array_agg(enqueued_at), '{}'), CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(payload), '{}')
         FROM ordered)
-    SELECT NULL::text, NULL::boolean, o.id, o.attempt, o.key, o.payload::text, (extract(epoch FROM now() - o.enqueued_at) * 1000)::bigint,
-           (extract(epoch FROM now() - o.run_at) * 1000)::bigint
+    SELECT NULL::text, NULL::boolean, o.id, o.attempt, o.key, o.payload::text, (extract(epoch FROM now() - greatest(o.enqueued_at, 'epoch')) * 1000)::bigint,
+           (extract(epoch FROM now() - greatest(o.run_at, 'epoch')) * 1000)::bigint
       FROM ordered o;
 END $$;
 
@@ -584,8 +758,8 @@ LANGUAGE sql STABLE AS $$
            NULL::bigint AS id, NULL::integer AS attempt, NULL::text AS key, NULL::text AS payload, NULL::bigint AS age, NULL::bigint AS overdue
       FROM mine m
     UNION ALL
-    SELECT i.n, NULL, NULL, i.id, i.attempt, i.key, i.payload::text, (extract(epoch FROM now() - i.enqueued_at) * 1000)::bigint,
-           (extract(epoch FROM now() - i.run_at) * 1000)::bigint
+    SELECT i.n, NULL, NULL, i.id, i.attempt, i.key, i.payload::text, (extract(epoch FROM now() - greatest(i.enqueued_at, 'epoch')) * 1000)::bigint,
+           (extract(epoch FROM now() - greatest(i.run_at, 'epoch')) * 1000)::bigint
       FROM mine m CROSS JOIN LATERAL takt.items_of(m.run) i)
   SELECT source, locked, id, attempt, key, payload, age, overdue FROM lines ORDER BY n $$;
 
@@ -700,7 +874,7 @@ LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable
 #variable_conflict use_column
 DECLARE
   mine integer[]; begans timestamptz[]; from_priorities smallint[]; from_run_ats timestamptz[]; from_ids bigint[];
-  from_priority smallint; from_run_at timestamptz; from_id bigint; chains integer; dealt bigint;
+  from_priority smallint; from_run_at timestamptz; from_id bigint; chains integer; dealt bigint; picked tid[];
 BEGIN
   WITH fenced AS (
     UPDATE takt.ticks t
@@ -735,15 +909,20 @@ BEGIN
       from_run_at := '-infinity';
       from_id := -1;
     END IF;
+    IF most * chains > 512 THEN
+      picked := takt.claimable(the_job, from_priority, from_run_at, from_id,
+                               CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most * chains END);
+    END IF;
     RETURN QUERY
       WITH taken AS (
         DELETE FROM takt.items i
-         WHERE i.ctid = ANY (ARRAY(SELECT d.ctid FROM takt.items d
-                                    WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
-                                      AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
-                                    ORDER BY d.priority, d.run_at, d.id
-                                    LIMIT CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most * chains END
-                                    FOR UPDATE SKIP LOCKED))
+         WHERE i.ctid = ANY (CASE WHEN picked IS NOT NULL THEN picked ELSE
+                               ARRAY(SELECT d.ctid FROM takt.items d
+                                      WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
+                                        AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
+                                      ORDER BY d.priority, d.run_at, d.id
+                                      LIMIT CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most * chains END
+                                      FOR UPDATE SKIP LOCKED) END)
         RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
       ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
       whole AS MATERIALIZED (
@@ -773,7 +952,7 @@ BEGIN
           FROM shares s, whole, LATERAL (SELECT min(i) AS least, max(i) AS greatest FROM unnest(ids[first:last]) i) bounds
          WHERE first <= last)
       SELECT NULL::integer, NULL::integer, 'more', false, o.id, o.attempt, o.key, o.payload::text,
-             (extract(epoch FROM now() - o.enqueued_at) * 1000)::bigint, (extract(epoch FROM now() - o.run_at) * 1000)::bigint
+             (extract(epoch FROM now() - greatest(o.enqueued_at, 'epoch')) * 1000)::bigint, (extract(epoch FROM now() - greatest(o.run_at, 'epoch')) * 1000)::bigint
         FROM ordered o;
     GET DIAGNOSTICS dealt = ROW_COUNT;
     IF dealt > most * (chains - 1) THEN

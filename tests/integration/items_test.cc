@@ -67,6 +67,20 @@ TEST_F(ItemsTest, NothingOfTheCallersSearchPathRunsInsideEnqueue) {
     CREATE FUNCTION trap.int_gt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('>'); RETURN a OPERATOR(pg_catalog.>) b; END$$;
     CREATE FUNCTION trap.int_lt(a integer, b integer) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<'); RETURN a OPERATOR(pg_catalog.<) b; END$$;
     CREATE FUNCTION trap.time_le(a timestamptz, b timestamptz) RETURNS boolean LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<='); RETURN a OPERATOR(pg_catalog.<=) b; END$$;
+    CREATE FUNCTION trap.pg_column_compression(jsonb) RETURNS text LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('compression'); RETURN ''; END$$;
+    CREATE FUNCTION trap.octet_length(text) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('octets'); RETURN 1; END$$;
+    CREATE FUNCTION trap.date_part(text, timestamptz) RETURNS float8 LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('date_part'); RETURN 1; END$$;
+    CREATE FUNCTION trap.int_or(a integer, b integer) RETURNS integer LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('bits'); RETURN a; END$$;
+    CREATE FUNCTION trap.bigint_shift(a bigint, b integer) RETURNS bigint LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('<<'); RETURN a; END$$;
+    CREATE FUNCTION trap.bigint_plus(a bigint, b bigint) RETURNS bigint LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('+'); RETURN a; END$$;
+    CREATE FUNCTION trap.real_times(a float8, b float8) RETURNS float8 LANGUAGE plpgsql AS $$BEGIN PERFORM trap.caught('*'); RETURN a; END$$;
+    CREATE OPERATOR trap.| (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_or);
+    CREATE OPERATOR trap.& (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_or);
+    CREATE OPERATOR trap.<< (LEFTARG = bigint, RIGHTARG = integer, FUNCTION = trap.bigint_shift);
+    CREATE OPERATOR trap.+ (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = trap.bigint_plus);
+    CREATE OPERATOR trap.* (LEFTARG = float8, RIGHTARG = float8, FUNCTION = trap.real_times);
+    CREATE OPERATOR trap.> (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = trap.time_le);
+    CREATE OPERATOR trap.>= (LEFTARG = timestamptz, RIGHTARG = timestamptz, FUNCTION = trap.time_le);
     CREATE OPERATOR trap.= (LEFTARG = text, RIGHTARG = text, FUNCTION = trap.text_eq);
     CREATE OPERATOR trap.> (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_gt);
     CREATE OPERATOR trap.< (LEFTARG = integer, RIGHTARG = integer, FUNCTION = trap.int_lt);
@@ -77,10 +91,12 @@ TEST_F(ItemsTest, NothingOfTheCallersSearchPathRunsInsideEnqueue) {
     session.script("SET LOCAL search_path = trap, pg_catalog");
     session.script("SELECT takt.enqueue('demo', '{}')");
     session.script("SELECT takt.enqueue('demo', '{}', key => 'a', run_at => pg_catalog.now(), priority => 1)");
+    session.script("SELECT takt.enqueue('demo', '{}', key => 'a', run_at => pg_catalog.now(), priority => 1)");
+    session.script("SELECT takt.enqueue('demo', pg_catalog.to_jsonb(pg_catalog.repeat('x', 5000)), run_at => '1999-01-01 00:00:00+00')");
     session.script("SELECT * FROM takt.enqueue_many('demo', ARRAY['{}', '{}']::jsonb[], ARRAY['b', NULL])");
   });
   EXPECT_EQ(database.text("SELECT coalesce(string_agg(what, ' '), '') FROM trap.caught"), "");
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 4);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 5);
   database->transaction([](Session& session) {
     session.script("SET LOCAL search_path = trap, pg_catalog");
     session.script("SELECT trap.unqualified()");
@@ -101,8 +117,8 @@ TEST_F(ItemsTest, AreRefusedWhereSomethingIsOutOfBoundsAndTakenAtTheBounds) {
   const auto said = [&](const std::string& arguments, const std::string& words) {
     EXPECT_NE(refusal(arguments).find(words), std::string::npos) << arguments << ": " << refusal(arguments);
   };
-  said("'demo', priority => 101", "priority 101 is outside -100 to 100");
-  said("'demo', priority => -101", "priority -101 is outside -100 to 100");
+  said("'demo', priority => 101", "priority is 101, outside -100 to 100");
+  said("'demo', priority => -101", "priority is -101, outside -100 to 100");
   said("'demo', key => repeat('k', 513)", "key has 513 characters, more than 512");
   said("'demo', to_jsonb(repeat('p', 524288))", "payload has 5");
   said("'nobody'", "no job named \"nobody\"");
