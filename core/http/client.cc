@@ -39,6 +39,17 @@ std::string host_of(const std::string& url) {
 
 }  // namespace
 
+void HttpHeaders::add(std::string_view name, std::string_view value) {
+  text_.append(name);
+  // "Name;" is libcurl's way to send a header with an empty value.
+  if (value.empty())
+    text_ += ';';
+  else
+    text_.append(": ").append(value);
+  text_ += '\0';
+  ++count_;
+}
+
 std::string_view to_string(HttpFault fault) {
   switch (fault) {
     case HttpFault::none: return "none";

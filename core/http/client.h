@@ -1,23 +1,40 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
-#include <vector>
 
 #include "core/http/outbound_policy.h"
 #include "core/time.h"
 
 namespace takt {
 
+/// Headers of a request, in one text: "Name: value" each, with a NUL behind it. Neither holds a line's end or a NUL; who adds
+/// them sees to that.
+class HttpHeaders {
+ public:
+  HttpHeaders() = default;
+  HttpHeaders(std::initializer_list<std::pair<std::string_view, std::string_view>> headers) {
+    for (const auto& [name, value] : headers) add(name, value);
+  }
+  void reserve(std::size_t bytes) { text_.reserve(bytes); }
+  void add(std::string_view name, std::string_view value);
+  [[nodiscard]] std::size_t size() const { return count_; }
+  [[nodiscard]] std::string& text() { return text_; }
+
+ private:
+  std::string text_;
+  std::size_t count_ = 0;
+};
+
 struct HttpRequest {
   std::string method;
   std::string url;
-  std::vector<std::pair<std::string, std::string>> headers;
-  /// Further ones, "Name: value" with CRLF between them. Not for any that libcurl may add by itself (Content-Type, Accept, …).
-  std::string header_lines;
+  HttpHeaders headers;
   std::string body;  ///< not sent with GET and HEAD
   Duration timeout = std::chrono::seconds(30);
   Duration connect_timeout = std::chrono::seconds(5);

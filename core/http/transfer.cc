@@ -146,28 +146,12 @@ void Transfer::configure() {
   }
 }
 
-/// libcurl's list of lines, in two allocations instead of two a line. It reads the list and leaves it to its owner.
+/// libcurl's list of lines, each where it stands in the request's own text. It reads the list and leaves it to its owner.
 void Transfer::write_headers() {
-  static constexpr std::string_view kNoExpect = "Expect:";
-  std::size_t bytes = kNoExpect.size() + request.header_lines.size() + 2;
-  for (const auto& [name, value] : request.headers) bytes += name.size() + value.size() + 3;
-  header_text.reserve(bytes);
-  header_list.reserve(request.headers.size() + 2);
-  const auto add = [&](auto... parts) {
-    header_list.push_back({header_text.data() + header_text.size(), nullptr});
-    (header_text.append(parts), ...);
-    header_text.push_back('\0');
-  };
-  for (const auto& [name, value] : request.headers) {
-    // "Name;" is libcurl's way to send a header with an empty value.
-    if (value.empty())
-      add(std::string_view(name), ";");
-    else
-      add(std::string_view(name), ": ", std::string_view(value));
-  }
-  // libcurl sends an entry as it is, and compares the name that each begins with to a dozen.
-  if (!request.header_lines.empty()) add(std::string_view(request.header_lines));
-  if (request.body.size() >= kExpectsFrom) add(kNoExpect);
+  auto& text = request.headers.text();
+  if (request.body.size() >= kExpectsFrom) text.append("Expect:").push_back('\0');
+  header_list.reserve(request.headers.size() + 1);
+  for (std::size_t at = 0; at < text.size(); at = text.find('\0', at) + 1) header_list.push_back({&text[at], nullptr});
   for (std::size_t i = 1; i < header_list.size(); ++i) header_list[i - 1].next = &header_list[i];
 }
 

@@ -30,8 +30,7 @@ struct Transfer {
   std::string host;  ///< scheme://host:port, as admission counts them
   CURL* easy = nullptr;
   ParsedUrl parsed;                     ///< `easy` has its URL from here
-  std::string header_text;              ///< "Name: value", each with its NUL
-  std::vector<curl_slist> header_list;  ///< into header_text
+  std::vector<curl_slist> header_list;  ///< into the request's headers
   std::size_t header_bytes = 0;
   bool too_large = false;
   bool by_name = false;    ///< the outbound policy allows its host by name

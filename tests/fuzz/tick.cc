@@ -1,7 +1,31 @@
-// Decoding of ticks that are genuine, or seem so: the input is signed first. id NUL content-type NUL body.
+// Decoding of ticks that are genuine, or seem so: the input is signed first. id NUL content-type NUL body. Of one that is taken,
+// every inline item can be stored: what a caller may put into it is judged here, before PostgreSQL sees it.
 #include "core/tick.h"
+
+#include <nlohmann/json.hpp>
+
 #include "core/signing.h"
+#include "core/text.h"
 #include "tests/fuzz/input.h"
+
+namespace {
+
+constexpr std::int64_t kYear10000 = 253'402'300'800;
+
+void require_storable(const takt::v1::NewItem& item) {
+  require(item.key().size() <= takt::kMaxKeyCharacters && takt::is_utf8(item.key()) && item.key().find('\0') == std::string::npos);
+  require(item.priority() >= -100 && item.priority() <= 100);
+  if (item.has_run_at()) require(item.run_at().seconds() >= 0 && item.run_at().seconds() < kYear10000);
+  // PostgreSQL's jsonb holds no U+0000, and a payload is JSON to its last byte.
+  const auto payload = takt::to_json(item.payload());
+  require(takt::is_utf8(payload) && nlohmann::json::accept(payload));
+  for (auto at = payload.find("\\u0000"); at != std::string::npos; at = payload.find("\\u0000", at + 1)) {
+    const auto before = payload.find_last_not_of('\\', at == 0 ? 0 : at - 1);
+    require((at - (before == std::string::npos ? 0 : before + 1)) % 2 == 1);  // a backslash and "u0000" as ordinary text
+  }
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace takt;
@@ -18,9 +42,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     require(tick->id() == id);
     require(is_name(tick->job()));
     require(tick->items_size() <= kMaxTickItems);
+    require(tick->has_due_at() && tick->due_at().seconds() >= 0 && tick->due_at().seconds() < kYear10000);
+    for (const auto& item : tick->items()) require_storable(item);
     // What was understood is understood again from its own JSON.
     v1::JobTick again;
-    require(message_from_json(message_to_json(*tick), again) && again.id() == tick->id() && again.items_size() == tick->items_size());
+    require(message_from_json(message_to_json(*tick), again) && again.id() == tick->id() && again.items_size() == tick->items_size() &&
+            again.dry_run() == tick->dry_run());
   } else {
     require(std::get<RejectReason>(verdict) != RejectReason::bad_signature);
   }

@@ -12,6 +12,7 @@
 #include <set>
 #include <thread>
 
+#include "core/http/transfer.h"
 #include "tests/support/http_server.h"
 
 namespace takt {
@@ -77,6 +78,21 @@ TEST(HttpClient, SendsBodyAndHeadersAndKeepsTheConnection) {
   EXPECT_TRUE(seen.starts_with("POST /x HTTP/1.1\r\n")) << seen;
   EXPECT_NE(seen.find("X-Test: yes"), std::string::npos);
   EXPECT_TRUE(seen.ends_with(R"({"n":1})"));
+}
+
+TEST(HttpClient, Finding35_GivesLibcurlEachHeaderAsAnEntryOfItsOwn) {
+  Transfer transfer;
+  transfer.request.headers = {
+      {"Content-Type", "application/json"}, {"webhook-id", "item-7"}, {"X-Empty", ""}, {"traceparent", "00-1-2-01"}};
+  transfer.request.body = std::string(1024 * 1024, 'b');
+  transfer.easy = curl_easy_init();
+  transfer.set_up();
+  transfer.configure();
+  std::vector<std::string> entries;
+  for (const auto* entry = transfer.header_list.data(); entry != nullptr; entry = entry->next) entries.emplace_back(entry->data);
+  EXPECT_EQ(entries, (std::vector<std::string>{"Content-Type: application/json", "webhook-id: item-7", "X-Empty;", "traceparent: 00-1-2-01",
+                                               "Expect:"}));
+  curl_easy_cleanup(transfer.easy);
 }
 
 TEST(HttpClient, EndsWhatHangsAtItsTimeout) {

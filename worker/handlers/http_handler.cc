@@ -1,9 +1,9 @@
 #include "worker/handlers/http_handler.h"
 
-#include <array>
 #include <condition_variable>
-#include <cstdio>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -17,11 +17,13 @@ namespace {
 
 constexpr Duration kLookAtControl = std::chrono::milliseconds(50);
 
-/// 16 hexadecimal digits, as W3C Trace Context wants: the item's id, which differs from all others of its run's trace.
-std::string span_id(const ClaimedItem& item) {
-  std::array<char, 17> digits{};
-  static_cast<void>(std::snprintf(digits.data(), digits.size(), "%016llx", static_cast<unsigned long long>(item.id)));
-  return digits.data();
+/// W3C Trace Context: the run's trace, and as its span the item's id, which differs from all others of that trace.
+std::string traceparent(const std::string& trace_id, const ClaimedItem& item) {
+  std::string value;
+  value.reserve(55);
+  value.append("00-").append(trace_id).append("-");
+  for (int shift = 60; shift >= 0; shift -= 4) value += "0123456789abcdef"[(static_cast<std::uint64_t>(item.id) >> shift) & 15U];
+  return value.append("-01");
 }
 
 /// A refusal is an answer: only silence, an unusable answer and the server's own failures speak against the destination.
@@ -62,27 +64,21 @@ HttpRequest HttpHandler::request_for(const RunContext& context, const HttpHandle
   const std::string id = "item-" + std::to_string(item.id);
   const auto now = clock_.now();
   const auto now_s = std::chrono::floor<std::chrono::seconds>(now).time_since_epoch().count();
-  auto& lines = request.header_lines;
-  lines.reserve(400);
-  const auto add = [&lines](std::string_view name, std::string_view value) {
-    if (!lines.empty()) lines += "\r\n";
-    lines.append(name).append(": ").append(value);
-  };
   auto& headers = request.headers;
-  headers.reserve(3 + config.headers.size());
-  if (has_body) headers.emplace_back("Content-Type", "application/json");
-  add("User-Agent", "Takt");
-  add("webhook-id", id);
-  add("webhook-timestamp", std::to_string(now_s));
-  add("webhook-signature", keys.sign_also_retired(id, now_s, request.body, now));
-  add("Takt-Job", context.job.name);
-  add("Takt-Attempt", std::to_string(item.attempt));
-  add("Takt-Run", std::to_string(context.run_id));
-  add("traceparent", "00-" + context.trace_id + "-" + span_id(item) + "-01");
-  for (const auto& [name, value] : config.headers) headers.emplace_back(name, value);
+  headers.reserve(512);
+  if (has_body) headers.add("Content-Type", "application/json");
+  headers.add("User-Agent", "Takt");
+  headers.add("webhook-id", id);
+  headers.add("webhook-timestamp", std::to_string(now_s));
+  headers.add("webhook-signature", keys.sign_also_retired(id, now_s, request.body, now));
+  headers.add("Takt-Job", context.job.name);
+  headers.add("Takt-Attempt", std::to_string(item.attempt));
+  headers.add("Takt-Run", std::to_string(context.run_id));
+  headers.add("traceparent", traceparent(context.trace_id, item));
+  for (const auto& [name, value] : config.headers) headers.add(name, value);
   if (!config.bearer_env.empty()) {
     if (const char* token = std::getenv(config.bearer_env.c_str()); token != nullptr) {
-      headers.emplace_back("Authorization", std::string("Bearer ") + token);
+      headers.add("Authorization", std::string("Bearer ").append(token, std::strcspn(token, "\r\n")));  // a file's last line end
     }
   }
   return request;
