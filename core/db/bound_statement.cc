@@ -78,12 +78,11 @@ class Lexer {
   /// E'…': a backslash takes the next character's meaning, also in the pieces that follow on lines of their own.
   [[nodiscard]] std::size_t escaped(std::size_t at) const {
     while (at < text_.size()) {
-      if (text_[at] == '\\') {
+      const bool quote = text_[at] == '\'';
+      if (text_[at] == '\\' || (quote && peek(at + 1) == '\'')) {
         at += 2;
-      } else if (text_[at] != '\'') {
+      } else if (!quote) {
         ++at;
-      } else if (peek(at + 1) == '\'') {
-        at += 2;
       } else if (const auto more = continued(at + 1); more != kNone) {
         at = more;
       } else {

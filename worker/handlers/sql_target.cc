@@ -153,8 +153,9 @@ Database* SqlTarget::open(std::string& fault) {
 
 SqlAnswer SqlTarget::not_opened(const DatabaseUnavailable& error, Duration took) const {
   auto sqlstate = error.sqlstate();
-  if (sqlstate.empty() && took < kRefusesWithin) {
-    sqlstate = connection_refusal(Secret(std::getenv(named_.url_env.c_str())), settings(), kRefusesWithin);
+  const char* url = std::getenv(named_.url_env.c_str());
+  if (sqlstate.empty() && took < kRefusesWithin && url != nullptr) {
+    sqlstate = connection_refusal(Secret(url), settings(), kRefusesWithin);
   }
   if (means_wrong_set_up(sqlstate)) return refused("sql_connect_" + sqlstate, error.what());
   log_warn("database away", {{"database", name_}, {"error", error.what()}});
