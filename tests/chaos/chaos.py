@@ -134,9 +134,10 @@ class ChaosTest(TaktTest):
     def start_crashing(self, point, *arguments):
         """The service in a binary that kills itself at `point`."""
         with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".log", delete=False) as log:
+            heap = log.name.removesuffix(".log") + ".heap"
             process = harness.subprocess.Popen([CRASHING, *arguments, "--config", self.config, "--log-level", "debug"],
-                                               env=dict(self.environment, TAKT_CRASH_AT=point), stdout=log, stderr=log)
-            process.log = log
+                                               env=dict(self.environment, TAKT_CRASH_AT=point, TAKT_HEAP_FILE=heap), stdout=log, stderr=log)
+            process.log, process.heap = log, heap
         self.processes.append(process)
         return process
 
@@ -205,14 +206,16 @@ class ChaosTest(TaktTest):
         eventually(lambda: self.one("""SELECT bool_and(s.next_due >= to_timestamp(%s)) FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
             WHERE j.name = %s""", end, job), 60, "the leader's way to the present")
         # Ticks that every worker has forgotten are published again by the sweep.
-        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule' AND finished_at IS NULL AND due_at < to_timestamp(%s)", end) == 0,
+        eventually(lambda: self.one("""SELECT count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+            WHERE j.name = %s AND t.source = 'schedule' AND t.finished_at IS NULL AND t.due_at < to_timestamp(%s)""", job, end) == 0,
                    60, "the last slot's run")
         slots = self.one("""SELECT count(*) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
             WHERE j.name = %s AND t.source = 'schedule' AND t.due_at >= to_timestamp(%s) AND t.due_at < to_timestamp(%s)""", job, begin, end)
         self.assertEqual(slots, end - begin, "one tick a slot")
         self.assertEqual(self.one("SELECT count(*) - count(DISTINCT (job_id, due_at)) FROM takt.ticks WHERE source = 'schedule'"), 0, "a slot twice")
-        wrong = self.rows("""SELECT t.id, count(r.id) FROM takt.ticks t LEFT JOIN takt.runs r ON r.tick_id = t.id AND r.status = 'completed'
-            WHERE t.source = 'schedule' AND t.due_at < to_timestamp(%s) GROUP BY 1 HAVING count(r.id) <> 1""", end)
+        wrong = self.rows("""SELECT t.id, count(r.id) FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+            LEFT JOIN takt.runs r ON r.tick_id = t.id AND r.status = 'completed'
+            WHERE j.name = %s AND t.source = 'schedule' AND t.due_at < to_timestamp(%s) GROUP BY 1 HAVING count(r.id) <> 1""", job, end)
         self.assertEqual(wrong, [], "each tick has exactly one finished run")
 
     def now(self):

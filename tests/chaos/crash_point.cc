@@ -1,5 +1,6 @@
 // Stands in for core/crash_point.cc in the binary takt-crashing: kills the process at the point that TAKT_CRASH_AT names,
-// as "name" or "name:n" for the nth time it is reached.
+// as "name" or "name:n" for the nth time it is reached. TAKT_LEAK_AT ("name:bytes") loses so many bytes each time
+// that its point is reached: the memory check of the random run must see it.
 #include "core/crash_point.h"
 
 #include <signal.h>
@@ -15,11 +16,11 @@ namespace {
 
 struct Wanted {
   std::string name;
-  long nth = 1;
+  long number = 1;
 };
 
-Wanted wanted() {
-  const char* text = std::getenv("TAKT_CRASH_AT");
+Wanted wanted(const char* variable) {
+  const char* text = std::getenv(variable);
   if (text == nullptr) return {};
   const std::string all = text;
   const auto colon = all.rfind(':');
@@ -30,9 +31,12 @@ Wanted wanted() {
 }  // namespace
 
 void crash_point(const char* name) noexcept {
-  static const Wanted kWanted = wanted();
+  static const Wanted kCrash = wanted("TAKT_CRASH_AT"), kLeak = wanted("TAKT_LEAK_AT");
   static std::atomic<long> reached = 0;
-  if (kWanted.name == name && ++reached == kWanted.nth) {
+  if (kLeak.name == name) {
+    [[maybe_unused]] char* volatile lost = new char[static_cast<std::size_t>(kLeak.number)];
+  }
+  if (kCrash.name == name && ++reached == kCrash.number) {
     ::kill(::getpid(), SIGKILL);
     for (;;) ::pause();
   }
