@@ -64,9 +64,12 @@ class Operators(threading.Thread):
     def path(self):
         return os.path.join(self.test.folder, "operators.yaml")
 
-    def apply(self):
+    def write(self):
         with open(self.path(), "w", encoding="utf-8") as file:
             file.write(self.text().replace("{url}", self.test.ledger.url))
+
+    def apply(self):
+        self.write()
         return self.takt("apply")
 
     def act(self, what):
@@ -145,6 +148,7 @@ class Operators(threading.Thread):
         self.book.note("nothing", [callers.Stored("reported", f"call-98-{self.made}x")])
 
     def run(self):
+        self.write()
         while not self.ended.is_set():
             try:
                 self.act(self.dice.choice(ACTS))
