@@ -1,8 +1,11 @@
-// Dispatcher, workers, archive and operator by turns that a seed decides, on the real store, with a broker in memory that
-// drops, repeats and reorders, and workers that crash, freeze and lose answers. One thread: the same seed does the same.
+// Dispatcher, workers, archive, callers and operator by turns that a seed decides, on the real store, with a broker in memory
+// that drops, repeats and reorders, workers that crash, freeze and lose answers, and callers whose transactions stay open over
+// many turns. One thread: the same seed does the same.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <map>
 #include <random>
@@ -16,6 +19,7 @@
 #include "dlq/store.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
+#include "tests/support/random_json.h"
 #include "worker/claim.h"
 #include "worker/settle.h"
 
@@ -25,11 +29,19 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr int kWorkers = 3;
+constexpr int kCallers = 2;
 constexpr int kTurns = 150;
+constexpr auto kHeld = 2s;  ///< a settling that takes as long waited for a caller
+
+std::string definitions() {
+  return plain_job("demo", "batch_size: 5, max_attempts: 3, dedupe_window: 1h") +
+         plain_job("solo", "batch_size: 3, max_attempts: 2, concurrency: 1");
+}
 
 class Simulation {
  public:
   Simulation(TestDatabase& database, Leadership& leadership, unsigned seed) : database_(database), term_(leadership.term()), dice_(seed) {
+    for (auto& caller : callers_) caller.connection = database_->dedicated();
     database_->exec(
         std::string("TRUNCATE takt.items, takt.ticks, takt.runs, takt.ended_items, takt.failed_attempts, takt.item_keys, takt.job_locks,"
                     " takt.dead_letter_outbox, takt.dead_letters"));
@@ -76,8 +88,9 @@ class Simulation {
   std::int64_t number(const std::string& sql) { return database_.number(sql); }
 
   void take_turn() {
+    if (paused_for_ > 0 && --paused_for_ == 0) resume();
     auto& worker = workers_[static_cast<std::size_t>(roll(kWorkers))];
-    switch (roll(15)) {
+    switch (roll(17)) {
       case 0:
       case 1: return enqueue();
       case 2:
@@ -92,17 +105,110 @@ class Simulation {
       case 11: return rescue();
       case 12: return archive();
       case 13: return finish_together();
+      case 14:
+      case 15: return call(callers_[static_cast<std::size_t>(roll(kCallers))]);
       default: return interfere();
     }
   }
 
+  /// An application, in a transaction of its own.
+  struct Caller {
+    std::unique_ptr<DatabaseConnection> connection;
+    bool open = false;
+    std::map<std::int64_t, std::string> stored;  ///< in the open transaction: item and payload
+    std::set<std::string> owned;                 ///< keys that nobody else can ask for before it ends
+  };
+
   void enqueue() {
-    const auto& name = jobs_[static_cast<std::size_t>(roll(2))].definition.name;
-    const int count = 1 + roll(8);
-    for (int i = 0; i < count; ++i) {
-      const std::string key = chance(20) ? ", key => 'k" + std::to_string(roll(5)) + "'" : "";
-      accepted_.insert(number("SELECT takt.enqueue('" + name + "', '{}', priority => " + std::to_string(roll(3)) + key + ")"));
+    const int count = 2 + roll(8);
+    database_->with_connection([&](DatabaseConnection& connection) {
+      for (int i = 0; i < count; ++i) {
+        std::map<std::int64_t, std::string> stored;
+        store(connection.session(), stored, nullptr);
+        payloads_.merge(stored);
+      }
+    });
+    if (chance(20)) refuse();
+  }
+
+  /// One takt.enqueue with a random payload, often a key and a time at an edge. An item whose key was free before the call is
+  /// never its answer: a caller's transaction may be much older than that item's end.
+  void store(Session& session, std::map<std::int64_t, std::string>& stored, Caller* caller) {
+    static constexpr const char* kTimes[] = {"NULL",
+                                             "NULL",
+                                             "NULL",
+                                             "NULL",
+                                             "'-infinity'",
+                                             "'0001-01-01 00:00:00+00'",
+                                             "'1969-12-31 23:59:59+00'",
+                                             "now()",
+                                             "now() + interval '1 us'",
+                                             "'9999-12-31 00:00:00+00'"};
+    const std::string job = jobs_[static_cast<std::size_t>(roll(2))].definition.name;
+    std::optional<std::string> key;
+    if (chance(caller != nullptr ? 70 : 20)) key = chance(90) ? "k" + std::to_string(roll(5)) : "";
+    if (key && !key->empty() && owned_by_another(job + *key, caller)) return;
+    const std::string given = random_json(dice_);
+    std::int64_t ended = 0;
+    if (key) {
+      const auto rows = session.exec(std::string("SELECT k.item_id FROM takt.item_keys k JOIN takt.jobs j ON j.id = k.job_id"
+                                                 " WHERE j.name = $1 AND k.key = $2 AND k.expires_at <= clock_timestamp()"),
+                                     Params::of(job, key));
+      if (!rows.empty()) ended = rows.integer(0, 0);
     }
+    const auto rows = session.exec(
+        std::string("SELECT takt.enqueue($1, $2::jsonb, $3, ") + kTimes[roll(std::size(kTimes))] + ", $4::integer), ($2::jsonb)::text",
+        Params::of(job, given, key, roll(3)));
+    const auto id = rows.integer(0, 0);
+    EXPECT_NE(id, ended) << "an enqueue was swallowed: key " << key.value_or("") << " of " << job << " was free";
+    const bool held = payloads_.contains(id) || stored.contains(id);
+    if (!held) stored.emplace(id, rows.text(0, 1));
+    if (!held && caller != nullptr && key) caller->owned.insert(job + *key);
+  }
+  bool owned_by_another(const std::string& key, const Caller* caller) {
+    return std::any_of(callers_.begin(), callers_.end(),
+                       [&](const Caller& other) { return &other != caller && other.owned.contains(key); });
+  }
+
+  /// What is refused stores nothing, whatever else its statement would have stored.
+  void refuse() {
+    static constexpr const char* kCalls[] = {
+        "SELECT takt.enqueue('demo', run_at => 'infinity')",
+        "SELECT takt.enqueue('demo', run_at => '290000-01-01')",
+        "SELECT takt.enqueue('demo', key => repeat('k', 513))",
+        "SELECT takt.enqueue('demo', priority => 101)",
+        "SELECT takt.enqueue('demo', priority => -2147483648)",
+        "SELECT takt.enqueue('nobody')",
+        "SELECT takt.enqueue('demo', to_jsonb(repeat('x', 524288)))",
+        "SELECT takt.enqueue('demo', (SELECT jsonb_agg(1e131071) FROM generate_series(1, 5)))",
+        "SELECT * FROM takt.enqueue_many('demo', ARRAY['1', '2']::jsonb[], ARRAY['k0'])",
+        "SELECT * FROM takt.enqueue_many('demo', ARRAY['1', NULL]::jsonb[])",
+        "SELECT * FROM takt.enqueue_many('demo', '{}'::jsonb[])",
+        "SELECT * FROM takt.enqueue_many('demo', ARRAY['1', '2']::jsonb[], NULL, ARRAY[now(), 'infinity'])",
+        "SELECT * FROM takt.enqueue_many('demo', array_fill('1'::jsonb, ARRAY[10001]))"};
+    const char* call = kCalls[roll(std::size(kCalls))];
+    EXPECT_THROW(database_->exec(std::string(call)), DatabaseError) << call;
+  }
+
+  /// A transaction is begun, goes on, or ends; turns of others lie between.
+  void call(Caller& caller) {
+    auto& session = caller.connection->session();
+    if (!caller.open) {
+      session.exec(std::string("BEGIN"), {});
+      session.exec(std::string("SELECT 1"), {});
+      caller.open = true;
+    } else if (chance(60)) {
+      store(session, caller.stored, &caller);
+    } else {
+      end(caller, chance(70));
+    }
+  }
+  void end(Caller& caller, bool commit) {
+    if (!std::exchange(caller.open, false)) return;
+    caller.connection->session().exec(std::string(commit ? "COMMIT" : "ROLLBACK"), {});
+    if (commit) payloads_.merge(caller.stored);
+    caller.stored.clear();
+    caller.owned.clear();
   }
 
   /// To the broker, which may lose it or have it twice.
@@ -146,6 +252,7 @@ class Simulation {
     run.drains = run.status == RunStatus::completed;
     run.items = std::move(claim.items);
     for (const auto& item : run.items) {
+      EXPECT_EQ(item.payload, payloads_.at(item.id)) << "item " << item.id << " is not what was enqueued";
       const auto call = std::make_pair(item.id, lives_[item.id] * 1000 + item.attempt);
       if (!unspent_.contains(call)) {
         EXPECT_TRUE(calls_.insert(call).second) << "item " << item.id << " is handled twice under attempt " << item.attempt;
@@ -163,12 +270,25 @@ class Simulation {
                                              ItemClass::handed_back, ItemClass::fatal,   ItemClass::interrupted};
     run.results.assign(run.items.size(), HandlerResult{});
     run.settlements.clear();
+    const bool throws = !all_done && chance(15);  // then every item is an error
     for (std::size_t i = 0; i < run.items.size(); ++i) {
-      run.results[i].item_class = all_done ? ItemClass::done : kClasses[static_cast<std::size_t>(roll(std::size(kClasses)))];
+      run.results[i].item_class = all_done ? ItemClass::done
+                                  : throws ? ItemClass::error
+                                           : kClasses[static_cast<std::size_t>(roll(std::size(kClasses)))];
       const bool well = run.results[i].item_class == ItemClass::done || run.results[i].item_class == ItemClass::noop;
       if (!well) run.results[i].reason = "simulated";
       run.settlements.push_back(settle_item(run.items[i], run.results[i], run.job->definition, 0ms, 0.5));
     }
+  }
+
+  /// No transaction of a caller keeps a settling waiting.
+  template <typename Settling>
+  static auto unheld(Settling settling) {
+    struct Watch {
+      std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+      ~Watch() { EXPECT_LT(std::chrono::steady_clock::now() - began, kHeld) << "a settling was held"; }
+    } watch;
+    return settling();
   }
 
   void finish(Worker& worker, bool all_done = false) {
@@ -179,7 +299,7 @@ class Simulation {
     Claim next;
     const bool goes_on = run.drains && chance(50);
     const ClaimRequest request{*run.job, next_tick_id(run), clock_.now(), "more", ++last_run_, "w", run.job->definition.batch_size};
-    const auto settled = goes_on ? settle_and_claim(*database_, run, request, next) : settle_run(*database_, run);
+    const auto settled = unheld([&] { return goes_on ? settle_and_claim(*database_, run, request, next) : settle_run(*database_, run); });
     conclude(worker, run, settled);
     if (!goes_on && chance(20)) {
       EXPECT_EQ(settle_run(*database_, run).items, 0) << "settled again after its answer was lost";
@@ -196,6 +316,7 @@ class Simulation {
     for (auto& worker : workers_) {
       if (worker.held && worker.held->source == "more" && worker.held->drains && worker.job == 0) group.push_back(&worker);
     }
+    if (group.size() < 2 && chance(70)) return;  // mostly more than one
     if (group.empty()) return;
     std::vector<RunRecord> runs;
     std::vector<ClaimRequest> requests;
@@ -214,7 +335,7 @@ class Simulation {
       chains.push_back({runs[i], requests[i], claims[i], {}});
     }
     for (auto& chain : chains) together.push_back(&chain);
-    settle_and_claim(*database_, together);
+    unheld([&] { settle_and_claim(*database_, together); });
     std::vector<Settled> settled;
     for (const auto& chain : chains) settled.push_back(chain.settled);
     if (chance(20)) {  // the answer was lost
@@ -305,15 +426,44 @@ class Simulation {
 
   /// Time passes, or an operator does something.
   void interfere() {
-    switch (roll(5)) {
+    switch (roll(8)) {
       case 0:
         clock_.advance(6s);
         database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s' WHERE state = 0"));
         break;
       case 1: retry_blocked(); break;
       case 2: scan_ = new_leader(); break;
+      case 3: database_.apply(definitions() + (chance(50) ? plain_job("other") : "")); break;
+      case 4: pause(chance(50) ? "demo" : "solo"); break;
+      case 5: rehearse(); break;
       default: replay(); break;
     }
+  }
+  /// For some turns.
+  void pause(const std::string& job) {
+    resume();
+    database_->exec("UPDATE takt.jobs SET paused = true WHERE name = $1", Params::of(job));
+    paused_for_ = 10;
+  }
+  void resume() { database_->exec(std::string("UPDATE takt.jobs SET paused = false WHERE paused")); }
+  /// A dry run: a run is recorded, and nothing else changes.
+  void rehearse() {
+    const std::string everything = "SELECT coalesce(string_agg(to_jsonb(i)::text, ' ' ORDER BY id), '') FROM takt.all_items i";
+    const auto before = database_.text(everything);
+    const auto& job = jobs_[static_cast<std::size_t>(roll(2))];
+    const auto run_id = ++last_run_;
+    const std::string tick = "manual:dry" + std::to_string(run_id);
+    const auto claim = claim_batch(*database_, {job, tick, clock_.now(), "manual", run_id, "w", 0, true});
+    EXPECT_TRUE(claim.items.empty());
+    RunRecord run;
+    run.run_id = run_id;
+    run.job = &job;
+    run.tick_id = tick;
+    run.source = claim.source;
+    run.worker = "w";
+    run.dry_run = true;
+    EXPECT_EQ(settle_run(*database_, run).items, 0);
+    EXPECT_EQ(database_.text(everything), before);
   }
   void retry_blocked() {
     const auto rows = database_->exec(
@@ -322,8 +472,9 @@ class Simulation {
   }
   void replay() {
     const auto rows =
-        database_->exec(std::string("SELECT id, item_id FROM takt.dead_letters WHERE state = 'archived' ORDER BY id LIMIT 2"));
+        database_->exec(std::string("SELECT id, item_id, job || key FROM takt.dead_letters WHERE state = 'archived' ORDER BY id LIMIT 2"));
     for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (owned_by_another(std::string(rows.text(i, 2)), nullptr)) continue;  // a replay waits for who asked for its key before
       const std::vector<std::string> ids{std::string(rows.text(i, 0))};
       const auto replayed = replay_letters(*database_, ids, "ada");
       if (replayed.items == 1) ++lives_[rows.integer(i, 1)];
@@ -339,6 +490,8 @@ class Simulation {
 
   /// Everything is well again: what is left comes to its end.
   void drain() {
+    for (auto& caller : callers_) end(caller, true);
+    resume();
     for (int round = 0; round < 200; ++round) {
       finish_all();
       database_->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
@@ -380,7 +533,7 @@ class Simulation {
   void check() {
     check_transitions();
     EXPECT_EQ(number("SELECT count(*) - count(DISTINCT id) FROM takt.all_items"), 0) << "an item in two places";
-    EXPECT_EQ(number("SELECT count(*) FROM takt.all_items"), static_cast<std::int64_t>(accepted_.size()))
+    EXPECT_EQ(number("SELECT count(*) FROM takt.all_items"), static_cast<std::int64_t>(payloads_.size()))
         << "an item is gone, or came from nowhere";
     EXPECT_EQ(
         number(
@@ -409,7 +562,9 @@ class Simulation {
   std::array<Worker, kWorkers> workers_;
   std::int64_t last_run_ = 0;
   int together_ = 0;
-  std::set<std::int64_t> accepted_;
+  int paused_for_ = 0;                            ///< turns
+  std::map<std::int64_t, std::string> payloads_;  ///< of every accepted item, as PostgreSQL writes it
+  std::array<Caller, kCallers> callers_;
   struct State {
     std::string name;
     int replay;
@@ -424,8 +579,7 @@ class Simulation {
 // TAKT_SIMULATION_SEEDS: how many, from 1 on; TAKT_SIMULATION_SEED: that one alone.
 TEST(Simulation, KeepsEveryInvariantWhateverTheSeed) {
   TestDatabase database;
-  database.apply(plain_job("demo", "batch_size: 5, max_attempts: 3, dedupe_window: 1h") +
-                 plain_job("solo", "batch_size: 3, max_attempts: 2, concurrency: 1"));
+  database.apply(definitions());
   const SystemClock clock;
   Leadership leadership(*database, 60s, clock);
   const char* one = std::getenv("TAKT_SIMULATION_SEED");
