@@ -38,7 +38,7 @@ void list_items(Context& context, const ItemFilter& filter) {
         FROM run r CROSS JOIN LATERAL takt.items_of(r.row) i WHERE $3::text IS NULL OR i.key = $3)
     SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay,
            (extract(epoch FROM least(greatest(i.run_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59+00')) * 1000000)::bigint,
-           (extract(epoch FROM i.finished_at) * 1000000)::bigint, i.key, left(i.payload::text, 200)
+           (extract(epoch FROM i.finished_at) * 1000000)::bigint, i.key, takt.payload_start(i.payload)
       FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
      ORDER BY i.id DESC LIMIT $4
   )sql"),

@@ -472,6 +472,15 @@ EXCEPTION
     RETURN 1073741824;
 END $$;
 
+-- What a list shows of a payload.
+CREATE FUNCTION takt.payload_start(payload jsonb) RETURNS text LANGUAGE plpgsql IMMUTABLE SET search_path = takt, pg_temp AS $$
+BEGIN
+  RETURN left(payload::text, 200);
+EXCEPTION
+  WHEN program_limit_exceeded OR out_of_memory OR internal_error THEN
+    RETURN '(too large to be shown)';
+END $$;
+
 -- Whether it is too large, where that is plain, or has to be asked of payload_bytes(). Its text is made to measure it, which
 -- takes 0.4 us for 100 bytes; what takes longer, or may be compressed, is measured apart. PostgreSQL inlines this.
 CREATE FUNCTION takt.payload_is_large(payload jsonb) RETURNS boolean LANGUAGE sql STABLE AS $$

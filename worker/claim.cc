@@ -1,5 +1,7 @@
 #include "worker/claim.h"
 
+#include "core/log.h"
+
 namespace takt {
 
 namespace {
@@ -21,6 +23,20 @@ constexpr Statement kAccept{"accept_inline_items", R"sql(
 // it is exclusive, and only the items it returns.
 constexpr Statement kBegin{"begin_run", "SELECT * FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
 
+constexpr auto kTooLarge = "54000";  // program_limit_exceeded: over 1 GB
+
+// Served by items_due.
+constexpr Statement kSetAside{"set_aside_first_due", R"sql(
+  WITH first AS (
+    UPDATE takt.items i SET state = 5, attempt = i.attempt + 1
+     WHERE i.ctid = (SELECT d.ctid FROM takt.items d WHERE d.job_id = $1 AND d.state = $4 AND d.run_at <= now()
+                      ORDER BY d.priority, d.run_at, d.id LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING i.id, i.job_id, i.replay, i.attempt)
+  INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error)
+  SELECT id, now(), job_id, replay, attempt, $2, 'blocked', 'payload_too_large', 'PostgreSQL cannot hand out the payload: ' || $3 FROM first
+  RETURNING item_id
+)sql"};
+
 // After a lost connection: did the claim under this run_id commit?
 constexpr Statement kHeld{"held_by", "SELECT * FROM takt.held_by($1, $2)"};
 
@@ -33,6 +49,20 @@ constexpr Statement kPeek{"peek_due_items", R"sql(
    WHERE i.job_id = $1 AND i.state = 0 AND i.run_at <= now()
    ORDER BY i.priority, i.run_at, i.id LIMIT $2
 )sql"};
+
+/// After a claim that PostgreSQL could not hand out. No enqueue stores such items; a tick may have brought them, or an older version.
+Claim claim_less(Database& database, ClaimRequest request, const DatabaseError& error) {
+  if (request.batch_size > 1) {
+    request.batch_size = 1;
+  } else {
+    if (error.sqlstate() != kTooLarge) throw error;
+    const int state = request.source == "alone" ? 6 : 0;
+    const auto aside = database.exec_retrying(kSetAside, Params::of(request.job.id, request.run_id, error.what(), state));
+    if (aside.empty()) throw error;
+    log_error("item blocked", {{"job", request.job.definition.name}, {"item", aside.integer(0, 0)}, {"error", error.what()}});
+  }
+  return claim_batch(database, request);
+}
 
 }  // namespace
 
@@ -88,8 +118,18 @@ Params claim_params(const ClaimRequest& request) {
                     request.job.definition.lease, request.job.definition.concurrency == 1, request.batch_size, request.dry_run);
 }
 
+bool too_large_together(const DatabaseError& error) {
+  return error.sqlstate() == kTooLarge || error.sqlstate() == "53200";  // and out of memory
+}
+
 Claim claim_batch(Database& database, const ClaimRequest& request) {
-  const auto rows = database.exec_retrying(kBegin, claim_params(request));
+  Rows rows(nullptr);
+  try {
+    rows = database.exec_retrying(kBegin, claim_params(request));
+  } catch (const DatabaseError& error) {
+    if (!too_large_together(error)) throw;
+    return claim_less(database, request, error);
+  }
   if (!rows.empty()) return read_claim(rows, 0);
   return recover_claim(database, request.tick_id, request.run_id);
 }

@@ -204,6 +204,12 @@ Settled recovered(Database& database, const RunRecord& run, const ClaimRequest& 
   return {true, run.scanned, static_cast<int>(claim.items.size()), true};
 }
 
+/// What the next run would hold is too large to be handed out: a wake tick's claim takes less of it.
+Settled settle_alone(Database& database, RunRecord run) {
+  run.drains = false;
+  return settle_run(database, run);
+}
+
 }  // namespace
 
 std::string_view to_string(RunStatus status) {
@@ -230,7 +236,13 @@ Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRe
     settle_and_claim(database, {&only});
     return only.settled;
   }
-  const auto rows = end_and_begin(database, run, next);
+  Rows rows(nullptr);
+  try {
+    rows = end_and_begin(database, run, next);
+  } catch (const DatabaseError& error) {
+    if (!too_large_together(error)) throw;
+    return settle_alone(database, run);
+  }
   const auto settled = settled_of(run, rows);
   if (!settled.recorded) return recovered(database, run, next, claim);
   claim = read_claim(rows, kEndColumns);
@@ -240,7 +252,14 @@ Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRe
 bool goes_on_in_place(const RunRecord& run, const ClaimRequest& next) { return next.tick_id == run.tick_id; }
 
 void settle_and_claim(Database& database, const std::vector<Continuation*>& chains) {
-  const auto rows = go_on(database, chains);
+  Rows rows(nullptr);
+  try {
+    rows = go_on(database, chains);
+  } catch (const DatabaseError& error) {
+    if (!too_large_together(error)) throw;
+    for (auto* chain : chains) chain->settled = settle_alone(database, chain->run);
+    return;
+  }
   std::size_t row = 0;
   std::size_t end = rows.size();
   for (auto* chain : chains) chain->settled = {};

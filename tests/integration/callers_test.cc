@@ -329,6 +329,32 @@ TEST_F(CallersTest, C2_Finding8_AClaimIsBoundedInBytesHoweverManyItemsItMayTake)
   EXPECT_EQ(taken.items.front().id, 1) << "the oldest first";
 }
 
+// As a tick may have brought it, or an older version stored it.
+TEST_F(CallersTest, C2_Finding8_AnItemThatPostgresqlCannotHandOutIsBlockedAndTheOthersGoOn) {
+  database.apply(plain_job("demo"));
+  const auto huge = [&] {
+    database->exec(
+        std::string("INSERT INTO takt.items (job_id, priority, payload)"
+                    " SELECT 1, -1, jsonb_agg(1e131071::numeric) FROM generate_series(1, 8300)"));
+  };
+  huge();
+  database->exec(std::string("SELECT takt.enqueue('demo') FROM generate_series(1, 2)"));
+  const auto taken = claim("demo");
+  ASSERT_EQ(taken.items.size(), 1U);
+  EXPECT_EQ(taken.items.front().id, 2);
+  EXPECT_EQ(database.text("SELECT state || ' ' || attempt || ' ' || takt.payload_start(payload) FROM takt.items WHERE id = 1"),
+            "5 1 (too large to be shown)");
+  EXPECT_EQ(database.text("SELECT class || ' ' || reason || ' ' || attempt FROM takt.failed_attempts"), "blocked payload_too_large 1");
+  huge();  // while the run is under way
+  const auto job = database.job("demo");
+  const auto run = ended("due:1", 1, job, taken);
+  Claim next;
+  EXPECT_TRUE(settle_and_claim(*database, run, {job, next_tick_id(run), SystemClock().now(), "more", ++runs, "w", 100, false, false}, next)
+                  .recorded);
+  EXPECT_TRUE(next.items.empty());
+  EXPECT_EQ(database.number("SELECT done FROM takt.runs WHERE id = 1"), 1) << "what is done stays done";
+}
+
 TEST_F(CallersTest, LargeClaimsTakeAllThatIsDueInTurn) {
   database.apply(plain_job("demo", "batch_size: 600"));
   const auto job = database.job("demo");
