@@ -1,4 +1,5 @@
 """Operators and publishers at random: apply, pause, resume, dry runs, replays, jobs that come and go; and a handler that answers garbage."""
+import json
 import os
 import subprocess
 import threading
@@ -25,7 +26,7 @@ SHIFTING = """
 EXTRA = """
   extra: {lease: 3s, max_attempts: 1000, backoff: [200ms], handler: {http: {url: "{url}/extra", method: POST}}}
 """
-ACTS = ["apply the same", "add and remove a job", "change a schedule", "pause", "resume", "dry run", "dry run", "external dry run", "replay", "replay", "look"]
+ACTS = ["apply the same", "add and remove a job", "change a schedule", "pause", "resume", "dry run", "dry run", "external dry run", "external tick", "external tick", "replay", "replay", "look"]
 
 
 def garbage(dice):
@@ -86,6 +87,8 @@ class Operators(threading.Thread):
             self.takt("tick", "reported", "--dry-run")
         elif what == "external dry run":
             self.external()
+        elif what == "external tick":
+            self.inline()
         elif what == "replay":
             self.takt("dlq", "replay", "--job", "doomed", "--yes", "--by", "chaos")
         else:
@@ -146,6 +149,31 @@ class Operators(threading.Thread):
         except Exception:  # noqa: BLE001: pika's are many, while the broker is away
             self.book.count("external tick: dry run", "failed")
         self.book.note("nothing", [callers.Stored("reported", f"call-98-{self.made}x")])
+
+    def inline(self):
+        """Items carried by a tick. One whose tick is refused is nowhere; one that is taken is exact."""
+        ones, payloads = [], []
+        for _ in range(self.dice.randrange(1, 4)):
+            self.made += 1
+            ones.append(callers.Stored("called", f"call-97-{self.made}x"))
+            payloads.append(f'{{"call": "{ones[-1].mark}", "value": {values.random_json(self.dice)}}}')
+        tick = {"id": f"external-{self.made}", "job": "called"}
+        items = ", ".join('{"payload": ' + payload + "}" for payload in payloads)
+        body = json.dumps(tick)[:-1] + f', "items": [{items}]}}'
+        outcome = "failed"
+        try:
+            with psycopg2.connect(self.test.database_url, connect_timeout=2) as connection, connection.cursor() as cursor:
+                for one, payload in zip(ones, payloads):
+                    cursor.execute("SELECT %s::jsonb::text", (payload,))
+                    one.text = callers.digest(cursor.fetchone()[0])
+            channel = self.test.channel()
+            self.test.publish(channel, tick, body=body.encode())
+            channel.connection.close()
+            outcome = "published"
+        except Exception:  # noqa: BLE001: the database or the broker is away
+            pass
+        self.book.count("external tick: inline items", outcome)
+        self.book.note("unsure", [one for one in ones if one.text])
 
     def run(self):
         self.write()
