@@ -85,7 +85,8 @@ class DatabaseFaults(ChaosTest):
         def drain(count):
             """Seconds until so many no-ops are done, which wait when it begins."""
             self.takt("jobs", "pause", "noop")
-            self.one("SELECT count(*) FROM takt.enqueue_many('noop', array_fill('{}'::jsonb, ARRAY[%s]))", count)
+            for _ in range(count // 10_000):
+                self.one("SELECT count(*) FROM takt.enqueue_many('noop', array_fill('{}'::jsonb, ARRAY[10000]))")
             before, began = self.one("SELECT coalesce(sum(done), 0) FROM takt.runs"), time.monotonic()
             self.takt("jobs", "resume", "noop")
             eventually(lambda: self.one("SELECT coalesce(sum(done), 0) FROM takt.runs") >= before + count, 60, "the drain")

@@ -158,7 +158,8 @@ class DestinationFaults(ChaosTest):
 
     def rate(self, seconds=4):
         """Healthy items a second while more than enough of them wait."""
-        self.one("SELECT count(*) FROM takt.enqueue_many('healthy', array_fill('{}'::jsonb, ARRAY[20000]))")
+        for _ in range(2):
+            self.one("SELECT count(*) FROM takt.enqueue_many('healthy', array_fill('{}'::jsonb, ARRAY[10000]))")
         time.sleep(0.5)
         begin = len(self.ledger.of("/healthy"))
         time.sleep(seconds)
