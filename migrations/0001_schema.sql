@@ -623,7 +623,7 @@ BEGIN
 END $$;
 
 -- The set form: arrays in, one row an element out. keys, run_ats and priorities may be NULL; a key that is NULL or empty is none.
--- Each element is judged in the statement that stores it, where there are no keys; what is refused undoes the statement.
+-- Where there is nothing but payloads, each is judged in the statement that stores it: a pass less.
 CREATE FUNCTION takt.enqueue_many(job text, payloads jsonb[], keys text[] DEFAULT NULL,
                                   run_ats timestamptz[] DEFAULT NULL, priorities integer[] DEFAULT NULL)
 RETURNS TABLE (ordinal integer, item_id bigint, created boolean)
@@ -638,17 +638,13 @@ BEGIN
   IF pg_try_advisory_xact_lock(takt.notifier_lock(the_job)) THEN
     PERFORM pg_notify('takt_due', job);
   END IF;
-  IF keys IS NULL THEN
+  IF keys IS NULL AND run_ats IS NULL AND priorities IS NULL THEN
     RETURN QUERY
       WITH stored AS (
-        INSERT INTO takt.items AS i (job_id, priority, run_at, payload)
-        SELECT the_job, coalesce(priority, 0), takt.item_time(run_at),
-               CASE WHEN payload IS NULL OR (run_at IS NULL AND run_ats IS NOT NULL) OR (priority IS NULL AND priorities IS NOT NULL)
-                      OR priority NOT BETWEEN -100 AND 100 OR run_at >= '10000-01-01 00:00:00+00'
-                      OR takt.payload_is_large(payload)
-                    THEN takt.refuse_element(payload, NULL, run_at, priority, n, run_ats IS NOT NULL, priorities IS NOT NULL)
-                    ELSE payload END
-          FROM unnest(payloads, run_ats, priorities) WITH ORDINALITY AS u(payload, run_at, priority, n)
+        INSERT INTO takt.items AS i (job_id, payload)
+        SELECT the_job, CASE WHEN payload IS NULL OR takt.payload_is_large(payload)
+                             THEN takt.refuse_element(payload, NULL, NULL, NULL, n, false, false) ELSE payload END
+          FROM unnest(payloads) WITH ORDINALITY AS u(payload, n)
         RETURNING i.id)
       SELECT (row_number() OVER (ORDER BY id))::integer, id, true FROM stored;
     RETURN;
