@@ -13,6 +13,8 @@ namespace takt {
 namespace {
 
 constexpr Duration kBeat = std::chrono::milliseconds(500);
+/// How long, beyond the run's time budget, what was done waits to be written down while PostgreSQL is away or locked.
+constexpr Duration kSettlingWait = std::chrono::seconds(60);
 
 std::vector<std::string> jobs_with_due_items(Database& database) {
   const auto rows = database.exec(
@@ -60,7 +62,8 @@ void run_once(Context& context, const OnceOptions& options) {
   HttpHandler http(client, context.keys(), clock, metrics, worker.payload_in_errors);
   SqlHandler sql(config.databases, clock, metrics);
   NativeHandler native({}, metrics);
-  Heartbeat heartbeat(database);
+  const auto vital = context.vital_database();
+  Heartbeat heartbeat(*vital);
   RunExecutor executor(database, {http, sql, native}, heartbeat, clock, random, metrics, "once-" + random_id().substr(0, 8));
   std::atomic<bool> finished{false};
   std::thread beats([&] {
@@ -87,7 +90,10 @@ void run_once(Context& context, const OnceOptions& options) {
       const auto now = [] { return true; };
       auto held = executor.begin(job, tick, now);
       if (!held) throw CommandFailed("the tick " + tick.id() + " was seen before");
-      const auto outcome = executor.finish(std::move(*held), {now, [] { return false; }}, [] { return nullptr; });
+      const auto waited = [end = std::chrono::steady_clock::now() + job->definition.time_budget + kSettlingWait] {
+        return std::chrono::steady_clock::now() > end;
+      };
+      const auto outcome = executor.finish(std::move(*held), {waited, [] { return false; }}, [] { return nullptr; });
       std::map<std::string, int> counts;
       for (std::size_t i = 0; i < outcome.run.items.size(); ++i) {
         counts[outcome.run.settlements[i].state == ItemState::dead ? "dead" : std::string(to_string(outcome.run.results[i].item_class))] +=

@@ -53,17 +53,22 @@ Secret required_environment(const char* name, const char* example) {
   return Secret(value);
 }
 
+std::unique_ptr<Database> Context::open_database(int pool) {
+  const auto& settings = config_or_defaults().database;
+  DatabaseSettings wanted;
+  wanted.pool = pool;
+  wanted.connect_timeout = settings.connect_timeout;
+  wanted.statement_timeout = settings.statement_timeout;
+  wanted.lock_timeout = settings.lock_timeout;
+  wanted.transaction_pooler = settings.transaction_pooler;
+  return std::make_unique<Database>(required_environment("TAKT_DATABASE_URL", "postgresql://user:password@host:5432/database"), wanted);
+}
+
+std::unique_ptr<Database> Context::vital_database() { return open_database(1); }
+
 Database& Context::database() {
   if (!database_) {
-    const auto& settings = config_or_defaults().database;
-    DatabaseSettings wanted;
-    wanted.pool = settings.pool;
-    wanted.connect_timeout = settings.connect_timeout;
-    wanted.statement_timeout = settings.statement_timeout;
-    wanted.lock_timeout = settings.lock_timeout;
-    wanted.transaction_pooler = settings.transaction_pooler;
-    database_ =
-        std::make_unique<Database>(required_environment("TAKT_DATABASE_URL", "postgresql://user:password@host:5432/database"), wanted);
+    database_ = open_database(config_or_defaults().database.pool);
     try {
       database_->exec(std::string("SELECT 1"));
     } catch (const std::exception& error) {

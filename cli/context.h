@@ -50,6 +50,8 @@ class Context {
   Database& database();
   /// database(), and its schema is this binary's.
   Database& current_database();
+  /// One connection more to the same database, for what no other statement may keep out (leases). Not opened yet.
+  std::unique_ptr<Database> vital_database();
   amqp::BrokerSettings broker(const std::string& name);
   const KeyRing& keys();
   /// Who is acting: --by, else the login name.
@@ -58,6 +60,7 @@ class Context {
  private:
   [[nodiscard]] bool config_is_there() const;
   [[nodiscard]] std::string no_config() const;
+  std::unique_ptr<Database> open_database(int pool);
 
   std::optional<Config> config_, defaults_;
   std::unique_ptr<Database> database_;

@@ -64,7 +64,7 @@ Worker::Settings worker_settings(const Config& config) {
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
   // Beside two connections to RabbitMQ, who reads /metrics, and files of certificates, the worker may open its pools.
-  settings.reserved_descriptors += config.database.pool;
+  settings.reserved_descriptors += config.database.pool + 1;  // and the heartbeat's connection
   for (const auto& [name, database] : config.databases) settings.reserved_descriptors += database.pool;
   return settings;
 }
@@ -86,7 +86,9 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {
     second_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " second publisher"), publisher_settings(config));
-    dispatcher_ = std::make_unique<Dispatcher>(database, *publisher_, *second_, keys, clock_, metrics_, dispatcher_settings(config));
+    lease_database_ = context.vital_database();
+    dispatcher_ = std::make_unique<Dispatcher>(database, *lease_database_, *publisher_, *second_, keys, clock_, metrics_,
+                                               dispatcher_settings(config));
   }
   status_ = std::make_unique<StatusServer>(
       config.metrics.listen, [this] { return metrics_.text(); }, [this] { return health(); });
@@ -95,8 +97,9 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
 Services::~Services() = default;
 
 void Services::build_worker(Context& context, const std::string& name) {
-  worker_ = std::make_unique<Worker>(context.database(), context.broker("takt " + name + " consumer"), *publisher_, context.keys(), clock_,
-                                     random_, metrics_, worker_settings(context.config()));
+  heartbeat_database_ = context.vital_database();
+  worker_ = std::make_unique<Worker>(context.database(), *heartbeat_database_, context.broker("takt " + name + " consumer"), *publisher_,
+                                     context.keys(), clock_, random_, metrics_, worker_settings(context.config()));
 }
 
 std::vector<HealthPart> Services::health() const {

@@ -43,6 +43,8 @@ constexpr Duration kGrowAgain = std::chrono::milliseconds(20);
 constexpr Duration kSlowScan = std::chrono::milliseconds(5);
 constexpr int kScanShare = 10;
 constexpr Duration kLongestScanPause = std::chrono::seconds(5);
+/// After an outage every lease is over at once, also of workers that wait with finished work: they settle it first.
+constexpr Duration kBeforeRescue = std::chrono::seconds(3);
 constexpr int kRescueBatch = 100;
 constexpr int kPruneBatch = 5000;
 
@@ -56,15 +58,16 @@ class Dispatcher::ScanState {
   DueScan due;
 };
 
-Dispatcher::Dispatcher(Database& database, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys, const Clock& clock,
-                       Metrics& metrics, Settings settings)
+Dispatcher::Dispatcher(Database& database, Database& vital, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys,
+                       const Clock& clock, Metrics& metrics, Settings settings)
     : database_(database),
+      vital_(vital),
       publisher_(publisher),
       second_(second),
       metrics_(metrics),
       clock_(clock),
       settings_(settings),
-      leadership_(database, settings.leader_lease, clock),
+      leadership_(vital, settings.leader_lease, clock),
       outbox_(database, publisher, keys, leadership_.database_clock(), metrics),
       scan_(std::make_unique<ScanState>(database, metrics, clock, settings.parallel_ticks)) {}
 
@@ -121,7 +124,7 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
       failing = true;
       wait = kAfterFailure;
     }
-    metrics_.database(database_.healthy());
+    metrics_.database(database_.healthy() && vital_.healthy());
     const auto broker = publisher_.state();
     metrics_.broker("publisher", broker.connected, broker.blocked);
     const auto second = second_.state();
@@ -297,7 +300,8 @@ Duration Dispatcher::duties_round() {
   if (!leadership_.leading()) return kStandby;
   const Term term = leadership_.term();
   // Leases are those of unfinished ticks.
-  const auto rescued = quiet_ ? Rescued{} : rescue_expired_leases(database_, term, kRescueBatch);
+  const bool rescues = !quiet_ && leadership_.contact() >= kBeforeRescue;
+  const auto rescued = !rescues ? Rescued{} : rescue_expired_leases(database_, term, kRescueBatch);
   if (rescued.runs > 0) {
     log_warn("leases rescued",
              {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"suspect", rescued.suspect}, {"items_dead", rescued.dead}});
@@ -346,7 +350,7 @@ Duration Dispatcher::suspects_round() {
 
 std::vector<HealthPart> Dispatcher::health() const {
   const auto broker = publisher_.state();
-  return {{"database", database_.healthy(), ""},
+  return {{"database", database_.healthy() && vital_.healthy(), ""},
           {"broker", broker.connected && !broker.blocked, broker.fault},
           {"role", true, leadership_.leading() ? "leading" : "standing by"}};
 }

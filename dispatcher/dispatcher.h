@@ -37,8 +37,9 @@ class Dispatcher {
 
   /// `publisher` takes wake ticks, dead letters and what is published again; it shares the slots' ticks with `second`, since
   /// the broker handles what comes on one connection one after another.
-  Dispatcher(Database& database, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys, const Clock& clock,
-             Metrics& metrics, Settings settings);
+  /// `vital` has a connection of its own for the lease: statements that wait for locks do not keep it out.
+  Dispatcher(Database& database, Database& vital, amqp::Publisher& publisher, amqp::Publisher& second, const KeyRing& keys,
+             const Clock& clock, Metrics& metrics, Settings settings);
   ~Dispatcher();
   Dispatcher(const Dispatcher&) = delete;
   Dispatcher& operator=(const Dispatcher&) = delete;
@@ -71,6 +72,7 @@ class Dispatcher {
   SteadyTime store_slots(const Term& term);
 
   Database& database_;
+  Database& vital_;
   amqp::Publisher& publisher_;
   amqp::Publisher& second_;
   Metrics& metrics_;

@@ -43,6 +43,7 @@ bool Leadership::try_lead() {
     const auto rows = database_.exec(kAcquire, Params::of(holder_, lease_));
     if (!rows.empty()) term = heard(rows);
   }
+  if (term != term_.load() || asked.time_since_epoch().count() > safe_until_.load()) contact_since_ = asked.time_since_epoch().count();
   safe_until_ = term == 0 ? 0 : (asked + lease_).time_since_epoch().count();
   term_ = term;
   return term != 0;
@@ -51,6 +52,11 @@ bool Leadership::try_lead() {
 void Leadership::release() {
   const std::int64_t term = term_.exchange(0);
   if (term != 0) database_.exec(kRelease, Params::of(holder_, term));
+}
+
+Duration Leadership::contact() const {
+  if (!leading()) return Duration(0);
+  return std::chrono::floor<Duration>(clock_.steady().time_since_epoch() - SteadyTime::duration(contact_since_.load()));
 }
 
 bool Leadership::leading() const { return term_.load() != 0 && clock_.steady().time_since_epoch().count() < safe_until_.load(); }

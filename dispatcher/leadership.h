@@ -27,6 +27,9 @@ class Leadership {
   void release();
 
   [[nodiscard]] bool leading() const;
+  /// How long this process has led in unbroken contact with PostgreSQL: each renewal within a lease of the one before.
+  /// Zero while not leading. Any thread.
+  [[nodiscard]] Duration contact() const;
   [[nodiscard]] Term term() const { return {holder_, term_.load()}; }
   /// PostgreSQL's time as heard at the last renewal: what a leader signs with.
   [[nodiscard]] const DatabaseClock& database_clock() const { return database_clock_; }
@@ -37,8 +40,9 @@ class Leadership {
   const Clock& clock_;
   const std::string holder_;
   DatabaseClock database_clock_;
-  std::atomic<std::int64_t> term_{0};           // 0: not leading
-  std::atomic<SteadyTime::rep> safe_until_{0};  // steady time until which the lease surely holds
+  std::atomic<std::int64_t> term_{0};              // 0: not leading
+  std::atomic<SteadyTime::rep> safe_until_{0};     // steady time until which the lease surely holds
+  std::atomic<SteadyTime::rep> contact_since_{0};  // steady time of the first of the renewals without a gap
 };
 
 }  // namespace takt

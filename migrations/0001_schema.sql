@@ -768,7 +768,8 @@ LANGUAGE sql STABLE AS $$
       FROM mine m CROSS JOIN LATERAL takt.items_of(m.run) i)
   SELECT source, locked, id, attempt, key, payload, age, overdue FROM lines ORDER BY n $$;
 
--- Ends a run. The tick's row is the fence: a run that lost its lease, or was ended before, changes nothing.
+-- Ends a run. lock_timeout: whoever settles must be back to renew its lease, which may be as short as 2 s.
+-- The tick's row is the fence: a run that lost its lease, or was ended before, changes nothing.
 -- Items not named in `ids` ended done (or noop, if in `the_noops`) and stay in the run's row; the named ones leave it:
 -- states 0 and 5 back to takt.items after delays (ms), 3 to takt.ended_items with a dead letter in the outbox.
 -- `drains`: a continuation may follow if more is due; it is stored as `next_tick`, unless that is NULL.
@@ -780,7 +781,7 @@ CREATE FUNCTION takt.end_run(the_tick text, the_run bigint, the_job integer, job
                              messages text[], dead_reasons text[], drains boolean, next_tick text,
                              OUT recorded boolean, OUT remaining integer, OUT continues boolean, OUT from_priority smallint,
                              OUT from_run_at timestamptz, OUT from_id bigint)
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET lock_timeout = '500ms' SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
   began timestamptz;
@@ -875,7 +876,7 @@ CREATE FUNCTION takt.go_on(tick_ids text[], run_ids bigint[], next_runs bigint[]
                            the_worker text, lease_ms bigint, most integer, from_last boolean)
 RETURNS TABLE (n integer, remaining integer, source text, locked boolean, item_id bigint, attempt integer, key text, payload text,
                age_ms bigint, overdue_ms bigint)
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql SET lock_timeout = '500ms' SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
   mine integer[]; begans timestamptz[]; from_priorities smallint[]; from_run_ats timestamptz[]; from_ids bigint[];

@@ -73,6 +73,17 @@ std::string tick_source(const std::string& tick_id) {
   return "external";
 }
 
+namespace {
+/// A tick without inline items that came from outside, for a job with item_per_tick, brings one item keyed by itself.
+bool brings_its_own(const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
+  return tick.items().empty() && job.definition.item_per_tick && (source == "external" || source == "manual" || source == "once");
+}
+}  // namespace
+
+int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
+  return brings_its_own(job, tick, source) ? 1 : tick.items_size();
+}
+
 void accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
   std::vector<std::string> payloads;
   std::vector<std::optional<std::string>> keys, run_ats;
@@ -84,7 +95,7 @@ void accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
     priorities.push_back(item.priority());
   }
   if (payloads.empty()) {
-    if (!job.definition.item_per_tick || (source != "external" && source != "manual" && source != "once")) return;
+    if (!brings_its_own(job, tick, source)) return;
     payloads.emplace_back("{}");
     keys.emplace_back(tick.id());
     run_ats.emplace_back(std::nullopt);

@@ -40,6 +40,9 @@ struct ClaimRequest {
 /// A tick without inline items that came from outside, for a job with item_per_tick, brings one item keyed by itself.
 void accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source);
 
+/// How many items accept_inline_items() would store.
+int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::string& source);
+
 /// Begins a run: ledger entry, overlap lock, and at most batch_size due items, oldest first within priority, under a
 /// lease with the fencing token. One statement, committed when this returns. If PostgreSQL was lost in between, call
 /// it again with the same run_id: what was committed is found, not claimed twice. Items of a paused job stay.

@@ -1,31 +1,45 @@
 #include "worker/heartbeat.h"
 
-#include <set>
-
 #include "core/log.h"
 
 namespace takt {
 
 namespace {
 
-// Ticks by primary key; the token keeps a run that was rescued from renewing its successor's lease.
+// Ticks by primary key; the token keeps a run that was rescued from renewing its successor's lease. SKIP LOCKED: a row that is
+// locked is being settled, or rescued; which of the two the next round will tell. A lease that is over is renewed as well,
+// unless its job allows one run at a time: then another may have begun.
+// Rows: each run that is still the caller's, and whether its lease was renewed.
 constexpr Statement kBeat{"heartbeat", R"sql(
   WITH mine AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS m(tick_id, run_id, lease_ms)),
+  known AS (
+    SELECT m.* FROM mine m JOIN takt.ticks t ON t.id = m.tick_id AND t.run_id = m.run_id
+     WHERE t.finished_at IS NULL
+       AND (t.lease_until > now() OR NOT EXISTS (SELECT 1 FROM takt.jobs j WHERE j.id = t.job_id AND j.concurrency = 1))),
+  free AS (
+    SELECT t.id, k.run_id, k.lease_ms FROM known k JOIN takt.ticks t ON t.id = k.tick_id AND t.run_id = k.run_id
+     WHERE t.finished_at IS NULL
+       FOR NO KEY UPDATE OF t SKIP LOCKED),
   renewed AS (
-    UPDATE takt.ticks t SET lease_until = now() + m.lease_ms * interval '1 ms'
-      FROM mine m WHERE t.id = m.tick_id AND t.run_id = m.run_id AND t.finished_at IS NULL AND t.lease_until > now()
-    RETURNING m.run_id, t.lease_until),
+    UPDATE takt.ticks t SET lease_until = now() + f.lease_ms * interval '1 ms' FROM free f WHERE t.id = f.id
+    RETURNING f.run_id, t.lease_until),
   locks AS (
     UPDATE takt.job_locks l SET until = r.lease_until FROM renewed r WHERE l.run_id = r.run_id)
-  SELECT run_id FROM renewed
+  SELECT k.run_id, k.run_id IN (SELECT run_id FROM renewed) FROM known k
 )sql"};
 
 }  // namespace
 
 void Heartbeat::add(std::int64_t run_id, const std::string& tick_id, Duration lease, std::shared_ptr<RunControl> control) {
   const std::scoped_lock lock(mutex_);
-  runs_[run_id] = {tick_id, lease, std::move(control), std::chrono::steady_clock::now()};
+  const auto now = std::chrono::steady_clock::now();
+  runs_[run_id] = {tick_id, lease, std::move(control), now, now, false};
+}
+
+void Heartbeat::settling(std::int64_t run_id) {
+  const std::scoped_lock lock(mutex_);
+  if (const auto found = runs_.find(run_id); found != runs_.end()) found->second.settling = true;
 }
 
 void Heartbeat::remove(std::int64_t run_id) {
@@ -39,39 +53,63 @@ void Heartbeat::for_each(const std::function<void(RunControl&)>& tell) {
 }
 
 int Heartbeat::beat(SteadyTime now) {
-  std::vector<std::string> ticks;
-  std::vector<std::int64_t> runs, leases;
+  std::vector<std::int64_t> due;
   // A run within a chain may begin with nine tenths of a lease: see takt.go_on.
   {
     const std::scoped_lock lock(mutex_);
     for (auto& [id, entry] : runs_) {
-      if (entry.control->lost()) continue;
-      if (now - entry.renewed > entry.lease / 10 * 9) {
+      if (entry.control->lost() && !entry.settling) continue;
+      if (now - entry.seen > entry.lease / 10 * 9 && !entry.settling) {
         log_warn("lease lost", {{"run", id}, {"tick", entry.tick_id}, {"why", "PostgreSQL could not be reached in time"}});
         entry.control->lose_lease();
       } else if (now - entry.renewed > entry.lease / 3) {
-        ticks.push_back(entry.tick_id);
-        runs.push_back(id);
-        leases.push_back(entry.lease.count());
+        due.push_back(id);
       }
     }
   }
-  if (runs.empty()) return 0;
-  const auto rows = database_.exec_retrying(kBeat, Params::of(ticks, runs, leases));
-  std::set<std::int64_t> renewed;
-  for (std::size_t i = 0; i < rows.size(); ++i) renewed.insert(rows.integer(i, 0));
+  return due.empty() ? 0 : beat(due, now);
+}
+
+void Heartbeat::renew(std::int64_t run_id) {
+  try {
+    beat({run_id}, std::chrono::steady_clock::now());
+  } catch (const std::exception& error) {
+    log_debug("lease not renewed", {{"run", run_id}, {"error", error.what()}});
+  }
+}
+
+int Heartbeat::beat(const std::vector<std::int64_t>& runs, SteadyTime now) {
+  std::vector<std::string> ticks;
+  std::vector<std::int64_t> asked, leases;
+  {
+    const std::scoped_lock lock(mutex_);
+    for (const auto id : runs) {
+      const auto found = runs_.find(id);
+      if (found == runs_.end()) continue;
+      ticks.push_back(found->second.tick_id);
+      asked.push_back(id);
+      leases.push_back(found->second.lease.count());
+    }
+  }
+  if (asked.empty()) return 0;
+  const auto rows = database_.exec_retrying(kBeat, Params::of(ticks, asked, leases));
+  std::map<std::int64_t, bool> known;
+  for (std::size_t i = 0; i < rows.size(); ++i) known[rows.integer(i, 0)] = rows.boolean(i, 1);
+  int renewed = 0;
   const std::scoped_lock lock(mutex_);
-  for (const auto id : runs) {
+  for (const auto id : asked) {
     const auto found = runs_.find(id);
     if (found == runs_.end()) continue;  // settled meanwhile
-    if (renewed.contains(id)) {
-      found->second.renewed = now;
-    } else {
+    if (const auto mine = known.find(id); mine != known.end()) {
+      found->second.seen = now;
+      if (mine->second) found->second.renewed = now;
+      renewed += mine->second ? 1 : 0;
+    } else if (!found->second.settling && !found->second.control->lost()) {
       log_warn("lease lost", {{"run", id}, {"tick", found->second.tick_id}, {"why", "another worker has the items"}});
       found->second.control->lose_lease();
     }
   }
-  return static_cast<int>(renewed.size());
+  return renewed;
 }
 
 }  // namespace takt

@@ -5,28 +5,74 @@
 
 #include "core/crash_point.h"
 #include "core/log.h"
+#include "core/text.h"
 
 namespace takt {
 
 namespace {
 
 constexpr Duration kDatabasePause = std::chrono::milliseconds(300);
+constexpr Duration kLockPause = std::chrono::milliseconds(100);
 /// How long a chain of runs goes on from where the last one ended before it looks for the oldest item again.
 constexpr Duration kSearchInterval = std::chrono::seconds(1);
 constexpr Duration kLongestHold = std::chrono::seconds(1);
 
-/// Repeats `body` while PostgreSQL is away, with a pause, until it answers or `give_up`.
+/// Repeats `body` while PostgreSQL is away, or somebody else holds a lock that it needs, with a pause, until it answers or
+/// `give_up`. `between` is called before each further try.
 template <typename Body>
-auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body) {
+auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body, const std::function<void()>& between = nullptr) {
   for (bool logged = false;; logged = true) {
+    Duration pause = kDatabasePause;
     try {
       return body();
     } catch (const DatabaseUnavailable& error) {
       if (give_up()) throw;
       if (!logged) log_warn("waiting for the database", {{"doing", doing}, {"error", error.what()}});
-      std::this_thread::sleep_for(kDatabasePause);
+    } catch (const DatabaseError& error) {
+      if (!error.retryable() || give_up()) throw;
+      if (!logged) log_warn("waiting for a lock", {{"doing", doing}, {"error", error.what()}});
+      pause = kLockPause;
     }
+    if (between) between();
+    std::this_thread::sleep_for(pause);
   }
+}
+
+constexpr std::size_t kMaxReasonBytes = 100;
+constexpr std::size_t kMaxErrorBytes = 1024;
+constexpr Duration kLongestRetryAfter = std::chrono::hours(24 * 366);
+constexpr std::int64_t kMostCounted = 1'000'000'000'000;
+
+/// What a handler answered, made harmless: PostgreSQL's texts are UTF-8 without NUL, and its arrays hold numbers.
+void clean(HandlerResult& result) {
+  if (result.item_class < ItemClass::done || result.item_class > ItemClass::interrupted) result.item_class = ItemClass::error;
+  if (!result.reason.empty()) result.reason = printable(result.reason, kMaxReasonBytes);
+  if (!result.error.empty()) result.error = printable(result.error, kMaxErrorBytes);
+  if (!(result.seconds >= 0 && result.seconds < 1e9)) result.seconds = 0;  // NaN, too
+  if (result.retry_after) result.retry_after = std::clamp(*result.retry_after, Duration(0), kLongestRetryAfter);
+  for (auto* count : {&result.processed, &result.failed, &result.skipped}) *count = std::clamp<std::int64_t>(*count, 0, kMostCounted);
+  if (result.queue_depth) result.queue_depth = std::clamp<std::int64_t>(*result.queue_depth, 0, kMostCounted);
+}
+
+/// Runs the handler. What it throws ends, as an error, each item that it has not begun or not ended.
+void run_guarded(Handler& handler, const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
+  std::string thrown;
+  try {
+    handler.run(context, items, results);
+  } catch (const std::exception& error) {
+    thrown = error.what();
+  } catch (...) {
+    thrown = "something that is no std::exception";
+  }
+  for (auto& result : results) {
+    if (!thrown.empty() && result.item_class == ItemClass::handed_back) {
+      result.item_class = ItemClass::error;
+      result.reason = "handler_exception";
+      result.error = "the handler threw: " + thrown;
+    }
+    clean(result);
+  }
+  if (!thrown.empty()) log_error("handler threw", {{"job", context.job.name}, {"run", context.run_id}, {"error", printable(thrown, 200)}});
 }
 
 }  // namespace
@@ -76,7 +122,7 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
   const int batch = std::min(wanted, handler_of(job->definition).readiness(job->definition).items);
   crash_point("worker.before_claim");
   auto claim = while_unavailable("claiming", give_up, [&] {
-    accept_inline_items(database_, *job, tick, source);
+    if (!tick.dry_run()) accept_inline_items(database_, *job, tick, source);
     return claim_batch(
         database_, {*job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, tick.dry_run() ? 0 : batch, tick.dry_run()});
   });
@@ -91,7 +137,8 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
   if (tick.dry_run()) {
     begun.run.dry_run = true;
     begun.run.drains = false;
-    begun.run.scanned = static_cast<int>(peek_due_items(database_, begun.job->id, batch).size());
+    const auto carried = items_carried(*begun.job, tick, source);
+    begun.run.scanned = std::min(batch, static_cast<int>(peek_due_items(database_, begun.job->id, batch).size()) + carried);
   }
   return begun;
 }
@@ -115,7 +162,7 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
   const bool any_expired = std::any_of(run.items.begin(), run.items.end(), expired);
   const RunContext context{job.definition, run.run_id, random_id(), began + job.definition.time_budget, *control};
   if (!any_expired) {
-    handler_of(job.definition).run(context, run.items, run.results);
+    run_guarded(handler_of(job.definition), context, run.items, run.results);
   } else {
     std::vector<ClaimedItem> tried;
     std::vector<std::size_t> places;  // of the items that are tried
@@ -130,7 +177,7 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
       }
     }
     std::vector<HandlerResult> results(tried.size());
-    handler_of(job.definition).run(context, tried, results);
+    run_guarded(handler_of(job.definition), context, tried, results);
     for (std::size_t i = 0; i < places.size(); ++i) run.results[places[i]] = std::move(results[i]);
   }
 
@@ -142,10 +189,17 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
 
 Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                             const std::function<bool()>& give_up, std::optional<Held>& next) {
+  bool waited = false;
+  const auto between = [&] {
+    waited = true;
+    heartbeat_.renew(run.run_id);
+  };
   if (!next_job || !run.drains || next_job->definition.concurrency != run.job->definition.concurrency) {
-    return while_unavailable("settling", give_up, [&] { return settle_run(database_, run); });
+    return while_unavailable(
+        "settling", give_up, [&] { return settle_run(database_, run); }, between);
   }
-  const auto next_run = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
+  const auto next_run = while_unavailable(
+      "numbering a run", give_up, [&] { return next_run_id(); }, between);
   const ClaimRequest request{
       *next_job,
       next_tick_id(run),
@@ -157,7 +211,10 @@ Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std
       false,
       std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
-  const auto settled = while_unavailable("settling", give_up, [&] { return chains_.settle_and_claim(run, request, claim); });
+  // What failed in company is tried again alone: a lock that one run waits for is not the others'.
+  const auto settled = while_unavailable(
+      "settling", give_up,
+      [&] { return waited ? settle_and_claim(database_, run, request, claim) : chains_.settle_and_claim(run, request, claim); }, between);
   if (claim.outcome != ClaimOutcome::duplicate) {
     next = held(next_job, request.tick_id, next_run, std::move(claim));
     if (request.goes_on) next->searched = searched;
@@ -223,17 +280,16 @@ RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
   Outcome outcome;
   auto& run = outcome.run = std::move(held.run);
   const auto control = std::make_shared<RunControl>();
-  heartbeat_.add(run.run_id, run.tick_id, held.job->definition.lease, control);
+  const LivingLease lease(heartbeat_, run.run_id, run.tick_id, held.job->definition.lease, control);
   if (waits.stopping()) control->stop();
   handle(*held.job, run, control);
   crash_point("worker.before_settle");
-  heartbeat_.remove(run.run_id);
 
   run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
   const auto ready = handler_of(held.job->definition).readiness(held.job->definition);
   run.drains = run.drains && !control->stopped() && ready.items > 0;
-  outcome.settled = settle(
-      run, held.searched, continue_here(), [&] { return (control->cancelled() || !waits.stopping()) && waits.give_up(); }, outcome.next);
+  heartbeat_.settling(run.run_id);
+  outcome.settled = settle(run, held.searched, continue_here(), waits.give_up, outcome.next);
   crash_point("worker.after_settle");
   if (ready.pause > Duration(0)) hold(*held.job, ready.pause);
   if (outcome.settled.continues && !outcome.next) outcome.next_tick_id = continuation_id(run.run_id);

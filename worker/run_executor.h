@@ -39,7 +39,7 @@ class RunExecutor {
     std::optional<Held> next;  ///< set if the continuation is begun, and to be finished by the caller
   };
   struct Waits {
-    std::function<bool()> give_up;   ///< true: do not wait any longer for PostgreSQL to come back
+    std::function<bool()> give_up;   ///< true: do not wait any longer for PostgreSQL, or for a lock in it
     std::function<bool()> stopping;  ///< asked once the items are held; if true, none is begun and all are handed back
   };
 
@@ -49,7 +49,8 @@ class RunExecutor {
   /// nullopt: the tick was seen before, and nothing is to be done. Throws DatabaseUnavailable if PostgreSQL went away
   /// before the claim was known to be committed; the tick can then be given to begin() again.
   std::optional<Held> begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick, const std::function<bool()>& give_up);
-  /// Waits for PostgreSQL to come back, so that what was done is also written down, until `give_up` says otherwise.
+  /// Waits for PostgreSQL to come back, and for locks that others hold, under a living lease, so that what was done is also
+  /// written down, until `give_up` says otherwise. What a handler throws is its items' error.
   /// `continue_here` is asked before settling: the job's present definition if this thread would take the next batch
   /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
   Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);

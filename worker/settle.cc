@@ -8,6 +8,8 @@ namespace takt {
 namespace {
 
 constexpr std::size_t kMaxRunErrors = 10;
+/// A settling that waited for a lock in vain is not tried again here: between two tries the caller renews the run's lease.
+constexpr int kOneTry = 1;
 
 // The run's row by its key; the tick's row is the fence. See takt.end_run.
 #define TAKT_END_RUN                                                                                                           \
@@ -181,14 +183,16 @@ Rows go_on(Database& database, const std::vector<Continuation*>& chains) {
   const auto& ended = *chains.front()->run.job;
   const auto& next = chains.front()->next;
   return database.exec_retrying(
-      kGoOn, Params::of(ticks, runs, next_runs, oldest, took, sums, durations, noops, has_keys, ended.id, ended.definition.dedupe_window,
-                        next.worker, next.job.definition.lease, next.batch_size, goes_on));
+      kGoOn,
+      Params::of(ticks, runs, next_runs, oldest, took, sums, durations, noops, has_keys, ended.id, ended.definition.dedupe_window,
+                 next.worker, next.job.definition.lease, next.batch_size, goes_on),
+      kOneTry);
 }
 
 Rows end_and_begin(Database& database, const RunRecord& run, const ClaimRequest& next) {
   auto params = end_params(run, std::nullopt);
   params.append(claim_params(next)).add(next.goes_on);
-  return database.exec_retrying(kEndAndBegin, params);
+  return database.exec_retrying(kEndAndBegin, params, kOneTry);
 }
 
 Settled settled_of(const RunRecord& run, const Rows& rows) {
@@ -226,7 +230,8 @@ std::string continuation_id(std::int64_t run_id) { return "more:" + std::to_stri
 std::string next_tick_id(const RunRecord& run) { return leaves_nothing(run) ? run.tick_id : continuation_id(run.run_id); }
 
 Settled settle_run(Database& database, const RunRecord& run) {
-  const auto rows = database.exec_retrying(kEnd, end_params(run, run.drains ? std::optional(continuation_id(run.run_id)) : std::nullopt));
+  const auto rows =
+      database.exec_retrying(kEnd, end_params(run, run.drains ? std::optional(continuation_id(run.run_id)) : std::nullopt), kOneTry);
   return settled_of(run, rows);
 }
 

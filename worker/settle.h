@@ -46,7 +46,8 @@ std::string next_tick_id(const RunRecord& run);
 
 /// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick, run,
 /// and the row of the continuation tick. A run that is no longer this worker's is left alone. Committed when this
-/// returns; repeating it after a lost connection changes nothing that was written.
+/// returns; repeating it after a lost connection changes nothing that was written. Throws a retryable DatabaseError after half
+/// a second where somebody else holds a lock that it needs (a lease may be as short as 2 s): renew the lease and try again.
 Settled settle_run(Database& database, const RunRecord& run);
 
 /// The same, and where a continuation follows, begins its run (`next`, whose tick is next_tick_id()) in the same

@@ -14,16 +14,17 @@ constexpr Duration kCatalogInterval = std::chrono::seconds(1);
 
 }  // namespace
 
-Worker::Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock,
-               Random& random, Metrics& metrics, Settings settings)
+Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys,
+               const Clock& clock, Random& random, Metrics& metrics, Settings settings)
     : database_(database),
+      vital_(vital),
       publisher_(publisher),
       keys_(keys),
       clock_(clock),
       metrics_(metrics),
       settings_(std::move(settings)),
-      catalog_(database, clock_),
-      heartbeat_(database),
+      catalog_(vital, clock_),
+      heartbeat_(vital),
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors,
                     settings_.http_threads}),
       http_(http_client_, keys, clock_, metrics, settings_.payload_in_errors),
@@ -56,13 +57,16 @@ void Worker::start() {
 }
 
 void Worker::stop() {
-  if (stopping_.exchange(true)) return;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (stopping_.exchange(true)) return;
+  }
   consumer_->stop_consuming();
   heartbeat_.for_each([](RunControl& control) { control.stop(); });
   arrived_.notify_all();
   const auto grace_end = std::chrono::steady_clock::now() + settings_.grace;
   while (active_.load() > 0 && std::chrono::steady_clock::now() < grace_end) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  cancelled_ = true;
+  grace_over_ = true;
   heartbeat_.for_each([](RunControl& control) { control.cancel(); });
   for (auto& thread : threads_) thread.join();
   {
@@ -136,14 +140,16 @@ void Worker::process(const amqp::Delivery& delivery) {
   try {
     while (next) next = finish(std::move(*next));
   } catch (const std::exception& error) {
-    log_error("run failed", {{"job", accepted.job->definition.name}, {"error", error.what()}});  // its lease brings its items back
+    log_error("run failed", {{"job", accepted.job->definition.name},
+                             {"error", error.what()}});  // nothing renews its lease now, which brings its items back
   }
 }
 
 std::optional<RunExecutor::Held> Worker::finish(RunExecutor::Held&& held) {
   const auto stopping = [this] { return stopping_.load(); };
+  const auto grace_over = [this] { return grace_over_.load(); };
   const auto job = held.job;
-  auto outcome = executor_.finish(std::move(held), {stopping, stopping}, [&]() -> std::shared_ptr<const CatalogJob> {
+  auto outcome = executor_.finish(std::move(held), {grace_over, stopping}, [&]() -> std::shared_ptr<const CatalogJob> {
     // Another tick waits: this job's backlog goes on behind it, through the queue.
     const std::scoped_lock lock(mutex_);
     if (stopping_ || !deliveries_.empty()) return nullptr;
@@ -176,7 +182,7 @@ void Worker::duty_loop() {
       if (!failing) log_error("worker failing", {{"part", "heartbeat"}, {"error", error.what()}});
       failing = true;
     }
-    metrics_.database(database_.healthy());
+    metrics_.database(database_.healthy() && vital_.healthy());
     const auto consuming = consumer_->state();
     metrics_.broker("consumer", consuming.connected, consuming.blocked);
     const auto publishing = publisher_.state();
@@ -189,7 +195,7 @@ void Worker::duty_loop() {
 std::vector<HealthPart> Worker::health() const {
   const auto consuming = consumer_->state();
   const auto publishing = publisher_.state();
-  return {{"database", database_.healthy(), ""},
+  return {{"database", database_.healthy() && vital_.healthy(), ""},
           {"consumer", consuming.connected, consuming.fault},
           {"publisher", publishing.connected && !publishing.blocked, publishing.fault},
           {"work", !stopping(), stopping() ? "stopping" : std::to_string(active_.load()) + " runs active"}};

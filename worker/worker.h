@@ -22,7 +22,7 @@
 namespace takt {
 
 /// The service. Threads: one for the consumer's connection, one for the publisher's (given), `runs` that each carry a
-/// tick from verification to acknowledgement, one for HTTP, one for heartbeats and definitions.
+/// tick from verification to acknowledgement, `http_threads` for HTTP, one for heartbeats and definitions.
 /// Memory: at most `runs` deliveries a queue are held, and at most `runs` batches.
 /// While PostgreSQL is away the run threads wait with what they hold, and the prefetch keeps further ticks away.
 class Worker {
@@ -42,8 +42,9 @@ class Worker {
     NativeFunctions native;  ///< by name; `noop` is always there
   };
 
-  Worker(Database& database, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock,
-         Random& random, Metrics& metrics, Settings settings);
+  /// `vital` has a connection of its own for heartbeats and definitions: statements that wait for locks do not keep it out.
+  Worker(Database& database, Database& vital, amqp::BrokerSettings broker, amqp::Publisher& publisher, const KeyRing& keys,
+         const Clock& clock, Random& random, Metrics& metrics, Settings settings);
   ~Worker();
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
@@ -65,6 +66,7 @@ class Worker {
   [[nodiscard]] bool stopping() const { return stopping_.load(); }
 
   Database& database_;
+  Database& vital_;
   amqp::Publisher& publisher_;
   const KeyRing& keys_;
   DatabaseClock clock_;  // by which ticks are verified and requests signed
@@ -83,9 +85,9 @@ class Worker {
   std::condition_variable arrived_;
   std::condition_variable duties_ending_;
   std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_; at most runs × queues (the prefetch)
-  std::atomic<bool> stopping_{false};
-  std::atomic<bool> cancelled_{false};
-  bool duties_end_ = false;  // guarded by mutex_
+  std::atomic<bool> stopping_{false};      // set under mutex_, so that no take() misses it
+  std::atomic<bool> grace_over_{false};    // nothing waits any longer for PostgreSQL, or for a lock in it
+  bool duties_end_ = false;                // guarded by mutex_
   std::atomic<int> active_{0};
   std::vector<std::thread> threads_;
   std::thread duty_thread_;

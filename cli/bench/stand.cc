@@ -130,7 +130,8 @@ std::unique_ptr<amqp::Publisher> Stand::start_publisher(const std::string& name)
 void Stand::start_dispatcher() {
   if (dispatcher_) return;
   second_ = start_publisher("takt bench second publisher");
-  dispatcher_ = std::make_unique<Dispatcher>(database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
+  lease_database_ = context_.vital_database();
+  dispatcher_ = std::make_unique<Dispatcher>(database_, *lease_database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
                                              dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();
   wait("a dispatcher to lead",
@@ -145,8 +146,9 @@ void Stand::start_worker(const NativeFunctions& native) {
   settings.all_queues = queues_;
   settings.host_connections = std::max(config.worker.host_connections, options_.connections);
   settings.native = native;
-  worker_ = std::make_unique<Worker>(database_, context_.broker("takt bench consumer"), *publisher_, context_.keys(), clock_, random_,
-                                     metrics_, std::move(settings));
+  heartbeat_database_ = context_.vital_database();
+  worker_ = std::make_unique<Worker>(database_, *heartbeat_database_, context_.broker("takt bench consumer"), *publisher_, context_.keys(),
+                                     clock_, random_, metrics_, std::move(settings));
   worker_->start();
   wait("the worker to be ready", [&] {
     const auto parts = worker_->health();

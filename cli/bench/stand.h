@@ -80,6 +80,7 @@ class Stand {
   SeededRandom random_{random_seed()};
   Metrics metrics_;
   std::vector<std::string> queues_;
+  std::unique_ptr<Database> lease_database_, heartbeat_database_;
   std::unique_ptr<amqp::Publisher> publisher_, second_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Worker> worker_;

@@ -1,6 +1,8 @@
 """PostgreSQL killed, cut off between commit and answer, read-only, full: nothing accepted is lost, nothing done twice."""
 import os
+import signal
 import subprocess
+import threading
 import time
 
 import psycopg2
@@ -35,6 +37,91 @@ class DatabaseFaults(ChaosTest):
         self.takt("jobs", "pause", "every")
         self.check_accepted(accepted)
         self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+
+    def handled_and_waiting(self, count=40):
+        """The usual services, the worker behind a proxy; every item has been called and is answered just after the database
+        went away. At most 50 connections go to one host."""
+        release = threading.Event()
+        self.ledger.behave["/work"] = lambda nth: (release.wait(20) and 200 or 500, {}, b"")
+        self.install(CONFIG)
+        self.dispatcher, self.archive = self.start("dispatcher"), self.start("dlq", "archive")
+        self.proxy = self.through_proxy("postgresql")
+        self.worker = self.start("worker")
+        items = [row[0] for row in self.rows("SELECT item_id FROM takt.enqueue_many('work', array_fill('{}'::jsonb, ARRAY[%s]))", count)]
+        channel = self.channel()
+        for n in range(count // 10):  # a run each
+            self.publish(channel, {"id": f"external-{self.name}-{n}", "job": "work"})
+        eventually(lambda: len(self.ledger.of("/work")) == count, what="every item in its handler")
+        self.postgresql.stop("immediate")
+        release.set()
+        return items
+
+    def test_finding28_what_was_done_before_an_outage_longer_than_the_lease_is_not_done_again(self):
+        items = self.handled_and_waiting()
+        self.proxy.refuse = True
+        time.sleep(4)  # the lease is 2 s
+        self.postgresql.start()
+        self.reconnect()
+        time.sleep(1.5)  # the dispatcher is back for longer than the worker
+        self.proxy.mend()
+        self.check_accepted(items)
+        self.assertEqual(len(self.ledger.of("/work")), len(items), "an item was called again though its worker lived")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0)
+
+    def ends_within_its_grace(self, *services):
+        """IMPATIENT says 3 s; what a timeout of one connect adds is allowed, and no more."""
+        for service in services:
+            service.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        for service in services:
+            self.assertEqual(service.wait(20), 0, self.log_of(service)[-2000:])
+            took = time.monotonic() - began
+            self.assertLess(took, 3 + 3, f"{' '.join(service.args[1:3])} took {took:.1f} s: {self.log_of(service)[-2000:]}")
+
+    def test_C16_finding16_sigterm_while_the_database_is_away(self):
+        items = self.handled_and_waiting()
+        time.sleep(0.5)
+        self.ends_within_its_grace(self.dispatcher, self.worker, self.archive)
+        self.postgresql.start()
+        self.reconnect()
+        self.ledger.behave["/work"] = lambda nth: (200, {}, b"")
+        self.running()
+        self.check_accepted(items)
+
+    def test_C16b_sigterm_while_the_broker_is_away(self):
+        self.running()
+        accepted = [self.enqueue("work", {"n": n}) for n in range(20)]
+        self.enqueue("hopeless")
+        eventually(lambda: len(self.ledger.of("/work")) >= 20)
+        up = self.start("up")
+        self.rabbitmq.stop()
+        try:
+            accepted += [self.enqueue("work", {"n": n}) for n in range(20)]
+            self.enqueue("hopeless")  # its letter, if it dies, waits in the outbox
+            time.sleep(1)
+            self.ends_within_its_grace(self.dispatcher, self.worker, self.archive, up)
+        finally:
+            self.rabbitmq.start()
+        self.running()
+        self.check_accepted(accepted)
+
+    def test_C16c_sigterm_while_both_are_away(self):
+        self.running()
+        accepted = [self.enqueue("work", {"n": n}) for n in range(20)]
+        up = self.start("up")
+        eventually(lambda: len(self.ledger.of("/work")) >= 20)
+        self.postgresql.stop("immediate")
+        self.rabbitmq.stop()
+        try:
+            time.sleep(1)
+            self.ends_within_its_grace(self.dispatcher, self.worker, self.archive, up)
+        finally:
+            self.postgresql.start()
+            self.rabbitmq.start()
+            self.reconnect()
+        self.running()
+        self.drained()
+        self.check_invariants()
 
     def answer_lost(self, marker):
         proxy = self.through_proxy("postgresql")

@@ -120,6 +120,32 @@ class Messages(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.items WHERE state = 0 AND attempt = 0"), 3)
         self.assertEqual(self.ledger.deliveries, [])
 
+    def test_C8_finding5_a_dry_run_by_command_or_from_outside_changes_nothing_but_a_run_record(self):
+        self.install(CONFIG + """  nightly:
+    schedules: [{name: yearly, cron: "0 0 1 1 *"}]
+    handler: {http: {url: "{url}/nightly", method: POST}}
+""")
+        self.takt("tick", "nightly", "--dry-run")
+        carrying = self.tick("demo", dryRun=True, items=[{"payload": {"n": 1}, "key": "k"}])
+        self.publish(self.broker, carrying)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs WHERE status = 'completed' AND dry_run") == 2, what="two dry runs")
+        self.assertEqual(self.rows("SELECT DISTINCT scanned, done FROM takt.runs"), [(1, 0)], "what would be done")
+        time.sleep(1.5)  # the scan would have woken a job for an item by now
+        self.assertEqual(self.one("SELECT count(*) FROM takt.all_items"), 0)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.item_keys"), 0)
+        self.assertEqual(self.ledger.deliveries, [])
+
+    def test_C7_an_answer_that_is_no_text_is_its_items_error(self):
+        answers_of = [b"{\"result\":\"error\",\"error\":\"a\\u0000b\"}", b"{\"result\":\"error\",\"error\":\"\xff\xfe\"}",
+                      b"{\"result\":\"blocked\",\"processed\":-5,\"queueDepth\":99999999999999999999}", b"\x00\xff" * 500]
+        self.ledger.behave["/demo"] = lambda nth: (200, {"Content-Type": "application/json"}, answers_of[len(self.ledger.deliveries) % 4])
+        items = [self.enqueue("demo", {"n": n}) for n in range(8)]
+        eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0 and len(self.ledger.deliveries) >= 8, what="eight answers")
+        eventually(lambda: self.one("SELECT sum(scanned) FROM takt.runs WHERE status = 'completed'") == 8, what="eight settled")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.runs WHERE status = 'failed'"), 0)
+        self.assertEqual(len({d["item"] for d in self.ledger.deliveries}), len(items))
+        self.assertEqual(len(self.ledger.deliveries), len(items), "no other item is called again")
+
     def test_M5_a_tick_for_a_paused_job_keeps_its_items(self):
         self.takt("jobs", "pause", "demo")
         tick = self.tick(items=[{"payload": {"kept": 1}}])

@@ -116,7 +116,7 @@ TEST_F(DispatcherOutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) 
   first.start();
   publisher.start();
   ASSERT_TRUE(first.wait_connected(20s));
-  Dispatcher dispatcher(*database, first, publisher, keys, real, metrics, settings());
+  Dispatcher dispatcher(*database, *database, first, publisher, keys, real, metrics, settings());
   dispatcher.start();
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") >= 4; }));
   dispatcher.stop();
@@ -133,7 +133,7 @@ TEST_F(DispatcherOutboxTest, ANewLeaderSendsInTimeWhatTheOneBeforeItHadStoredAhe
   database->exec(
       std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at) SELECT 'demo/s@x', id, 'schedule', t, t "
                   "FROM takt.jobs, (SELECT now() + interval '450 ms' AS t) soon"));
-  Dispatcher dispatcher(*database, first, second, keys, real, metrics, settings());
+  Dispatcher dispatcher(*database, *database, first, second, keys, real, metrics, settings());
   dispatcher.start();
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") == 1; }));
   dispatcher.stop();

@@ -38,6 +38,22 @@ bool destination_works(const HttpResponse& response) {
   }
 }
 
+/// What is thrown by `body` is the item's error.
+template <typename Body>
+HandlerResult guarded(Body body) {
+  HandlerResult result;
+  try {
+    return body();
+  } catch (const std::exception& error) {
+    result.error = error.what();
+  } catch (...) {
+    result.error = "something that is no std::exception";
+  }
+  result.item_class = ItemClass::error;
+  result.reason = "handler_exception";
+  return result;
+}
+
 /// What run() and the callbacks of its requests share.
 struct Progress {
   std::mutex mutex;
@@ -105,30 +121,46 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
   const std::string destination = destination_of(config);
   const auto keys = keys_.webhooks(context.job.name);  // this job's own: its receiver can verify with it, and forge nothing
   Progress progress;
-  // Each request that ends begins the next, on the client's thread: no thread is woken for it.
+  progress.seconds.reserve(items.size());
+  // Each request that ends begins the next, on the client's thread: no thread is woken for it. Nothing is thrown: what fails
+  // here is its item's error, and the others go on.
   const std::function<void()> begin_next = [&] {
-    std::size_t index = 0;
-    std::optional<CircuitBreaker::Pass> pass;
-    {
+    while (true) {
+      std::size_t index = 0;
+      std::optional<CircuitBreaker::Pass> pass;
+      {
+        const std::scoped_lock lock(progress.mutex);
+        if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
+        pass = circuits_.begin(destination, config.circuit);
+        if (!pass) return;
+        index = progress.next++;
+        progress.in_flight[index] = 0;
+      }
+      const auto ended = [&, index, pass](HttpResponse&& response) {
+        results[index] = guarded([&] { return judge_reply(response, config.method, clock_.now(), keep_body_); });
+        circuits_.end(destination, config.circuit, *pass, destination_works(response));
+        crash_point("worker.mid_handler");
+        begin_next();
+        const std::scoped_lock lock(progress.mutex);  // held while notifying: run() must not return before this ends
+        progress.seconds.push_back(response.seconds);
+        progress.in_flight.erase(index);
+        if (progress.in_flight.empty()) progress.finished.notify_one();
+      };
+      std::optional<std::uint64_t> id;
+      auto failed = guarded([&] {
+        id = client_.start(request_for(context, config, *keys, items[index]), ended);
+        return HandlerResult{};
+      });
       const std::scoped_lock lock(progress.mutex);
-      if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline || progress.next >= items.size()) return;
-      pass = circuits_.begin(destination, config.circuit);
-      if (!pass) return;
-      index = progress.next++;
-      progress.in_flight[index] = 0;
+      const auto begun = progress.in_flight.find(index);
+      if (id) {
+        if (begun != progress.in_flight.end()) begun->second = *id;  // else done already
+        return;
+      }
+      results[index] = std::move(failed);
+      circuits_.end(destination, config.circuit, *pass, true);  // it says nothing of the destination
+      progress.in_flight.erase(begun);
     }
-    const auto id = client_.start(request_for(context, config, *keys, items[index]), [&, index, pass](HttpResponse&& response) {
-      results[index] = judge_reply(response, config.method, clock_.now(), keep_body_);
-      circuits_.end(destination, config.circuit, *pass, destination_works(response));
-      crash_point("worker.mid_handler");
-      begin_next();
-      const std::scoped_lock lock(progress.mutex);  // held while notifying: run() must not return before this ends
-      progress.seconds.push_back(response.seconds);
-      progress.in_flight.erase(index);
-      if (progress.in_flight.empty()) progress.finished.notify_one();
-    });
-    const std::scoped_lock lock(progress.mutex);
-    if (const auto begun = progress.in_flight.find(index); begun != progress.in_flight.end()) begun->second = id;  // else done already
   };
   for (int i = 0; i < config.parallel; ++i) begin_next();
   std::unique_lock lock(progress.mutex);

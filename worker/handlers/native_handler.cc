@@ -6,18 +6,18 @@ namespace takt {
 
 namespace {
 
-constexpr std::size_t kMaxErrorBytes = 1024;
-
 HandlerResult guarded(const NativeFunction& function, const NativeItem& item) {
+  HandlerResult result;
   try {
     return function(item);
   } catch (const std::exception& error) {
-    HandlerResult result;
-    result.item_class = ItemClass::error;
-    result.reason = "native_exception";
-    result.error = printable(error.what(), kMaxErrorBytes);
-    return result;
+    result.error = error.what();
+  } catch (...) {
+    result.error = "the function threw something that is no std::exception";
   }
+  result.item_class = ItemClass::error;
+  result.reason = "native_exception";
+  return result;
 }
 
 }  // namespace
