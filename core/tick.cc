@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "core/exact_json.h"
+
 namespace takt {
 
 namespace {
@@ -20,17 +22,11 @@ bool timestamp_in_range(const google::protobuf::Timestamp& time) {
 
 bool has_nul(const std::string& text) { return text.find('\0') != std::string::npos; }
 
-/// True if a text in it holds U+0000, which PostgreSQL's jsonb cannot. Protobuf's parsers bound the depth (100).
-bool holds_nul(const google::protobuf::Value& value) {
-  switch (value.kind_case()) {
-    case google::protobuf::Value::kStringValue: return has_nul(value.string_value());
-    case google::protobuf::Value::kListValue:
-      return std::any_of(value.list_value().values().begin(), value.list_value().values().end(), holds_nul);
-    case google::protobuf::Value::kStructValue:
-      return std::any_of(value.struct_value().fields().begin(), value.struct_value().fields().end(),
-                         [](const auto& field) { return has_nul(field.first) || holds_nul(field.second); });
-    default: return false;
-  }
+/// PostgreSQL can hold it, and prints it in no more than the limit.
+bool is_storable(const v1::NewItem& item) {
+  if (item.has_payload() && !item.payload_json().empty()) return false;
+  const auto text = payload_text(item);
+  return text && std::holds_alternative<std::string>(exact_json(*text, kMaxPayloadBytes));
 }
 
 bool within_limits(const v1::JobTick& tick) {
@@ -41,7 +37,7 @@ bool within_limits(const v1::JobTick& tick) {
     if (item.key().size() > kMaxKeyCharacters || has_nul(item.key())) return false;
     if (item.priority() < -kMaxPriority || item.priority() > kMaxPriority) return false;
     if (item.has_run_at() && !timestamp_in_range(item.run_at())) return false;
-    if (item.payload().ByteSizeLong() > kMaxPayloadBytes || holds_nul(item.payload())) return false;
+    if (!is_storable(item)) return false;
   }
   return tick.id().find_first_of(std::string_view("\0\r\n", 3)) == std::string::npos;
 }
@@ -92,7 +88,9 @@ std::variant<v1::JobTick, RejectReason> verify_tick(const TickMessage& message, 
   if (type == kProtobufType) {
     if (!tick.ParseFromArray(message.body.data(), static_cast<int>(message.body.size()))) return RejectReason::malformed_body;
   } else if (type == kJsonType) {
-    if (!message_from_json(message.body, tick)) return RejectReason::malformed_body;
+    auto read = tick_from_json(message.body);
+    if (const auto* reason = std::get_if<RejectReason>(&read)) return *reason;
+    tick = std::get<v1::JobTick>(std::move(read));
   } else {
     return RejectReason::bad_content_type;
   }
@@ -119,7 +117,45 @@ std::string to_json(const google::protobuf::Value& value) {
   return value.kind_case() == google::protobuf::Value::KIND_NOT_SET ? "{}" : message_to_json(value);
 }
 
-bool from_json(std::string_view text, google::protobuf::Value& value) { return message_from_json(text, value); }
+std::optional<std::string> payload_text(const v1::NewItem& item) {
+  if (!item.payload_json().empty()) return item.payload_json();
+  if (item.payload().kind_case() == google::protobuf::Value::KIND_NOT_SET) return "{}";
+  std::string text;
+  if (!google::protobuf::util::MessageToJsonString(item.payload(), &text).ok()) return std::nullopt;
+  return text;
+}
+
+std::variant<v1::JobTick, RejectReason> tick_from_json(std::string_view text) {
+  const auto exact = with_exact_payloads(text, kMaxPayloadBytes);
+  if (const auto* fault = std::get_if<JsonFault>(&exact)) {
+    return *fault == JsonFault::limit ? RejectReason::field_limit : RejectReason::malformed_body;
+  }
+  v1::JobTick tick;
+  if (!message_from_json(std::get<std::string>(exact), tick)) return RejectReason::malformed_body;
+  return tick;
+}
+
+std::string items_to_json(const v1::JobTick& tick) {
+  std::string items = "[";
+  for (const auto& item : tick.items()) {
+    v1::NewItem rest = item;
+    rest.clear_payload();
+    rest.clear_payload_json();
+    const std::string others = message_to_json(rest);  // {} or {"key":…}
+    if (items.size() > 1) items += ',';
+    items += "{\"payload\":" + payload_text(item).value_or("{}") + (others.size() > 2 ? "," : "") + others.substr(1);
+  }
+  return items + "]";
+}
+
+std::string tick_to_json(const v1::JobTick& tick) {
+  v1::JobTick head = tick;
+  head.clear_items();
+  std::string text = message_to_json(head);
+  if (tick.items().empty()) return text;
+  text.pop_back();
+  return text + (text.size() > 1 ? ",\"items\":" : "\"items\":") + items_to_json(tick) + "}";
+}
 
 void set_timestamp(google::protobuf::Timestamp& field, Timestamp time) {
   const std::int64_t us = to_unix_us(time);

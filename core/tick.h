@@ -48,9 +48,16 @@ std::string_view to_string(RejectReason reason);
 /// parsed before it is known to be genuine. Pure. (That the job is known is the caller's to check.)
 std::variant<v1::JobTick, RejectReason> verify_tick(const TickMessage& message, const KeyRing& keys, Timestamp now, Duration max_tick_age);
 
-/// JSON of a google.protobuf.Value ("{}" if unset) and back; nullopt for text that is not JSON.
+/// An item's payload as JSON text, exact if it came so; "{}" if unset. nullopt: a number in it is none (NaN, infinity).
+std::optional<std::string> payload_text(const v1::NewItem& item);
+/// A tick from JSON, its items' payloads exact (core/exact_json.h).
+std::variant<v1::JobTick, RejectReason> tick_from_json(std::string_view text);
+/// A tick as JSON, its items' payloads as they are, to the last digit; and the array of its items alone.
+std::string tick_to_json(const v1::JobTick& tick);
+std::string items_to_json(const v1::JobTick& tick);
+
+/// JSON of a google.protobuf.Value ("{}" if unset).
 std::string to_json(const google::protobuf::Value& value);
-bool from_json(std::string_view text, google::protobuf::Value& value);
 std::string message_to_json(const google::protobuf::Message& message);
 bool message_from_json(std::string_view text, google::protobuf::Message& message);
 

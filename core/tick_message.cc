@@ -1,6 +1,6 @@
 #include "core/tick_message.h"
 
-#include <nlohmann/json.hpp>
+#include <stdexcept>
 
 #include "core/amqp/topology.h"
 #include "core/tick.h"
@@ -21,12 +21,21 @@ amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp n
   message.set_id(tick.id);
   message.set_job(tick.job);
   set_timestamp(*message.mutable_due_at(), tick.due_at);
+  message.set_batch_size(tick.batch_size);
+  message.set_dry_run(tick.dry_run);
   if (!tick.items.empty()) {
-    for (const auto& item : nlohmann::json::parse(tick.items)) {
-      message_from_json(item.dump(), *message.add_items());
-    }
+    auto carried = tick_from_json("{\"items\":" + tick.items + "}");
+    if (!std::holds_alternative<v1::JobTick>(carried)) throw std::runtime_error("tick " + tick.id + ": its items cannot be carried");
+    message.mutable_items()->Swap(std::get<v1::JobTick>(carried).mutable_items());
   }
   return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, message.SerializeAsString(), keys.ticks(), now);
+}
+
+std::optional<std::string> dead_letter_body(std::string_view rest, std::string_view payload) {
+  v1::DeadLetter letter;
+  if (!message_from_json(rest, letter)) return std::nullopt;
+  letter.set_payload_json(std::string(payload));
+  return letter.SerializeAsString();
 }
 
 amqp::Message dead_letter_message(const std::string& id, std::string_view content_type, std::string body, const KeyRing& keys,

@@ -1,5 +1,7 @@
 #pragma once
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "core/amqp/publisher.h"
 #include "core/signing.h"
@@ -16,6 +18,8 @@ struct TickRow {
   Timestamp due_at;
   std::string items;    ///< JSON array of takt.v1.NewItem, or empty
   Timestamp fire_at{};  ///< its message leaves then, not before: a slot and its jitter; by default at once
+  std::uint32_t batch_size = 0;
+  bool dry_run = false;
 };
 
 /// A message with the three Standard Webhooks headers over its body.
@@ -24,6 +28,10 @@ amqp::Message signed_message(const std::string& exchange, const std::string& rou
 
 /// The signed message of a tick, for the exchange takt.ticks.
 amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
+
+/// A takt.v1.DeadLetter as protobuf, from the JSON of everything but its payload, and the payload's own text, which is carried
+/// as it is. nullopt: `rest` is no letter.
+std::optional<std::string> dead_letter_body(std::string_view rest, std::string_view payload);
 
 /// The signed message of a dead letter, for the exchange takt.dlx. `body` is a takt.v1.DeadLetter in `content_type`.
 /// Signed with the key for letters, since the archive's entries can be replayed: what is not Takt's own must not become work.

@@ -18,7 +18,8 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 
 // Served by ticks_unpublished.
 constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
-  SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint, t.items::text
+  SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint, t.items::text,
+         coalesce(t.batch_size, 0), coalesce(t.dry_run, false)
     FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
    WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'
    ORDER BY t.created_at
@@ -37,8 +38,26 @@ constexpr Statement kPublished{"ticks_published", R"sql(
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
 )sql"};
 
+// At most 1,000, and 8 MiB of text, but at least one. The payload apart from the rest: its text is carried as it is.
 constexpr Statement kDeadLetters{"outbox_dead_letters", R"sql(
-  SELECT id, body::text FROM takt.dead_letter_outbox ORDER BY created_at LIMIT 1000
+  SELECT id, (body - 'payload')::text, coalesce((body -> 'payload')::text, '')
+    FROM (SELECT o.*, sum(octet_length(o.body::text)) OVER w AS bytes, row_number() OVER w AS n
+            FROM (SELECT * FROM takt.dead_letter_outbox ORDER BY created_at, id LIMIT 1000) o
+          WINDOW w AS (ORDER BY o.created_at, o.id)) x
+   WHERE bytes <= 8388608 OR n = 1
+   ORDER BY n
+)sql"};
+
+// What is too large for a message, such as one written by a version with other limits, goes where its message would have led.
+constexpr Statement kStraightToArchive{"outbox_straight_to_archive", R"sql(
+  WITH in_term AS (
+    SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
+  gone AS (
+    DELETE FROM takt.dead_letter_outbox o USING in_term WHERE o.id = ANY ($3::text[]) RETURNING o.id, o.body, o.created_at)
+  INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, died_at)
+  SELECT id, 'item', body->>'job', body->>'reason', body->>'error', (body->>'itemId')::bigint, nullif(body->>'key', ''),
+         (body->>'priority')::smallint, body->'payload', (body->>'attempts')::integer, created_at
+    FROM gone ON CONFLICT (id) DO NOTHING
 )sql"};
 
 constexpr Statement kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
@@ -128,21 +147,30 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
   count = static_cast<int>(rows.size());
   if (rows.empty()) return true;
   std::vector<amqp::Message> messages;
+  std::vector<std::string> ids, set_apart;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    messages.push_back(dead_letter_message(std::string(rows.text(i, 0)), kJsonType, std::string(rows.text(i, 1)), keys_, clock_.now()));
+    const std::string id(rows.text(i, 0));
+    auto body = dead_letter_body(rows.text(i, 1), rows.text(i, 2));
+    if (!body || body->size() >= amqp::kMaxBodyBytes) {
+      set_apart.push_back(id);
+      continue;
+    }
+    messages.push_back(dead_letter_message(id, kProtobufType, std::move(*body), keys_, clock_.now()));
+    ids.push_back(id);
   }
+  if (!set_apart.empty()) database_.exec_retrying(kStraightToArchive, Params::of(term.holder, term.number, set_apart));
   crash_point("dispatcher.before_dead_letter");
   const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
   crash_point("dispatcher.after_dead_letter");
   std::vector<std::string> confirmed;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
+  for (std::size_t i = 0; i < ids.size(); ++i) {
     if (outcomes[i] == amqp::Outcome::confirmed)
-      confirmed.emplace_back(rows.text(i, 0));
+      confirmed.push_back(ids[i]);
     else
       metrics_.publish_failed(amqp::to_string(outcomes[i]));
   }
   if (!confirmed.empty()) database_.exec_retrying(kDeadLettersGone, Params::of(term.holder, term.number, confirmed));
-  return confirmed.size() == rows.size();
+  return confirmed.size() == ids.size();
 }
 
 Outbox::Swept Outbox::sweep(const Term& term) {
@@ -157,8 +185,15 @@ bool Outbox::publish_unpublished(const Term& term, int& count) {
   const auto rows = database_.exec(kUnpublished, Params::of(kSweepAfter));
   std::vector<Signed> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    ticks.push_back(sign({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)),
-                          std::string(rows.text(i, 3)), rows.time(i, 4), std::string(rows.text(i, 5))},
+    ticks.push_back(sign({std::string(rows.text(i, 0)),
+                          std::string(rows.text(i, 1)),
+                          std::string(rows.text(i, 2)),
+                          std::string(rows.text(i, 3)),
+                          rows.time(i, 4),
+                          std::string(rows.text(i, 5)),
+                          {},
+                          static_cast<std::uint32_t>(rows.integer(i, 6)),
+                          rows.boolean(i, 7)},
                          clock_.now()));
   }
   count = static_cast<int>(ticks.size());

@@ -47,7 +47,7 @@ class Outbox {
   void forget_offers();
   /// No further offers will come.
   void stop();
-  /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 of each.
+  /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 of each, and 8 MiB of letters.
   Swept sweep(const Term& term);
   /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
   bool publish_unwatched(const TickRow& tick);

@@ -3,6 +3,7 @@
 #include "core/amqp/topology.h"
 #include "core/crash_point.h"
 #include "core/log.h"
+#include "core/text.h"
 #include "dlq/store.h"
 
 namespace takt {
@@ -10,6 +11,8 @@ namespace takt {
 namespace {
 
 constexpr std::uint16_t kPrefetch = 100;
+/// Of letters' bodies in one statement, unless one alone is larger: the statement holds each several times.
+constexpr std::size_t kBytesAStatement = 8 * 1024 * 1024;
 constexpr Duration kDatabasePause = std::chrono::milliseconds(500);
 
 }  // namespace
@@ -45,15 +48,40 @@ void Archive::stop() {
 }
 
 void Archive::store(const std::deque<amqp::Delivery>& batch) {
-  std::vector<Letter> letters;
-  letters.reserve(batch.size());
-  for (const auto& delivery : batch) letters.push_back(read_letter(delivery, keys_, clock_.now()));
-  const int stored = store_letters(database_, letters);
-  for (const auto& letter : letters) {
-    metrics_.dead_letters_archived(letter.kind);
-    log_info("dead letter archived", {{"id", letter.id}, {"kind", letter.kind}, {"job", letter.job}, {"reason", letter.reason}});
+  std::size_t first = 0;
+  while (first < batch.size()) {
+    std::vector<Letter> letters;
+    std::size_t end = first;
+    for (std::size_t bytes = 0; end < batch.size() && (end == first || bytes + batch[end].body.size() <= kBytesAStatement); ++end) {
+      letters.push_back(read_letter(batch[end], keys_, clock_.now()));
+      bytes += batch[end].body.size();
+    }
+    try {
+      store_letters(database_, letters);
+    } catch (const DatabaseError& error) {
+      if (error.retryable()) throw;
+      store_singly(batch, first, letters);
+    }
+    for (const auto& letter : letters) {
+      metrics_.dead_letters_archived(letter.kind);
+      log_info("dead letter archived", {{"id", letter.id}, {"kind", letter.kind}, {"job", letter.job}, {"reason", letter.reason}});
+    }
+    first = end;
   }
-  log_debug("dead letters stored", {{"received", letters.size()}, {"new", stored}});
+}
+
+/// One of them is refused by PostgreSQL: it is kept as a message, and is in nobody's way.
+void Archive::store_singly(const std::deque<amqp::Delivery>& batch, std::size_t first, std::vector<Letter>& letters) {
+  for (std::size_t i = 0; i < letters.size(); ++i) {
+    try {
+      store_letters(database_, {letters[i]});
+    } catch (const DatabaseError& error) {
+      if (error.retryable()) throw;
+      log_error("dead letter set aside", {{"id", printable(letters[i].id, 300)}, {"error", error.what()}});
+      letters[i] = as_message(batch[first + i], clock_.now(), error.what());
+      store_letters(database_, {letters[i]});
+    }
+  }
 }
 
 void Archive::store_loop() {

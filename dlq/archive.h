@@ -10,11 +10,13 @@
 #include "core/http/status_server.h"
 #include "core/metrics.h"
 #include "core/signing.h"
+#include "dlq/letter.h"
 
 namespace takt {
 
 /// The service: takes what arrives in takt.dead, stores it once by id, then acknowledges. Threads: the consumer's, and
-/// one that stores batches of at most 100. Holds at most 100 deliveries of at most 1 MiB (the prefetch).
+/// one that stores batches of at most 100 and 8 MiB. Holds at most 100 deliveries of at most kMaxBodyBytes (the prefetch).
+/// A letter that PostgreSQL refuses is kept as a message; the others go on.
 /// While PostgreSQL is away it waits with what it holds; several archives may run.
 class Archive {
  public:
@@ -31,6 +33,7 @@ class Archive {
  private:
   void store_loop();
   void store(const std::deque<amqp::Delivery>& batch);
+  void store_singly(const std::deque<amqp::Delivery>& batch, std::size_t first, std::vector<Letter>& letters);
 
   Database& database_;
   const KeyRing& keys_;

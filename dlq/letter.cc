@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "core/exact_json.h"
 #include "core/text.h"
 #include "core/tick.h"
 
@@ -13,6 +14,10 @@ namespace {
 
 constexpr std::size_t kMaxErrorBytes = 4096;
 constexpr std::size_t kMaxNameBytes = 255;
+constexpr std::size_t kMaxLetterIdBytes = 300;
+constexpr int kMaxPriority = 100;
+constexpr std::uint32_t kMostAttempts = 1'000'000'000;
+constexpr std::int64_t kMaxUnixSeconds = 253'402'300'799;  // 9999-12-31
 
 std::string digest_of(const std::string& bytes) {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
@@ -34,11 +39,18 @@ Signed signed_as(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp 
   return Signed::not_by_takt;
 }
 
-template <typename Message>
-bool parse(const amqp::Delivery& delivery, Message& message) {
-  if (delivery.content_type == kProtobufType) return message.ParseFromString(delivery.body);
-  if (delivery.content_type == kJsonType) return message_from_json(delivery.body, message);
-  return false;
+bool parse(const amqp::Delivery& delivery, v1::DeadLetter& letter) {
+  if (delivery.content_type == kProtobufType) return letter.ParseFromString(delivery.body);
+  return delivery.content_type == kJsonType && message_from_json(delivery.body, letter);  // as the version before wrote it
+}
+
+bool parse(const amqp::Delivery& delivery, v1::JobTick& tick) {
+  if (delivery.content_type == kProtobufType) return tick.ParseFromString(delivery.body);
+  if (delivery.content_type != kJsonType) return false;
+  auto read = tick_from_json(delivery.body);
+  if (!std::holds_alternative<v1::JobTick>(read)) return false;
+  tick = std::get<v1::JobTick>(std::move(read));
+  return true;
 }
 
 /// Bytes that are not UTF-8 become the replacement character: a header may hold anything.
@@ -50,10 +62,28 @@ std::string text_in(const nlohmann::json& object, const char* key, const char* o
   return found != object.end() && found->is_string() ? printable(found->get<std::string>(), kMaxNameBytes) : otherwise;
 }
 
-/// PostgreSQL's jsonb holds no NUL.
-std::optional<std::string> storable_json(std::string json) {
-  if (json.find("\\u0000") != std::string::npos) return std::nullopt;
-  return json;
+/// JSON that PostgreSQL's jsonb can hold, which has no U+0000; headers and deaths may hold anything.
+std::optional<std::string> storable_json(const std::string& json) {
+  auto exact = exact_json(json, kMaxTickBytes);
+  if (auto* text = std::get_if<std::string>(&exact)) return std::move(*text);
+  return std::nullopt;
+}
+
+/// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick.cc).
+std::optional<std::string> fault_of(const v1::DeadLetter& letter) {
+  const auto has_nul = [](const std::string& text) { return text.find('\0') != std::string::npos; };
+  for (const auto* text : {&letter.id(), &letter.job(), &letter.reason(), &letter.error(), &letter.key()}) {
+    if (has_nul(*text)) return "a text in it holds NUL";
+  }
+  if (letter.id().size() > kMaxLetterIdBytes) return "its id is longer than 300 bytes";
+  if (!is_name(letter.job())) return "its job is no name";
+  if (letter.reason().size() > kMaxNameBytes) return "its reason is longer than 255 bytes";
+  if (letter.key().size() > 4 * kMaxKeyCharacters) return "its key is longer than 512 characters";
+  if (letter.priority() < -kMaxPriority || letter.priority() > kMaxPriority) return "its priority is outside -100 to 100";
+  if (letter.attempts() > kMostAttempts) return "its attempts are beyond counting";
+  if (letter.died_at().seconds() < 0 || letter.died_at().seconds() > kMaxUnixSeconds) return "its time of death is no time";
+  if (letter.kind() == v1::DeadLetter::KIND_ITEM && letter.item_id() <= 0) return "it names no item";
+  return std::nullopt;
 }
 
 Letter from_dead_letter(const v1::DeadLetter& letter) {
@@ -69,10 +99,10 @@ Letter from_dead_letter(const v1::DeadLetter& letter) {
     result.item_id = letter.item_id();
     if (!letter.key().empty()) result.key = letter.key();
     result.priority = letter.priority();
-    result.payload = storable_json(to_json(letter.payload()));
+    result.payload = letter.payload_json().empty() ? to_json(letter.payload()) : letter.payload_json();
   } else {
     result.kind = "tick";
-    result.payload = storable_json(message_to_json(letter.tick()));
+    result.payload = tick_to_json(letter.tick());
   }
   return result;
 }
@@ -88,12 +118,27 @@ std::string death_reason(const nlohmann::json& headers, std::string& queue) {
 
 }  // namespace
 
+Letter as_message(const amqp::Delivery& delivery, Timestamp now, const std::string& why) {
+  Letter letter;
+  letter.kind = "message";
+  letter.died_at = now;
+  letter.id = "message-" + digest_of(delivery.body);
+  letter.reason = "refused";
+  letter.error = printable("PostgreSQL refused it as a letter: " + why, kMaxErrorBytes);
+  letter.body = delivery.body;
+  return letter;
+}
+
 Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
   const auto how = signed_as(delivery, keys, now);
   const std::string id = delivery.header("webhook-id").value_or("");
+  std::optional<std::string> fault;
   if (how == Signed::as_letter) {
     v1::DeadLetter letter;
-    if (parse(delivery, letter) && !letter.id().empty() && letter.id() == id) return from_dead_letter(letter);
+    if (parse(delivery, letter) && !letter.id().empty() && letter.id() == id) {
+      fault = fault_of(letter);
+      if (!fault) return from_dead_letter(letter);
+    }
   }
 
   Letter letter;
@@ -108,10 +153,11 @@ Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestam
     letter.kind = "tick";
     letter.id = "broker-" + tick.id();
     letter.job = tick.job();
-    letter.payload = storable_json(message_to_json(tick));
+    letter.payload = tick_to_json(tick);
   } else if (how == Signed::not_by_takt) {
     letter.error += "; its signature is not Takt's, so it cannot be replayed";
   }
+  if (fault) letter.error += "; it is Takt's, but " + *fault;
   letter.body = delivery.body;
   auto headers = delivery.headers;
   if (const auto deaths = headers.find("x-death"); deaths != headers.end()) letter.x_death = storable_json(lenient_json(*deaths));

@@ -30,4 +30,7 @@ struct Letter {
 /// whose signature no key of the ring confirms is kept as a message, too, so that it can never be replayed into work.
 Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now);
 
+/// The delivery as bytes alone, for one that PostgreSQL refused otherwise: nothing in it can be refused.
+Letter as_message(const amqp::Delivery& delivery, Timestamp now, const std::string& why);
+
 }  // namespace takt

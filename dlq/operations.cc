@@ -60,17 +60,24 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
   SELECT (SELECT count(*) FROM marked), pg_notify('takt_due', '')
 )sql"};
 
-// The new tick's id is made from the letter's, so a letter can give one tick only.
+// The new tick's id is made from the letter's, so a letter can give one tick only. Where the first one would have brought an item
+// of its own (a tick from outside or by hand, without items, for a job with item_per_tick), so does this one, under the same key.
 constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
   WITH chosen AS (
-    SELECT d.id, d.payload, j.id AS job_id
+    SELECT d.id, d.payload, j.id AS job_id, coalesce((j.definition->>'item_per_tick')::boolean, false) AS item_per_tick
       FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
      WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'tick' AND d.payload IS NOT NULL
      ORDER BY d.id
        FOR UPDATE OF d),
   ticks AS (
-    INSERT INTO takt.ticks (id, job_id, source, due_at, items)
-    SELECT left('replay:' || id, 256), job_id, 'replay', now(), payload->'items' FROM chosen ON CONFLICT (id) DO NOTHING),
+    INSERT INTO takt.ticks (id, job_id, source, due_at, items, batch_size, dry_run)
+    SELECT left('replay:' || id, 256), job_id, 'replay', now(),
+           CASE WHEN jsonb_array_length(coalesce(payload->'items', '[]')) > 0 THEN payload->'items'
+                WHEN item_per_tick AND NOT coalesce((payload->>'dryRun')::boolean, false)
+                     AND payload->>'id' !~ '^(due|more|alone|replay):' AND payload->>'id' !~ '^[^/@]+/[^/@]+@'
+                THEN jsonb_build_array(jsonb_build_object('payload', '{}'::jsonb, 'key', payload->>'id')) END,
+           nullif(least(coalesce((payload->>'batchSize')::bigint, 0), 2147483647), 0)::integer, (payload->>'dryRun')::boolean
+      FROM chosen ON CONFLICT (id) DO NOTHING),
   marked AS (
     UPDATE takt.dead_letters d SET state = 'replayed', changed_at = now(), changed_by = $2
       FROM chosen c WHERE d.id = c.id RETURNING d.id),

@@ -84,6 +84,8 @@ CREATE TABLE takt.ticks (
   source       text NOT NULL,               -- schedule, due, more, alone, manual, external, replay, once
   due_at       timestamptz NOT NULL,
   items        jsonb,                       -- inline items still to be carried by the message
+  batch_size   integer,                     -- of a replayed tick: as it was sent
+  dry_run      boolean,
   created_at   timestamptz NOT NULL DEFAULT now(),  -- of a slot that is stored ahead: when it is to be sent
   published_at timestamptz,
   accepted_at  timestamptz,                 -- its inline items are stored

@@ -89,7 +89,7 @@ void accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
   std::vector<std::optional<std::string>> keys, run_ats;
   std::vector<std::int64_t> priorities;
   for (const auto& item : tick.items()) {
-    payloads.push_back(to_json(item.payload()));
+    payloads.push_back(payload_text(item).value_or("{}"));  // verify_tick() has judged it
     keys.push_back(item.key().empty() ? std::nullopt : std::optional(item.key()));
     run_ats.push_back(item.has_run_at() ? std::optional(format_rfc3339(get_timestamp(item.run_at()))) : std::nullopt);
     priorities.push_back(item.priority());

@@ -36,7 +36,8 @@ struct Delivery {
   [[nodiscard]] std::optional<std::string> header(const std::string& name) const;
 };
 
-/// A tick's 1 MiB plus room to see that a body is too long. What a consumer holds is bounded by prefetch × this.
-constexpr std::size_t kMaxBodyBytes = 1024 * 1024 + 1;
+/// A tick's 1 MiB and room for the letter that it may become, and to see that a body is too long. What a consumer holds is
+/// bounded by prefetch × this.
+constexpr std::size_t kMaxBodyBytes = 1024 * 1024 + 64 * 1024;
 
 }  // namespace takt::amqp

@@ -24,7 +24,8 @@ struct StoredSchedule {
   json fields;
 };
 
-json schedule_fields(const ScheduleDefinition& schedule, bool carries_item) {
+/// `payload`: as PostgreSQL writes it, so that equal ones are equal here; nullopt: the tick carries no item.
+json schedule_fields(const ScheduleDefinition& schedule, const std::optional<std::string>& payload) {
   return {{"cron", schedule.cron},
           {"time_zone", schedule.time_zone},
           {"misfire", to_string(schedule.misfire)},
@@ -32,7 +33,7 @@ json schedule_fields(const ScheduleDefinition& schedule, bool carries_item) {
           {"misfire_limit", schedule.misfire_limit},
           {"misfire_max_age_ms", schedule.misfire_max_age.count()},
           {"jitter_ms", schedule.jitter.count()},
-          {"payload", carries_item ? schedule.payload : json(nullptr)}};
+          {"payload", payload ? json(*payload) : json(nullptr)}};
 }
 
 std::map<std::string, StoredJob> read_jobs(Session& on) {
@@ -50,7 +51,7 @@ std::map<std::string, StoredSchedule> read_schedules(Session& on) {
     SELECT s.id, j.name, s.name, jsonb_build_object('cron', s.cron, 'time_zone', s.time_zone, 'misfire', s.misfire,
              'misfire_after_ms', (extract(epoch FROM s.misfire_after) * 1000)::bigint, 'misfire_limit', s.misfire_limit,
              'misfire_max_age_ms', (extract(epoch FROM s.misfire_max_age) * 1000)::bigint,
-             'jitter_ms', (extract(epoch FROM s.jitter) * 1000)::bigint, 'payload', s.payload)::text
+             'jitter_ms', (extract(epoch FROM s.jitter) * 1000)::bigint, 'payload', s.payload::text)::text
       FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id WHERE s.source = 'file' AND j.removed_at IS NULL
   )sql"),
                             {});
@@ -105,6 +106,7 @@ class Apply {
   std::vector<DefinitionChange> run(const Config& config) {
     auto jobs = read_jobs(on_);
     auto schedules = read_schedules(on_);
+    read_payloads(config);
     for (const auto& job : config.jobs) {
       const std::int64_t id = put_job(job, jobs);
       for (const auto& schedule : job.schedules) put_schedule(id, job, schedule, schedules);
@@ -127,6 +129,17 @@ class Apply {
   }
 
  private:
+  /// What PostgreSQL makes of the payloads in the file, all with one statement.
+  void read_payloads(const Config& config) {
+    std::vector<std::string> texts;
+    for (const auto& job : config.jobs) {
+      for (const auto& schedule : job.schedules) texts.push_back(schedule.payload);
+    }
+    const auto rows =
+        on_.exec(std::string("SELECT p::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS u(p, n) ORDER BY n"), Params::of(texts));
+    for (std::size_t i = 0; i < texts.size(); ++i) as_stored_[texts[i]] = rows.text(i, 0);
+  }
+
   static Timestamp read_now(Session& on) {
     return on.exec(std::string("SELECT (extract(epoch FROM now()) * 1000000)::bigint"), {}).time(0, 0);
   }
@@ -170,7 +183,7 @@ class Apply {
   void put_schedule(std::int64_t job_id, const JobDefinition& job, const ScheduleDefinition& schedule,
                     std::map<std::string, StoredSchedule>& stored) {
     const std::string name = job.name + "/" + schedule.name;
-    const json fields = schedule_fields(schedule, job.item_per_tick);
+    const json fields = schedule_fields(schedule, job.item_per_tick ? std::optional(as_stored_.at(schedule.payload)) : std::nullopt);
     const auto found = stored.find(name);
     const bool is_new = found == stored.end();
     if (!is_new && found->second.fields == fields) {
@@ -199,7 +212,7 @@ class Apply {
     )sql"),
              Params::of(job_id, schedule.name, schedule.cron, schedule.time_zone, to_string(schedule.misfire), schedule.misfire_after,
                         schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
-                        job.item_per_tick ? std::optional(schedule.payload.dump()) : std::nullopt, next, timing_changed));
+                        job.item_per_tick ? std::optional(schedule.payload) : std::nullopt, next, timing_changed));
     note(is_new ? '+' : '~', "schedule " + name, is_new ? schedule.cron : difference(found->second.fields, fields));
     if (!is_new) stored.erase(found);
   }
@@ -207,6 +220,7 @@ class Apply {
   Session& on_;
   const std::string& who_;
   const Timestamp now_;
+  std::map<std::string, std::string> as_stored_;  // by the payload's text in the file
   std::vector<DefinitionChange> changes_;
 };
 

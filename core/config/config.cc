@@ -8,6 +8,7 @@
 #include "core/config/reader.h"
 #include "core/cron.h"
 #include "core/db/bound_statement.h"
+#include "core/exact_json.h"
 #include "core/http/url.h"
 #include "core/text.h"
 #include "core/tick.h"
@@ -101,7 +102,8 @@ ScheduleDefinition read_schedule(SectionReader section) {
   schedule.misfire_max_age = section.duration("misfire_max_age");
   schedule.jitter = section.duration("jitter");
   schedule.payload = section.json("payload");
-  if (schedule.payload.dump().size() > kMaxSchedulePayloadBytes) section.fault("payload", "larger than 64 KiB");
+  if (!std::holds_alternative<std::string>(exact_json(schedule.payload, kMaxSchedulePayloadBytes)))
+    section.fault("payload", "larger than 64 KiB, or holds a number that is beyond a double's range");
   if (section.has("cron") == section.has("run_at")) {
     section.fault("cron", "give either cron or run_at");
     return schedule;

@@ -63,7 +63,7 @@ struct ScheduleDefinition {
   int misfire_limit = 10;
   Duration misfire_max_age = std::chrono::hours(24);
   Duration jitter{0};
-  nlohmann::json payload = nlohmann::json::object();
+  std::string payload = "{}";  ///< JSON text, its numbers as they stand in the file
 };
 
 /// A job, wholly normalised: what `takt apply` stores and workers act on.

@@ -297,13 +297,13 @@ std::map<std::string, std::string> SectionReader::headers(const char* key) {
   return result;
 }
 
-nlohmann::json SectionReader::json(const char* key) {
-  if (!has(key)) return nlohmann::json::parse(field(key).fallback);
+std::string SectionReader::json(const char* key) {
+  if (!has(key)) return field(key).fallback;
   try {
     return yaml_to_json(node(key));
   } catch (const std::invalid_argument& error) {
     fault(key, error.what());
-    return nlohmann::json::object();
+    return "{}";
   }
 }
 
@@ -315,42 +315,48 @@ const std::string& storable(const std::string& text) {
   return text;
 }
 
+std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
 /// `left`: how many values may still come, since aliases can make a short file into a huge value.
-nlohmann::json to_json(const YAML::Node& node, int depth, int& left) {
+std::string to_json(const YAML::Node& node, int depth, int& left) {
   if (depth > kMaxDepth) throw std::invalid_argument("nested more than 32 deep");
   if (--left < 0) throw std::invalid_argument("holds more than " + std::to_string(kMaxValues) + " values");
   switch (node.Type()) {
     case YAML::NodeType::Undefined:
-    case YAML::NodeType::Null: return nullptr;
+    case YAML::NodeType::Null: return "null";
     case YAML::NodeType::Sequence: {
-      auto list = nlohmann::json::array();
-      for (const auto& entry : node) list.push_back(to_json(entry, depth + 1, left));
-      return list;
+      std::string list = "[";
+      for (const auto& entry : node) list += (list.size() > 1 ? "," : "") + to_json(entry, depth + 1, left);
+      return list + "]";
     }
     case YAML::NodeType::Map: {
-      auto object = nlohmann::json::object();
+      std::string object = "{";
       for (const auto& entry : node) {
         if (!entry.first.IsScalar()) throw std::invalid_argument("has a key that is not a single value");
-        object[storable(entry.first.Scalar())] = to_json(entry.second, depth + 1, left);
+        object += (object.size() > 1 ? "," : "") + quoted(storable(entry.first.Scalar())) + ":" + to_json(entry.second, depth + 1, left);
       }
-      return object;
+      return object + "}";
     }
     case YAML::NodeType::Scalar: break;
   }
   const std::string& text = storable(node.Scalar());
-  if (node.Tag() == "!") return text;  // quoted: always text
-  if (const auto boolean = parse_boolean(text)) return *boolean;
+  if (node.Tag() == "!") return quoted(text);  // quoted: always text
+  if (const auto boolean = parse_boolean(text)) return *boolean ? "true" : "false";
+  // A number of JSON stays as it is written, to its last digit.
+  if (text.find_first_not_of("-0123456789.eE+") == std::string::npos && nlohmann::json::accept(text)) return text;
   std::int64_t whole = 0;
   const auto* end = text.data() + text.size();
-  if (const auto got = std::from_chars(text.data(), end, whole); got.ec == std::errc{} && got.ptr == end) return whole;
+  if (const auto got = std::from_chars(text.data(), end, whole); got.ec == std::errc{} && got.ptr == end) return std::to_string(whole);
   double real = 0;
-  if (const auto got = std::from_chars(text.data(), end, real); got.ec == std::errc{} && got.ptr == end && std::isfinite(real)) return real;
-  return text;
+  if (const auto got = std::from_chars(text.data(), end, real); got.ec == std::errc{} && got.ptr == end && std::isfinite(real)) {
+    return nlohmann::json(real).dump();
+  }
+  return quoted(text);
 }
 
 }  // namespace
 
-nlohmann::json yaml_to_json(const YAML::Node& node) {
+std::string yaml_to_json(const YAML::Node& node) {
   int left = kMaxValues;
   return to_json(node, 0, left);
 }

@@ -40,7 +40,7 @@ class SectionReader {
   std::vector<std::string> texts(const char* key);
   std::vector<Duration> durations(const char* key);
   std::map<std::string, std::string> headers(const char* key);
-  nlohmann::json json(const char* key);
+  std::string json(const char* key);
 
   [[nodiscard]] bool has(const char* key) const;
   [[nodiscard]] YAML::Node node(const char* key) const;
@@ -64,6 +64,6 @@ class SectionReader {
 };
 
 /// Throws std::invalid_argument for what JSON or PostgreSQL cannot hold.
-nlohmann::json yaml_to_json(const YAML::Node& node);
+std::string yaml_to_json(const YAML::Node& node);
 
 }  // namespace takt

@@ -17,7 +17,7 @@ void require_storable(const takt::v1::NewItem& item) {
   require(item.priority() >= -100 && item.priority() <= 100);
   if (item.has_run_at()) require(item.run_at().seconds() >= 0 && item.run_at().seconds() < kYear10000);
   // PostgreSQL's jsonb holds no U+0000, and a payload is JSON to its last byte.
-  const auto payload = takt::to_json(item.payload());
+  const auto payload = takt::payload_text(item).value();
   require(takt::is_utf8(payload) && nlohmann::json::accept(payload));
   for (auto at = payload.find("\\u0000"); at != std::string::npos; at = payload.find("\\u0000", at + 1)) {
     const auto before = payload.find_last_not_of('\\', at == 0 ? 0 : at - 1);

@@ -115,6 +115,36 @@ TEST_F(DlqTest, ReplaysATickOnceItsJobIsKnown) {
             "replay:tick-x replay 1");
 }
 
+TEST_F(DlqTest, Finding21_ReplaysATickAsItWasSent) {
+  database.apply(plain_job("demo", "item_per_tick: true"));
+  const auto tick = [&](const std::string& id, const std::string& more) {
+    store_letters(*database, {{"tick-" + id,
+                               "tick",
+                               "demo",
+                               "unknown_job",
+                               "",
+                               {},
+                               {},
+                               0,
+                               R"({"id": ")" + id + R"(", "job": "demo")" + more + "}",
+                               0,
+                               {},
+                               {},
+                               {},
+                               SystemClock().now()}});
+    EXPECT_EQ(replay_letters(*database, {"tick-" + id}, "ada").ticks, 1);
+    return database.text(
+        "SELECT coalesce(items::text, '-') || ' ' || coalesce(batch_size, 0) || ' ' || coalesce(dry_run, false) FROM takt.ticks "
+        "WHERE id = 'replay:tick-" +
+        id + "'");
+  };
+  EXPECT_EQ(tick("x", ""), R"([{"key": "x", "payload": {}}] 0 false)") << "the item that it would have brought, under the same key";
+  EXPECT_EQ(tick("y", R"(, "dryRun": true, "batchSize": 3)"), "- 3 true");
+  EXPECT_EQ(tick("z", R"(, "batchSize": 4294967295, "items": [{"payload": 1234567890123456789}])"),
+            R"([{"payload": 1234567890123456789}] 2147483647 false)");
+  EXPECT_EQ(tick("due:w", ""), "- 0 false");
+}
+
 TEST_F(DlqTest, FiltersByJobReasonTimeAndText) {
   dead(900);
   dead(901, "", "max_age");

@@ -404,10 +404,12 @@ class Simulation {
 
   /// The outbox through the exchange into the archive; letters may arrive twice.
   void archive() {
-    const auto rows = database_->exec(std::string("SELECT id, body::text FROM takt.dead_letter_outbox ORDER BY id"));
+    const auto rows = database_->exec(
+        std::string("SELECT id, (body - 'payload')::text, (body -> 'payload')::text FROM takt.dead_letter_outbox ORDER BY id"));
     std::vector<Letter> letters;
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      const auto message = dead_letter_message(std::string(rows.text(i, 0)), kJsonType, std::string(rows.text(i, 1)), keys_, clock_.now());
+      const auto message = dead_letter_message(std::string(rows.text(i, 0)), kProtobufType,
+                                               dead_letter_body(rows.text(i, 1), rows.text(i, 2)).value(), keys_, clock_.now());
       amqp::Delivery delivery;
       delivery.content_type = message.content_type;
       delivery.body = message.body;

@@ -70,7 +70,7 @@ jobs:
 )",
                                    "takt.yaml");
   EXPECT_EQ(config.jobs[0].backoff.list, (std::vector<Duration>{std::chrono::minutes(1), std::chrono::minutes(5)}));
-  EXPECT_EQ(config.jobs[0].schedules[0].payload.dump(), R"({"l":[1.5,null],"n":1,"s":"1","t":true})");
+  EXPECT_EQ(nlohmann::json::parse(config.jobs[0].schedules[0].payload).dump(), R"({"l":[1.5,null],"n":1,"s":"1","t":true})");
   EXPECT_EQ(config.jobs[0].schedules[1].cron, "@at 2026-12-24T18:00:00Z");
   EXPECT_TRUE(config.jobs[0].item_per_tick);
   EXPECT_FALSE(config.jobs[1].backoff.full_jitter);

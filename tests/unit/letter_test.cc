@@ -109,5 +109,29 @@ TEST_F(LetterTest, GivesTheSameIdToARedelivery) {
   EXPECT_EQ(read_letter(anything, keys, clock.now()).kind, "message");
 }
 
+TEST_F(LetterTest, C18_Finding24_AGenuineLetterThatCannotBeStoredAsOneIsKeptAsAMessage) {
+  const auto read = [&](const std::function<void(v1::DeadLetter&)>& spoil) {
+    v1::DeadLetter letter;
+    letter.set_id("item-7-0");
+    letter.set_kind(v1::DeadLetter::KIND_ITEM);
+    letter.set_job("demo");
+    letter.set_item_id(7);
+    letter.set_payload_json(R"({"account":1234567890123456789})");
+    spoil(letter);
+    return read_letter(delivered(dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys, clock.now())), keys,
+                       clock.now());
+  };
+  const auto sound = read([](v1::DeadLetter&) {});
+  EXPECT_EQ(sound.kind, "item");
+  EXPECT_EQ(sound.payload, R"({"account":1234567890123456789})") << "finding 4: to the last digit";
+  EXPECT_EQ(read([](v1::DeadLetter& letter) { letter.set_priority(100000); }).kind, "message");
+  EXPECT_EQ(read([](v1::DeadLetter& letter) { letter.set_id("item-" + std::string(3000, '7')); }).kind, "message");
+  EXPECT_EQ(read([](v1::DeadLetter& letter) { letter.mutable_died_at()->set_seconds(1LL << 60); }).kind, "message");
+  EXPECT_EQ(read([](v1::DeadLetter& letter) { letter.set_error(std::string("a\0b", 3)); }).kind, "message");
+  const auto refused = read([](v1::DeadLetter& letter) { letter.set_item_id(-1); });
+  EXPECT_EQ(refused.kind, "message");
+  EXPECT_NE(refused.error.find("it names no item"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace takt

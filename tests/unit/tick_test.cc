@@ -1,5 +1,7 @@
 #include "core/tick.h"
 
+#include "core/exact_json.h"
+
 #include <gtest/gtest.h>
 
 #include "core/tick_message.h"
@@ -174,7 +176,42 @@ TEST(TickMessage, IsVerifiedByItsOwnKeys) {
   const auto& tick = std::get<v1::JobTick>(verified);
   EXPECT_EQ(get_timestamp(tick.due_at()), clock.now());
   ASSERT_EQ(tick.items_size(), 1);
-  EXPECT_EQ(to_json(tick.items(0).payload()), R"({"a":[1,null,"x"]})");
+  EXPECT_EQ(payload_text(tick.items(0)), R"({"a":[1,null,"x"]})");
+}
+
+TEST(ExactJson, Finding4_KeepsEveryDigitKeyAndTextAsItStands) {
+  for (const std::string text : {R"({"account":1234567890123456789,"n":-123456789012345678901234567890.123456789})",
+                                 R"([1.10,1e5,-0.0,1E+2])", R"({"a":1,"a":2,"":{}})", R"("\\u0000 \" \u0001 ä 😀")", "[]", "7", "null"}) {
+    const auto exact = exact_json(text, 1000);
+    ASSERT_TRUE(std::holds_alternative<std::string>(exact)) << text;
+    EXPECT_EQ(std::get<std::string>(exact), text);
+  }
+  const auto fault = [](const std::string& text) { return std::get<JsonFault>(exact_json(text, 1000)); };
+  EXPECT_EQ(fault(R"(["a\u0000"])"), JsonFault::limit);
+  EXPECT_EQ(fault("[1e400]"), JsonFault::limit);
+  EXPECT_EQ(fault("[1e-5000]"), JsonFault::limit);
+  EXPECT_EQ(fault(std::string(101, '[') + std::string(101, ']')), JsonFault::limit);
+  EXPECT_EQ(fault("[1e300,1e300,1e300,1e300]"), JsonFault::limit) << "printed, they are longer than allowed";
+  EXPECT_EQ(fault("\"" + std::string(999, 'a') + "\""), JsonFault::limit);
+  for (const std::string text : {"", "{", "[1,]", "nul", "[1] 2", R"(["\ud800"])", "\"\xff\""})
+    EXPECT_EQ(fault(text), JsonFault::malformed) << text;
+}
+
+TEST(ExactJson, Finding4_ATicksPayloadsAreCarriedAsBytesAndTheRestAsItIs) {
+  const auto read = tick_from_json(R"({"id":"x","job":"demo","batchSize":3,"items":[{"key":"k","payload":{"payload":1234567890123456789}},
+    {"payload":[0.1000000000000000055511151231257827]},{"key":"payload"},{"payload":null}]})");
+  ASSERT_TRUE(std::holds_alternative<v1::JobTick>(read));
+  const auto& tick = std::get<v1::JobTick>(read);
+  ASSERT_EQ(tick.items_size(), 4);
+  EXPECT_EQ(payload_text(tick.items(0)), R"({"payload":1234567890123456789})");
+  EXPECT_EQ(payload_text(tick.items(1)), "[0.1000000000000000055511151231257827]");
+  EXPECT_EQ(payload_text(tick.items(2)), "{}");
+  EXPECT_EQ(payload_text(tick.items(3)), "null");
+  EXPECT_EQ(tick.items(2).key(), "payload");
+  EXPECT_NE(tick_to_json(tick).find(R"("items":[{"payload":{"payload":1234567890123456789},"key":"k"})"), std::string::npos)
+      << tick_to_json(tick);
+  EXPECT_EQ(std::get<RejectReason>(tick_from_json(R"({"id":"x","surprise":1})")), RejectReason::malformed_body);
+  EXPECT_EQ(std::get<RejectReason>(tick_from_json(R"({"items":[{"payload":"\u0000"}]})")), RejectReason::field_limit);
 }
 
 TEST(TickSource, IsReadFromTheReservedPrefixes) {
