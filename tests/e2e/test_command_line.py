@@ -205,7 +205,7 @@ class Commands(TaktTest):
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"pad": "p" * (600_000 if 1200 <= n < 1203 else 1)}) + "\n" for n in range(5000))
         said = self.takt("enqueue", "demo", "--file", path, expect=1)
-        self.assertIn("a payload has more than 524288 bytes", said)
+        self.assertIn("bytes, more than 524288", said)
         self.assertIn("not known to be: lines 1001 to 2000, all from line", said)
         stored = int(re.search(r"(\d+) items of", said)[1])
         self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 4500 + stored)

@@ -86,8 +86,12 @@ class Services {
     leadership_.try_lead();
     thread_ = std::thread([this, &test] {
       while (!ended_) {
-        test.heartbeat.beat(std::chrono::steady_clock::now());
-        rescued_ += rescue_expired_leases(test.vital, leadership_.term(), 10).runs;
+        try {
+          test.heartbeat.beat(std::chrono::steady_clock::now());
+          rescued_ += rescue_expired_leases(test.vital, leadership_.term(), 10).runs;
+        } catch (const DatabaseUnavailable&) {
+          // on a busy machine; the next round asks again
+        }
         std::this_thread::sleep_for(100ms);
       }
     });
@@ -241,8 +245,8 @@ TEST_F(RunsTest, Finding17_LeasesAreKeptWhileEveryConnectionOfThePoolWaits) {
       waiting.emplace_back([&] {
         try {
           database->exec(std::string("SELECT pg_advisory_lock(1), pg_advisory_unlock(1)"));
-        } catch (const DatabaseError&) {
-          // its lock timeout
+        } catch (const std::exception&) {
+          // its lock timeout, or that of the pool
         }
       });
     }
