@@ -28,7 +28,9 @@ constexpr std::array kTop{
     Field{"jobs", sections, 0, 0, "", nullptr, "job definitions, by name"},
 };
 constexpr std::array kDatabase{
-    Field{"pool", integer, 1, 100, "4", nullptr, "connections a service opens at most"},
+    Field{"pool", integer, 1, 100, "4", nullptr,
+          "connections a service opens at most, beside one for a dispatcher's lease, one for a worker's heartbeat and one where the "
+          "leader listens"},
     Field{"connect_timeout", duration, kSecond, 60 * kSecond, "5s", nullptr, "to connect, and to wait for a free connection"},
     Field{"statement_timeout", duration, kSecond, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
     Field{"lock_timeout", duration, 100, kHour, "5s", nullptr, "PostgreSQL ends a statement that waits longer for a lock"},

@@ -74,7 +74,7 @@ class Limits(ChaosTest):
         workers = [p for p in self.processes if "worker" in p.args]
         self.assertEqual(len(workers), 30)
         connections = self.one("SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'takt'", self.name)
-        self.assertLessEqual(connections, 31 * 2 + 1 + 1, "two a worker, two and one to listen for the dispatcher")
+        self.assertLessEqual(connections, 31 * (2 + 1) + 1, "each its pool and one for its lease or heartbeat, the leader one that listens")
         eventually(lambda: len(self.ledger.of("/work")) > 50)
         for worker in workers[:15]:
             worker.kill()
