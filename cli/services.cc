@@ -47,7 +47,7 @@ Dispatcher::Settings dispatcher_settings(const Config& config) {
   settings.leader_lease = config.dispatcher.leader_lease;
   settings.republish_after = config.dispatcher.republish_after;
   settings.parallel_ticks = config.dispatcher.parallel_ticks;
-  settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters};
+  settings.retention = {config.retention.history, config.retention.ticks, config.retention.dead_letters, config.retention.audit};
   return settings;
 }
 

@@ -321,8 +321,7 @@ Duration Dispatcher::duties_round() {
   }
   if (now >= next_retention_) {
     const auto pruned = prune_once(database_, settings_.retention, kPruneBatch);
-    next_retention_ =
-        pruned.ticks >= kPruneBatch || pruned.dead_letters >= kPruneBatch || pruned.keys >= kPruneBatch ? now : now + kRetentionInterval;
+    next_retention_ = pruned.more(kPruneBatch) ? now : now + kRetentionInterval;
   }
   return rescued.runs >= kRescueBatch ? Duration(0) : kDutiesInterval;
 }

@@ -45,7 +45,7 @@ struct Config {
     std::string listen;
   } metrics;
   struct {
-    Duration history{}, ticks{}, dead_letters{};
+    Duration history{}, ticks{}, dead_letters{}, audit{};
   } retention;
   std::map<std::string, NamedDatabase> databases;
   std::vector<JobDefinition> jobs;

@@ -82,6 +82,7 @@ constexpr std::array kRetention{
           "runs, attempts and finished items (dropped in steps of a seventh, whole days)"},
     Field{"ticks", duration, kDay, 365 * kDay, "3d", nullptr, "finished ticks: the replay guard, so longer than worker.max_tick_age"},
     Field{"dead_letters", duration, kHour, 3650 * kDay, "30d", nullptr, "the dead-letter archive"},
+    Field{"audit", duration, kDay, 3650 * kDay, "365d", nullptr, "who did what: applies, pauses, replays, edits, cancels"},
 };
 constexpr std::array kNamedDatabase{
     Field{"url_env", text, 1, 200, nullptr, nullptr, "environment variable that holds its URL"},

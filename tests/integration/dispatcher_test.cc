@@ -613,6 +613,19 @@ TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
   EXPECT_EQ(database.text("SELECT string_agg(key, ' ' ORDER BY key) FROM takt.item_keys"), "held window");
 }
 
+TEST_F(DispatcherTest, Finding40_PrunesTheAuditByAgeInBoundedBatches) {
+  database->exec(
+      std::string("INSERT INTO takt.audit (at, who, origin, action, subject)"
+                  " SELECT now() - n * interval '1 day', 'ann', 'command line', 'dlq replay', 'day ' || n"
+                  "   FROM generate_series(370, 361, -1) n"));
+  const RetentionSettings settings{720h, 72h, 720h, std::chrono::days(365)};
+  EXPECT_EQ(prune_once(*database, settings, 3).audit, 3) << "a bounded batch, and the oldest";
+  EXPECT_TRUE(prune_once(*database, settings, 2).more(2)) << "there may be more: the next round follows at once";
+  EXPECT_EQ(prune_once(*database, settings, 3).audit, 1);
+  EXPECT_EQ(prune_once(*database, settings, 3).audit, 0);
+  EXPECT_EQ(database.text("SELECT string_agg(subject, ', ' ORDER BY at) FROM takt.audit"), "day 364, day 363, day 362, day 361");
+}
+
 TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
   database->exec(
       std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));

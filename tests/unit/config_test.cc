@@ -36,6 +36,7 @@ TEST(Config, GivesDefaultsToWhatIsNotSaid) {
   EXPECT_EQ(job.lease, std::chrono::seconds(30));
   EXPECT_FALSE(job.item_per_tick) << "no schedules: nothing brings items of its own";
   EXPECT_EQ(config.retention.dead_letters, std::chrono::hours(720));
+  EXPECT_EQ(config.retention.audit, std::chrono::days(365));
   EXPECT_EQ(config.queues(), std::vector<std::string>{"default"});
 }
 
