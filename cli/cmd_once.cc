@@ -25,6 +25,14 @@ std::vector<std::string> jobs_with_due_items(Database& database) {
   return names;
 }
 
+std::shared_ptr<const CatalogJob> job_named(JobCatalog& catalog, const std::string& name) {
+  const auto answer = catalog.look_up(name);
+  if (const auto* job = std::get_if<std::shared_ptr<const CatalogJob>>(&answer)) return *job;
+  if (std::get<NoJob>(answer) == NoJob::unreadable)
+    throw CommandFailed("job \"" + name + "\": this takt does not understand its definition; run the newer one that applied it");
+  throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
+}
+
 void show_due(Database& database, const CatalogJob& job, int most, Table& table) {
   for (const auto& item : peek_due_items(database, job.id, most)) {
     table.add({job.definition.name, item.id, item.attempt, item.key.empty() ? nlohmann::json(nullptr) : nlohmann::json(item.key),
@@ -47,8 +55,7 @@ void run_once(Context& context, const OnceOptions& options) {
   if (options.dry_run) {
     Table table({"job", "item", "attempt", "key", "due_for_s", "payload"});
     for (const auto& name : names) {
-      const auto job = catalog.find(name);
-      if (!job) throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
+      const auto job = job_named(catalog, name);
       const int own = job->definition.batch_size;
       show_due(database, *job, options.batch_size == 0 ? own : std::min(own, options.batch_size), table);
     }
@@ -80,8 +87,7 @@ void run_once(Context& context, const OnceOptions& options) {
   std::exception_ptr failure;
   try {
     for (const auto& name : names) {
-      const auto job = catalog.find(name);
-      if (!job) throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
+      const auto job = job_named(catalog, name);
       v1::JobTick tick;
       tick.set_id("once:" + name + ":" + random_id());
       tick.set_job(name);

@@ -14,6 +14,10 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// What of an unverified body the quarantine keeps: with its 10,000 messages, at most 640 MB on the broker's disk
 /// before its own limit of 64 MiB, and never more than this in a worker.
 constexpr std::size_t kQuarantinedBytes = 64 * 1024;
+/// Names of no job that are remembered, and for how long: a flood of ticks for one costs a moment of waiting once a minute.
+constexpr std::size_t kDoubted = 1000;
+constexpr Duration kMoment = std::chrono::milliseconds(100);
+constexpr Duration kDoubtedFor = std::chrono::minutes(1);
 
 }  // namespace
 
@@ -73,12 +77,31 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
     return NotNow{};
   }
   auto& tick = std::get<v1::JobTick>(verdict);
-  auto job = catalog_.find(tick.job());
-  if (!job) {
-    if (dead_letter(tick)) return Disposed{};
+  auto found = catalog_.look_up(tick.job());
+  if (auto* job = std::get_if<std::shared_ptr<const CatalogJob>>(&found)) return AcceptedTick{std::move(tick), std::move(*job)};
+  if (std::get<NoJob>(found) == NoJob::unreadable) {
+    if (const auto ticks = unreadable_.due(0); ticks > 0) {
+      log_warn("tick returned", {{"reason", "job definition unreadable"},
+                                 {"job", tick.job()},
+                                 {"tick", tick.id()},
+                                 {"ticks", ticks},
+                                 {"then", "run the newer takt that applied it"}});
+    }
     return NotNow{};
   }
-  return AcceptedTick{std::move(tick), std::move(job)};
+  if (asked_before(delivery, tick.job()) && dead_letter(tick)) return Disposed{};
+  return NotNow{};
+}
+
+/// Whether this tick, or another for that name, was returned to the queue a moment ago: whoever ticks a job in the moment
+/// in which it is applied may be faster than the commit.
+bool Intake::asked_before(const amqp::Delivery& delivery, const std::string& job) {
+  const auto now = clock_.steady();
+  const std::scoped_lock lock(mutex_);
+  if (doubted_.size() >= kDoubted && !doubted_.contains(job)) doubted_.clear();
+  auto& since = doubted_.try_emplace(job, now).first->second;
+  if (now - since >= kDoubtedFor) since = now;
+  return delivery.redelivered || now - since >= kMoment;
 }
 
 }  // namespace takt

@@ -1,5 +1,8 @@
 #pragma once
+#include <map>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <variant>
 
 #include "core/amqp/message.h"
@@ -19,7 +22,8 @@ struct AcceptedTick {
 };
 /// Dealt with: quarantined or dead-lettered, confirmed by the broker; to be acknowledged.
 struct Disposed {};
-/// Could not be dealt with now (the broker did not confirm); to be returned to the queue.
+/// Could not be dealt with now (the broker did not confirm, or this process has no job of that name yet, or none that it
+/// understands); to be returned to the queue, after a moment.
 struct NotNow {};
 
 /// The gate. An unverified message changes nothing but a counter and the quarantine. Thread-safe.
@@ -34,14 +38,17 @@ class Intake {
         clock_(clock),
         metrics_(metrics),
         max_tick_age_(max_tick_age),
-        refusals_(clock, kRejectReasons) {}
+        refusals_(clock, kRejectReasons),
+        unreadable_(clock, 1) {}
 
-  /// Throws DatabaseUnavailable where PostgreSQL has never been reached, whose time decides.
+  /// Throws DatabaseUnavailable where PostgreSQL does not answer and is needed: until its time was heard, and for a job
+  /// that is not known here.
   std::variant<AcceptedTick, Disposed, NotNow> judge(const amqp::Delivery& delivery);
 
  private:
   bool quarantine(const amqp::Delivery& delivery, RejectReason reason);
   bool dead_letter(const v1::JobTick& tick);
+  bool asked_before(const amqp::Delivery& delivery, const std::string& job);
 
   const KeyRing& keys_;
   JobCatalog& catalog_;
@@ -50,6 +57,9 @@ class Intake {
   Metrics& metrics_;
   Duration max_tick_age_;
   LogThrottle refusals_;  // by RejectReason: a flood of forgeries must not fill the disk with log
+  LogThrottle unreadable_;
+  std::mutex mutex_;
+  std::map<std::string, SteadyTime> doubted_;  // names of no job, and when first met; guarded by mutex_; at most 1,000
 };
 
 }  // namespace takt

@@ -11,58 +11,107 @@ constexpr Statement kChanged{"catalog_changed", R"sql(
     FROM (SELECT clock_timestamp() AS now) c LEFT JOIN takt.jobs j ON j.version > $1 ORDER BY j.version
 )sql"};
 
-constexpr Duration kAskInterval = std::chrono::seconds(1);
+constexpr Duration kRarely = std::chrono::seconds(1);
+constexpr Duration kBetweenLookUps = std::chrono::milliseconds(100);
 
 }  // namespace
 
-void JobCatalog::refresh() {
-  std::int64_t known = 0;
-  {
-    const std::scoped_lock lock(mutex_);
-    known = version_;
-  }
+std::vector<JobCatalog::Change> JobCatalog::read_changes(std::int64_t since) {
   const auto asked = clock_.steady();
-  const auto rows = database_.exec(kChanged, Params::of(known));
+  const auto rows = database_.exec(kChanged, Params::of(since));
   clock_.hear(rows.integer(0, 5), asked);
-  const std::scoped_lock lock(mutex_);
+  std::vector<Change> changes;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows.is_null(i, 0)) continue;
-    const std::string name(rows.text(i, 1));
-    version_ = std::max(version_, rows.integer(i, 4));
-    if (rows.boolean(i, 3)) {
-      jobs_.erase(name);
-      continue;
-    }
+    Change change{std::string(rows.text(i, 1)), rows.boolean(i, 3), {rows.integer(i, 4), nullptr}};
     try {
-      jobs_[name] =
-          std::make_shared<const CatalogJob>(CatalogJob{rows.integer(i, 0), job_from_json(name, nlohmann::json::parse(rows.text(i, 2)))});
+      if (!change.removed) {
+        change.entry.job = std::make_shared<const CatalogJob>(
+            CatalogJob{rows.integer(i, 0), job_from_json(change.name, nlohmann::json::parse(rows.text(i, 2)))});
+      }
     } catch (const nlohmann::json::exception& error) {
-      jobs_.erase(name);
-      log_error("job definition unreadable", {{"job", name}, {"error", error.what()}, {"then", "run takt apply"}});
+      log_error("job definition unreadable", {{"job", change.name},
+                                              {"version", change.entry.version},
+                                              {"error", error.what()},
+                                              {"then", "its ticks wait; a newer takt wrote it: run that one here too"}});
+    }
+    changes.push_back(std::move(change));
+  }
+  return changes;
+}
+
+void JobCatalog::take(const std::vector<Change>& changes) {
+  for (const auto& change : changes) {
+    version_ = std::max(version_, change.entry.version);
+    if (change.removed) {
+      entries_.erase(change.name);
+    } else {
+      auto& entry = entries_[change.name];
+      if (entry.version < change.entry.version) entry = change.entry;
     }
   }
+}
+
+/// Returns once the query of that number has ended, and throws if the last one failed.
+void JobCatalog::ask(Lock& lock, std::uint64_t number) {
+  while (ended_ < number) {
+    if (ended_ < begun_) {
+      answered_.wait(lock, [this, under_way = begun_] { return ended_ >= under_way; });
+      continue;
+    }
+    ++begun_;
+    last_begun_ = std::chrono::steady_clock::now();
+    const auto end = [&](std::optional<std::string> failure) {
+      failure_ = std::move(failure);
+      ended_ = begun_;
+      answered_.notify_all();
+    };
+    const auto since = version_;
+    lock.unlock();
+    try {
+      const auto changes = read_changes(since);
+      lock.lock();
+      take(changes);
+    } catch (const std::exception& error) {
+      if (!lock.owns_lock()) lock.lock();
+      end(error.what());
+      throw;
+    }
+    end(std::nullopt);
+  }
+  if (failure_) throw DatabaseUnavailable(*failure_);
+}
+
+void JobCatalog::refresh() {
+  Lock lock(mutex_);
+  ask(lock, begun_ + 1);
 }
 
 bool JobCatalog::refresh_rarely() {
-  {
-    const std::scoped_lock lock(mutex_);
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_asked_ < kAskInterval) return false;
-    last_asked_ = now;
-  }
-  refresh();
+  Lock lock(mutex_);
+  if (std::chrono::steady_clock::now() - last_begun_ < kRarely) return false;
+  ask(lock, begun_ + 1);
   return true;
 }
 
-std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
-  const std::scoped_lock lock(mutex_);
-  const auto found = jobs_.find(name);
-  return found == jobs_.end() ? nullptr : found->second;
+CatalogAnswer JobCatalog::look_up(const std::string& name) {
+  Lock lock(mutex_);
+  auto found = entries_.find(name);
+  if (found == entries_.end()) {
+    const auto next = begun_ + 1;
+    answered_.wait_until(lock, last_begun_ + kBetweenLookUps, [&] { return ended_ >= next; });
+    ask(lock, next);
+    found = entries_.find(name);
+    if (found == entries_.end()) return NoJob::unknown;
+  }
+  if (!found->second.job) return NoJob::unreadable;
+  return found->second.job;
 }
 
-std::shared_ptr<const CatalogJob> JobCatalog::find(const std::string& name) {
-  if (auto job = known(name)) return job;
-  return refresh_rarely() ? known(name) : nullptr;
+std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
+  const Lock lock(mutex_);
+  const auto found = entries_.find(name);
+  return found == entries_.end() ? nullptr : found->second.job;
 }
 
 }  // namespace takt

@@ -63,7 +63,7 @@ CatalogJob TestDatabase::job(const std::string& name) {
   DatabaseClock clock(own);
   JobCatalog catalog(*database_, clock);
   catalog.refresh();
-  const auto found = catalog.find(name);
+  const auto found = catalog.known(name);
   if (!found) throw std::runtime_error("no job " + name);
   return *found;
 }
