@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
+#include "core/config/removal.h"
 
 namespace takt {
 
@@ -33,6 +34,7 @@ void print_status(Database& database, bool json) {
                            FROM takt.runs WHERE job_id = j.id AND started_at > now() - interval '24 hours' AND status <> 'running') r ON true
      WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));
+  const auto removed = removed_with_items(database);
   if (json) {
     nlohmann::json status{{"dispatcher", {{"leading", leader.boolean(0, 0)}, {"term", leader.integer(0, 1)}}},
                           {"dead_letters_open", totals.integer(0, 0)},
@@ -40,7 +42,10 @@ void print_status(Database& database, bool json) {
                           {"outbox_dead_letters", totals.integer(0, 2)},
                           {"runs_active", totals.integer(0, 3)},
                           {"schedules_late", totals.integer(0, 4)},
-                          {"jobs", nlohmann::json::array()}};
+                          {"jobs", nlohmann::json::array()},
+                          {"removed_jobs", nlohmann::json::array()}};
+    for (const auto& job : removed)
+      status["removed_jobs"].push_back({{"job", job.job}, {"waiting", job.waiting}, {"running", job.running}});
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       status["jobs"].push_back({{"job", jobs.text(i, 0)},
                                 {"state", jobs.text(i, 1)},
@@ -69,6 +74,10 @@ void print_status(Database& database, bool json) {
                jobs.is_null(i, 10) ? nlohmann::json(nullptr) : nlohmann::json(short_age(jobs.real(i, 10)) + " ago")});
   }
   table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
+  for (const auto& job : removed) {
+    std::cout << "removed, but not done: " << job.job << ", " << job.text()
+              << "; apply a job of that name to have them run, or end them with \"takt items cancel\"\n";
+  }
 }
 
 }  // namespace

@@ -11,7 +11,9 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   lost AS MATERIALIZED (
-    SELECT t.id, t.run_id, t.source, t.begun_at,
+    SELECT t.id, t.run_id, t.begun_at,
+           t.source IN ('due', 'more', 'alone', 'once')
+             OR EXISTS (SELECT 1 FROM takt.jobs j WHERE j.id = t.job_id AND j.removed_at IS NOT NULL) AS ends,
            t.source = 'alone' OR NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker
                                                 AND o.id <> t.id) AS by_itself
       FROM takt.ticks t, in_term
@@ -58,8 +60,7 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
   ticks AS (
     UPDATE takt.ticks t
        SET lease_until = NULL, run_id = NULL, begun_at = NULL, items = NULL,
-           finished_at = CASE WHEN l.source IN ('due', 'more', 'alone', 'once') THEN now() END,
-           published_at = CASE WHEN l.source IN ('due', 'more', 'alone', 'once') THEN t.published_at END
+           finished_at = CASE WHEN l.ends THEN now() END, published_at = CASE WHEN l.ends THEN t.published_at END
       FROM lost l WHERE t.id = l.id)
   SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM held WHERE NOT dies), (SELECT count(*) FROM held WHERE dies),
          (SELECT count(*) FROM held WHERE suspect AND NOT dies)

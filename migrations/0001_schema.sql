@@ -708,7 +708,7 @@ BEGIN
     ON CONFLICT (job_id) DO UPDATE SET run_id = excluded.run_id, until = excluded.until WHERE l.until < now();
     is_locked := NOT FOUND;
   END IF;
-  IF is_locked OR (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN
+  IF is_locked OR (SELECT j.paused OR j.removed_at IS NOT NULL FROM takt.jobs j WHERE j.id = the_job) THEN
     most := 0;
   ELSIF tick_source = 'alone' THEN
     wanted := 6;
@@ -853,7 +853,7 @@ BEGIN
     SELECT count(*) INTO remaining FROM (
       SELECT 1 FROM takt.items i WHERE i.job_id = the_job AND i.state = 0 AND i.run_at <= now() LIMIT 100) x;
   END IF;
-  continues := drains AND remaining > 0 AND NOT (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job);
+  continues := drains AND remaining > 0 AND NOT (SELECT j.paused OR j.removed_at IS NOT NULL FROM takt.jobs j WHERE j.id = the_job);
   IF continues AND next_tick IS NOT NULL THEN
     INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) VALUES (next_tick, the_job, 'more', now(), now());
   END IF;
@@ -919,7 +919,8 @@ BEGIN
     END IF;
     IF most * chains > 512 THEN
       picked := takt.claimable(the_job, from_priority, from_run_at, from_id,
-                               CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most * chains END);
+                               CASE WHEN (SELECT j.paused OR j.removed_at IS NOT NULL FROM takt.jobs j WHERE j.id = the_job)
+                                    THEN 0 ELSE most * chains END);
     END IF;
     RETURN QUERY
       WITH taken AS (
@@ -929,7 +930,8 @@ BEGIN
                                       WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
                                         AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
                                       ORDER BY d.priority, d.run_at, d.id
-                                      LIMIT CASE WHEN (SELECT j.paused FROM takt.jobs j WHERE j.id = the_job) THEN 0 ELSE most * chains END
+                                      LIMIT CASE WHEN (SELECT j.paused OR j.removed_at IS NOT NULL FROM takt.jobs j WHERE j.id = the_job)
+                                                 THEN 0 ELSE most * chains END
                                       FOR UPDATE SKIP LOCKED) END)
         RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
       ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),

@@ -101,7 +101,7 @@ void stop_slots_stored_ahead(Session& on, const std::string& job, const std::str
 
 class Apply {
  public:
-  Apply(Session& on, const std::string& who) : on_(on), who_(who), now_(read_now(on)) {}
+  Apply(Session& on, const std::string& who, Leftovers leftovers) : on_(on), who_(who), leftovers_(leftovers), now_(read_now(on)) {}
 
   std::vector<DefinitionChange> run(const Config& config) {
     auto jobs = read_jobs(on_);
@@ -118,12 +118,7 @@ class Apply {
       note('-', "schedule " + name, "");
     }
     for (const auto& [name, stored] : jobs) {
-      if (stored.removed) continue;
-      on_.exec(
-          std::string(
-              "UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'), updated_at = now() WHERE id = $1"),
-          Params::of(stored.id));
-      note('-', "job " + name, "");
+      if (!stored.removed) remove_job(name, stored.id);
     }
     return std::move(changes_);
   }
@@ -152,6 +147,20 @@ class Apply {
                         : sign == '-' ? "remove"
                                       : "change",
                         subject, detail));
+  }
+
+  void remove_job(const std::string& name, std::int64_t id) {
+    auto backlog = backlog_of(on_, id);
+    std::string detail = backlog.text();
+    on_.exec(
+        std::string(
+            "UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'), updated_at = now() WHERE id = $1"),
+        Params::of(id));
+    end_unbegun_ticks(on_, id);
+    if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
+    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; " + std::to_string(cancel_waiting(on_, id)) + " cancelled";
+    note('-', "job " + name, detail);
+    changes_.back().backlog = std::move(backlog);
   }
 
   std::int64_t put_job(const JobDefinition& job, std::map<std::string, StoredJob>& stored) {
@@ -219,12 +228,13 @@ class Apply {
 
   Session& on_;
   const std::string& who_;
+  const Leftovers leftovers_;
   const Timestamp now_;
   std::map<std::string, std::string> as_stored_;  // by the payload's text in the file
   std::vector<DefinitionChange> changes_;
 };
 
-/// Thrown to end a dry run's transaction without committing it.
+/// Thrown to end a transaction without committing it: a dry run's, or one that would remove a job with items.
 struct RolledBack {};
 
 /// Slots of schedules that begin to fire again: from now on, none of those in between. Empty `schedule`: all of the job's.
@@ -259,13 +269,19 @@ void audit(Session& on, const std::string& who, const std::string& action, const
 
 }  // namespace
 
-std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run) {
+bool removes_items(const std::vector<DefinitionChange>& changes) {
+  return std::any_of(changes.begin(), changes.end(),
+                     [](const DefinitionChange& change) { return change.backlog && change.backlog->has_items(); });
+}
+
+std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run,
+                                                Leftovers leftovers) {
   std::vector<DefinitionChange> changes;
   try {
     database.transaction([&](Session& on) {
       on.script(kLock);
-      changes = Apply(on, who).run(config);
-      if (dry_run) throw RolledBack{};
+      changes = Apply(on, who, leftovers).run(config);
+      if (dry_run || (leftovers == Leftovers::refuse && removes_items(changes))) throw RolledBack{};
     });
   } catch (const RolledBack&) {
     return changes;

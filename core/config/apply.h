@@ -1,8 +1,10 @@
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/config/config.h"
+#include "core/config/removal.h"
 #include "core/db/database.h"
 
 namespace takt {
@@ -10,14 +12,27 @@ namespace takt {
 /// One difference between a file and the database: '+' new, '~' changed, '-' removed.
 struct DefinitionChange {
   char sign;
-  std::string subject;  ///< "job billing.renewals", "schedule billing.renewals/daily"
-  std::string detail;   ///< what changes, "batch_size: 10 → 20"; empty for new and removed
+  std::string subject;               ///< "job billing.renewals", "schedule billing.renewals/daily"
+  std::string detail;                ///< what changes, "batch_size: 10 → 20"; of a removed job what is left of its work; else empty
+  std::optional<Backlog> backlog{};  ///< of a removed job
+};
+
+/// What becomes of the items of jobs that the file no longer names.
+enum class Leftovers {
+  refuse,  ///< where there are any, nothing is applied
+  leave,   ///< they stay, and run once a job of that name is applied again
+  cancel,  ///< they are cancelled; those running end by themselves
 };
 
 /// Makes the database's definitions match the file, in one transaction under a lock, and returns what differed; with
 /// `dry_run` changes nothing. Definitions made by the API are left alone. Safe at every start, from many pods at once.
-/// A removed job keeps its items and history; a schedule whose expression changed goes on from now.
-std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run);
+/// A schedule whose expression changed goes on from now. A removed job keeps its history; its ticks that nobody has begun are
+/// finished. What is enqueued for it in a transaction that is open at this moment is found by removed_with_items().
+std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run,
+                                                Leftovers leftovers = Leftovers::refuse);
+
+/// Whether apply_definitions() refuses, or has refused: it would remove a job that has items.
+bool removes_items(const std::vector<DefinitionChange>& changes);
 
 /// Pauses or resumes a job, or one schedule "job/schedule". False if there is none. Resuming goes on from now.
 bool set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who);

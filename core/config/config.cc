@@ -192,7 +192,8 @@ void read_services(SectionReader& top, Config& config, Faults& faults) {
   auto metrics = open("metrics");
   config.metrics = {metrics.text("listen")};
   auto retention = open("retention");
-  config.retention = {retention.duration("history"), retention.duration("ticks"), retention.duration("dead_letters"), retention.duration("audit")};
+  config.retention = {retention.duration("history"), retention.duration("ticks"), retention.duration("dead_letters"),
+                      retention.duration("audit")};
   if (config.retention.ticks <= config.worker.max_tick_age) {
     retention.fault("ticks", "must be longer than worker.max_tick_age, or a replayed tick would not be recognised");
   }

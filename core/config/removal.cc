@@ -1,0 +1,112 @@
+#include "core/config/removal.h"
+
+namespace takt {
+
+namespace {
+
+constexpr int kCancelBatch = 5000;
+
+// Served by items_due (a probe a state) and ticks_unfinished; what a run holds is in its row.
+#define TAKT_BACKLOG                                                                                                       \
+  "SELECT j.id, j.name, w.waiting + u.carried, w.blocked, u.running, u.ticks FROM takt.jobs j"                             \
+  " CROSS JOIN LATERAL ("                                                                                                  \
+  "   SELECT count(*) AS waiting, count(*) FILTER (WHERE x.state = 5) AS blocked"                                          \
+  "     FROM (SELECT i.state FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 5, 6) LIMIT $1::bigint + 1) x) w"  \
+  " CROSS JOIN LATERAL ("                                                                                                  \
+  "   SELECT count(*) AS ticks, coalesce(sum(cardinality(r.item_ids)), 0) AS running,"                                     \
+  "          coalesce(sum(jsonb_array_length(t.items)) FILTER (WHERE t.lease_until IS NULL AND t.dry_run IS NOT TRUE), 0)" \
+  "            AS carried"                                                                                                 \
+  "     FROM takt.ticks t LEFT JOIN takt.runs r ON r.id = t.run_id AND r.started_at = t.begun_at AND r.status = 'running'" \
+  "    WHERE t.job_id = j.id AND t.finished_at IS NULL) u"
+
+constexpr Statement kBacklog{"job_backlog", TAKT_BACKLOG " WHERE j.id = $2"};
+constexpr Statement kRemoved{"removed_with_items",
+                             TAKT_BACKLOG " WHERE j.removed_at IS NOT NULL AND w.waiting + u.carried + u.running > 0 ORDER BY j.name"};
+
+// A worker that takes one of these ticks at this moment holds its row: this waits, and finds it begun.
+constexpr Statement kEndTicks{"end_unbegun_ticks", R"sql(
+  WITH unbegun AS MATERIALIZED (
+    SELECT t.id, CASE WHEN t.dry_run IS NOT TRUE THEN t.items END AS items
+      FROM takt.ticks t WHERE t.job_id = $1 AND t.finished_at IS NULL AND t.lease_until IS NULL FOR UPDATE),
+  ended AS (
+    UPDATE takt.ticks t SET finished_at = now(), items = NULL FROM unbegun u WHERE t.id = u.id),
+  carried AS (
+    SELECT array_agg(coalesce(o.item->'payload', '{}') ORDER BY u.id, o.n) AS payloads,
+           array_agg(o.item->>'key' ORDER BY u.id, o.n) AS keys,
+           array_agg((o.item->>'runAt')::timestamptz ORDER BY u.id, o.n) AS run_ats,
+           array_agg((o.item->>'priority')::integer ORDER BY u.id, o.n) AS priorities
+      FROM unbegun u CROSS JOIN LATERAL jsonb_array_elements(u.items) WITH ORDINALITY AS o(item, n))
+  SELECT count(*) FROM carried c
+   CROSS JOIN LATERAL takt.store_items($1, c.payloads, c.keys, c.run_ats, c.priorities) s WHERE c.payloads IS NOT NULL
+)sql"};
+
+// Served by items_due; $3 to $5: where the batch before ended, so that none walks over what that one deleted. What is locked
+// is being claimed.
+constexpr Statement kCancelWaiting{"cancel_waiting", R"sql(
+  WITH batch AS MATERIALIZED (
+    SELECT i.ctid AS place, i.priority, i.run_at, i.id FROM takt.items i
+     WHERE i.job_id = $1 AND i.state = $2 AND (i.priority, i.run_at, i.id) > ($3::smallint, $4::timestamptz, $5::bigint)
+     ORDER BY i.priority, i.run_at, i.id LIMIT $6 FOR UPDATE SKIP LOCKED),
+  gone AS (
+    DELETE FROM takt.items i WHERE i.ctid = ANY (ARRAY(SELECT place FROM batch)) RETURNING i.*),
+  history AS (
+    INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_at, enqueued_at, key, payload)
+    SELECT id, now(), job_id, 4, 'cancelled', priority, attempt, replay, run_at, enqueued_at, key, payload FROM gone),
+  keys AS (
+    DELETE FROM takt.item_keys k USING gone g WHERE g.key IS NOT NULL AND k.job_id = g.job_id AND k.key = g.key AND k.item_id = g.id)
+  SELECT (SELECT count(*) FROM gone), s.priority, s.run_at::text, s.id FROM batch s ORDER BY s.priority DESC, s.run_at DESC, s.id DESC LIMIT 1
+)sql"};
+
+Backlog backlog_in(const Rows& rows, std::size_t i) {
+  return {rows.integer(i, 0), std::string(rows.text(i, 1)), rows.integer(i, 2), rows.integer(i, 3), rows.integer(i, 4), rows.integer(i, 5)};
+}
+
+std::string counted(std::int64_t number) {
+  return number > Backlog::kMostCounted ? "more than " + std::to_string(Backlog::kMostCounted) : std::to_string(number);
+}
+
+std::int64_t cancel_in_state(Session& on, std::int64_t job_id, int state) {
+  std::int64_t cancelled = 0;
+  std::string priority = "-32768", run_at = "-infinity", id = "-1";
+  while (true) {
+    const auto rows = on.exec(kCancelWaiting, Params::of(job_id, state, priority, run_at, id, kCancelBatch));
+    if (rows.empty()) return cancelled;
+    cancelled += rows.integer(0, 0);
+    priority = rows.text(0, 1);
+    run_at = rows.text(0, 2);
+    id = rows.text(0, 3);
+  }
+}
+
+}  // namespace
+
+std::string Backlog::text() const {
+  std::string text;
+  const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : ", ") + part; };
+  if (waiting > 0) {
+    add(counted(waiting) + (waiting == 1 ? " item waiting" : " items waiting") +
+        (blocked > 0 ? " (" + counted(blocked) + " blocked)" : ""));
+  }
+  if (running > 0) add(std::to_string(running) + (waiting > 0 ? "" : running == 1 ? " item" : " items") + " running");
+  if (ticks > 0) add(std::to_string(ticks) + (ticks == 1 ? " tick" : " ticks") + " under way");
+  return text;
+}
+
+Backlog backlog_of(Session& on, std::int64_t job_id) { return backlog_in(on.exec(kBacklog, Params::of(Backlog::kMostCounted, job_id)), 0); }
+
+std::vector<Backlog> removed_with_items(Database& database) {
+  const auto rows = database.exec(kRemoved, Params::of(Backlog::kMostCounted));
+  std::vector<Backlog> removed;
+  for (std::size_t i = 0; i < rows.size(); ++i) removed.push_back(backlog_in(rows, i));
+  return removed;
+}
+
+void end_unbegun_ticks(Session& on, std::int64_t job_id) { on.exec(kEndTicks, Params::of(job_id)); }
+
+std::int64_t cancel_waiting(Session& on, std::int64_t job_id) {
+  std::int64_t cancelled = 0;
+  for (const int state : {0, 5, 6}) cancelled += cancel_in_state(on, job_id, state);
+  return cancelled;
+}
+
+}  // namespace takt

@@ -1,0 +1,34 @@
+#pragma once
+#include <string>
+#include <vector>
+
+#include "core/db/database.h"
+
+namespace takt {
+
+/// What is left of a job's work. Items are counted up to kMostCounted + 1.
+struct Backlog {
+  static constexpr std::int64_t kMostCounted = 1'000'000;
+
+  std::int64_t job_id;
+  std::string job;
+  std::int64_t waiting;  ///< pending, blocked or suspect, and those that a tick carries which nobody has begun
+  std::int64_t blocked;  ///< of those waiting
+  std::int64_t running;
+  std::int64_t ticks;  ///< under way: stored or published, and not finished
+
+  [[nodiscard]] bool has_items() const { return waiting + running > 0; }
+  /// "12 items waiting (3 blocked), 2 running, 1 tick under way"; empty if nothing is left.
+  [[nodiscard]] std::string text() const;
+};
+
+Backlog backlog_of(Session& on, std::int64_t job_id);
+/// Jobs that were removed and still have items, by name. Reads three index entries a removed job, and counts for these alone.
+std::vector<Backlog> removed_with_items(Database& database);
+
+/// Finishes the ticks of a job that no worker has begun, so that none is published again, and stores the items they carry.
+void end_unbegun_ticks(Session& on, std::int64_t job_id);
+/// Cancels what waits, in batches of 5,000 rows a statement; returns how many. Running items stay: a worker may be at them.
+std::int64_t cancel_waiting(Session& on, std::int64_t job_id);
+
+}  // namespace takt

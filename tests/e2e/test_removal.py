@@ -1,0 +1,117 @@
+"""Jobs that leave the file while they have items or ticks under way: what apply says, and what becomes of the work."""
+import json
+import time
+
+from harness import TaktTest, eventually
+
+KEPT = """
+dispatcher: {republish_after: 1s}
+jobs:
+  kept:
+    handler: {http: {url: "{url}/kept", method: POST}}
+"""
+OLD = KEPT + """
+  old:
+    batch_size: 2
+    handler: {http: {url: "{url}/old", method: POST}}
+"""
+SCHEDULED = KEPT + """
+  old:
+    schedules: [{name: s, cron: "@every 1s"}]
+    item_per_tick: false
+    handler: {http: {url: "{url}/old", method: POST}}
+"""
+
+
+class Removal(TaktTest):
+    def write(self, config):
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(config.replace("{url}", self.ledger.url))
+
+    def removed(self):
+        return self.one("SELECT count(*) FROM takt.jobs WHERE name = 'old' AND removed_at IS NOT NULL") == 1
+
+    def letters(self):
+        return self.one("SELECT count(*) FROM takt.dead_letters")
+
+    def test_C17_finding38_removing_a_job_with_items_is_refused_with_numbers_and_the_way_out(self):
+        self.install(OLD)
+        items = [self.enqueue("old", {"n": n}) for n in range(3)]
+        self.write(KEPT.replace("kept:", "renamed:"))
+        refused = self.takt("apply", expect=1)
+        self.assertIn("- job old: 3 items waiting\n", refused)
+        for part in ("nothing was applied", "--leave-items", "--cancel-items", "renamed is a new one"):
+            self.assertIn(part, refused)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.jobs WHERE name = 'renamed' OR removed_at IS NOT NULL"), 0, "no part of it")
+        self.write(KEPT)
+        self.assertIn("- job old: 3 items waiting\n1 difference, nothing changed\n", self.takt("apply", "--dry-run"))
+        shown = json.loads(self.takt("apply", "--dry-run", "--json"))
+        self.assertEqual((shown[0]["waiting"], shown[0]["running"], shown[0]["ticks"]), (3, 0, 0))
+        self.assertIn("excludes", self.takt("apply", "--leave-items", "--cancel-items", expect=2))
+        self.assertFalse(self.removed())
+
+        self.assertIn("the items are left", self.takt("apply", "--leave-items"))
+        self.assertIn("removed, but not done: old, 3 items waiting", self.takt("status"))
+        self.assertEqual(json.loads(self.takt("status", "--json"))["removed_jobs"], [{"job": "old", "waiting": 3, "running": 0}])
+        self.assertEqual(self.takt("apply"), "0 differences\n", "said once, and not at each start")
+        self.write(OLD)
+        self.takt("apply")
+        self.assertNotIn("removed", self.takt("status"))
+        self.start("up")
+        eventually(lambda: all(self.state(item) == "done" for item in items), what="the items, after their job came back")
+        self.assertEqual(len(self.ledger.of("/old")), 3)
+        self.check_invariants()
+
+    def test_C17_finding38_cancelled_items_are_never_called_and_their_keys_are_free(self):
+        self.install(OLD)
+        item = self.enqueue("old", key="k")
+        self.write(KEPT)
+        self.assertIn("- job old: 1 item waiting; 1 cancelled\n", self.takt("apply", "--cancel-items", "--by", "ann"))
+        self.assertEqual(self.state(item), "cancelled")
+        self.assertEqual(self.rows("SELECT who, detail #>> '{}' FROM takt.audit WHERE action = 'remove'"), [("ann", "1 item waiting; 1 cancelled")])
+        self.write(OLD)
+        self.takt("apply")
+        self.start("up")
+        again = self.enqueue("old", key="k")
+        eventually(lambda: self.state(again) == "done", what="the new item with the old key")
+        self.assertEqual([d["item"] for d in self.ledger.of("/old")], [f"item-{again}"])
+        self.check_invariants()
+
+    def test_C17_finding38_a_drain_under_way_ends_without_a_letter_and_goes_on_when_the_job_is_back(self):
+        self.install(OLD)
+        self.ledger.behave["/old"] = lambda nth: (time.sleep(0.1), (200, {}, b""))[1]
+        self.start("up")
+        items = [item for (item,) in self.rows("SELECT item_id FROM takt.enqueue_many('old', array_fill('{}'::jsonb, ARRAY[60]))")]
+        eventually(lambda: len(self.ledger.of("/old")) >= 4, what="the drain's beginning")
+        self.write(KEPT)
+        self.assertRegex(self.takt("apply", "--leave-items"), r"- job old: \d+ items waiting, \d+ running, \d+ ticks? under way; the items are left")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0, what="the end of what was running")
+        self.assertGreater(self.one("SELECT count(*) FROM takt.items"), 0)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL") == 0, what="the end of its ticks")
+        self.write(OLD)
+        self.takt("apply")
+        eventually(lambda: all(self.state(item) == "done" for item in items), what="the rest")
+        self.assertEqual(max(self.ledger.of_item.values()), 1, "called once")
+        self.assertLessEqual(self.letters(), 1, "of a tick that was in the queue at that moment, at most")
+        self.check_invariants()
+
+    def test_C17_finding20_ticks_of_a_removed_job_make_no_letter_again_and_again(self):
+        self.install(SCHEDULED)
+        dispatcher = self.start("dispatcher")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") >= 2, what="ticks in the queue")
+        self.stop(dispatcher)
+        self.write(KEPT)
+        self.assertRegex(self.takt("apply"), r"- job old: \d+ ticks? under way\n")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0)
+        ticks = self.one("SELECT count(*) FROM takt.ticks")
+        self.start("up")
+        kept = self.enqueue("kept")
+        eventually(lambda: self.state(kept) == "done", what="an item behind these ticks")
+        # What is published again is so after a second (republish_after), looked for every five.
+        began = time.time()
+        eventually(lambda: time.time() > began + 8, what="the time for two rounds")
+        self.assertLessEqual(self.letters(), ticks)
+        self.assertEqual(self.one("SELECT count(*) - count(DISTINCT payload->>'id') FROM takt.dead_letters"), 0, "none twice")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0)
+        self.assertEqual(self.log_of(self.processes[-1]).count("tick dead-lettered"), self.letters())
+        self.check_invariants()

@@ -1,0 +1,150 @@
+#include "core/config/removal.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/config/apply.h"
+#include "dispatcher/leadership.h"
+#include "dispatcher/lease_rescue.h"
+#include "tests/support/clock.h"
+#include "tests/support/fixture.h"
+#include "tests/support/runs.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::HasSubstr;
+
+struct RemovalTest : testing::Test {
+  TestDatabase database;
+
+  void SetUp() override { database.apply(plain_job("old") + plain_job("kept")); }
+
+  std::vector<DefinitionChange> apply(const std::string& jobs, Leftovers leftovers, bool dry_run = false) {
+    return apply_definitions(*database, parse_config("jobs:\n" + jobs, "test.yaml"), "ann", dry_run, leftovers);
+  }
+  /// Everything but `old`, which is removed.
+  std::vector<DefinitionChange> remove_old(Leftovers leftovers, bool dry_run = false) {
+    return apply(plain_job("kept"), leftovers, dry_run);
+  }
+  bool removed() { return database.number("SELECT count(*) FROM takt.jobs WHERE name = 'old' AND removed_at IS NOT NULL") == 1; }
+  std::string count_by_state() {
+    return database.text(
+        "SELECT coalesce(string_agg(state || ' ' || n, ', ' ORDER BY state), '') FROM"
+        " (SELECT state, count(*) AS n FROM takt.all_items GROUP BY state) s");
+  }
+  /// A run that holds `items` of the job, begun for a tick from outside.
+  Claim begin(const CatalogJob& job, const std::string& tick, std::int64_t run, int items) {
+    return claim_batch(*database, {job, tick, SystemClock().now(), tick_source(tick), run, "test-worker", items});
+  }
+};
+
+TEST_F(RemovalTest, C17_Finding38_RefusesToRemoveAJobThatHasItemsAndSaysHowMany) {
+  database->exec(std::string("SELECT takt.enqueue('old', run_at => now() + n * interval '1 h') FROM generate_series(0, 4) n"));
+  ASSERT_EQ(begin(database.job("old"), "external-1", 1, 1).items.size(), 1U);
+  database->exec(
+      std::string("UPDATE takt.items SET state = CASE WHEN run_at < now() + interval '90 min' THEN 5 ELSE 6 END"
+                  " WHERE run_at < now() + interval '150 min'"));
+  const auto audited = database.number("SELECT count(*) FROM takt.audit");
+  const auto changes = apply(plain_job("kept", "batch_size: 7"), Leftovers::refuse);
+  EXPECT_TRUE(removes_items(changes));
+  ASSERT_EQ(changes.size(), 2U);
+  EXPECT_EQ(changes[1].subject, "job old");
+  EXPECT_EQ(changes[1].detail, "4 items waiting (1 blocked), 1 running, 1 tick under way");
+  EXPECT_FALSE(removed());
+  EXPECT_EQ(database.number("SELECT batch_size FROM takt.jobs WHERE name = 'kept'"), 100) << "nothing else was applied";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.audit"), audited);
+  EXPECT_EQ(count_by_state(), "blocked 1, pending 3, running 1");
+
+  EXPECT_TRUE(removes_items(remove_old(Leftovers::cancel, true))) << "a dry run shows it, too";
+  EXPECT_FALSE(removed());
+  EXPECT_EQ(count_by_state(), "blocked 1, pending 3, running 1");
+  EXPECT_TRUE(removed_with_items(*database).empty());
+}
+
+TEST_F(RemovalTest, C17_Finding38_RemovesAJobWithoutItemsAsBefore) {
+  const auto changes = remove_old(Leftovers::refuse);
+  EXPECT_FALSE(removes_items(changes));
+  ASSERT_EQ(changes.size(), 1U);
+  EXPECT_EQ(changes[0].detail, "");
+  EXPECT_TRUE(removed());
+}
+
+TEST_F(RemovalTest, C17_Finding38_LeftItemsAreShownNeitherRunNorContinuedAndComeBackWithTheirJob) {
+  database->exec(std::string("SELECT takt.enqueue('old', key => 'k' || n) FROM generate_series(1, 5) n"));
+  const auto job = database.job("old");
+  const auto claim = begin(job, "external-1", 1, 2);
+  ASSERT_EQ(claim.items.size(), 2U);
+  EXPECT_EQ(remove_old(Leftovers::leave)[0].detail, "3 items waiting, 2 running, 1 tick under way; the items are left");
+
+  const auto left = removed_with_items(*database);
+  ASSERT_EQ(left.size(), 1U);
+  EXPECT_EQ(left[0].job, "old");
+  EXPECT_EQ(left[0].text(), "3 items waiting, 2 running, 1 tick under way");
+  EXPECT_TRUE(begin(job, "due:2", 2, 10).items.empty()) << "a worker that has not heard of it yet takes none";
+  Claim next;
+  const auto run = ended("external-1", 1, job, claim);
+  const auto settled = settle_and_claim(*database, run, {job, next_tick_id(run), SystemClock().now(), "more", 3, "test-worker", 10}, next);
+  EXPECT_TRUE(settled.recorded) << "what was running ends";
+  EXPECT_FALSE(settled.continues);
+  EXPECT_TRUE(next.items.empty());
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND id <> 'due:2'"), 0) << "no continuation";
+
+  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  EXPECT_TRUE(removed_with_items(*database).empty());
+  EXPECT_EQ(begin(job, "due:4", 4, 10).items.size(), 3U);
+}
+
+TEST_F(RemovalTest, C17_Finding38_CancelsWhatWaitsInBatchesAndReleasesItsKeys) {
+  database->exec(
+      std::string("SELECT count(*) FROM generate_series(0, 1) b, LATERAL takt.enqueue_many('old', array_fill('{\"a\": 1}'::jsonb, "
+                  "ARRAY[6000]), keys => ARRAY(SELECT b || '-' || n FROM generate_series(1, 6000) n))"));
+  database->exec(std::string("UPDATE takt.items SET state = CASE WHEN id % 2 = 0 THEN 5 ELSE 6 END WHERE id <= 10"));
+  ASSERT_EQ(begin(database.job("old"), "external-1", 1, 2).items.size(), 2U);
+  EXPECT_EQ(remove_old(Leftovers::cancel)[0].detail, "11998 items waiting (5 blocked), 2 running, 1 tick under way; 11998 cancelled");
+  EXPECT_EQ(count_by_state(), "cancelled 11998, running 2");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys"), 2) << "the running ones'";
+  EXPECT_EQ(
+      database.number("SELECT count(*) FROM takt.ended_items WHERE class = 'cancelled' AND payload = '{\"a\": 1}' AND key IS NOT NULL"),
+      11998);
+  EXPECT_THAT(database.text("SELECT detail #>> '{}' FROM takt.audit WHERE who = 'ann' AND subject = 'job old'"),
+              HasSubstr("11998 cancelled"));
+  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  EXPECT_GT(database.number("SELECT takt.enqueue('old', key => '1-6000')"), 12000) << "a new item: its key was free";
+}
+
+TEST_F(RemovalTest, Finding20_FinishesTheTicksNobodyHasBegunAndKeepsWhatTheyCarry) {
+  database->exec(std::string(R"sql(
+    INSERT INTO takt.ticks (id, job_id, source, due_at, published_at, items, dry_run)
+    SELECT t.id, j.id, t.source, now(), t.published_at, t.items::jsonb, t.dry
+      FROM takt.jobs j, (VALUES
+        ('old/s@2030-01-01T00:00:00Z', 'schedule', now(), '[{"payload": {"n": 1234567890123456789}, "key": "slot"}]', NULL),
+        ('replay:x', 'replay', NULL, '[{"payload": 1.50, "priority": -3, "runAt": "2030-01-01T00:00:00Z"}, {}]', NULL),
+        ('replay:dry', 'replay', NULL, '[{"payload": 2}]', true),
+        ('due:1', 'due', now(), NULL, NULL)) t(id, source, published_at, items, dry)
+     WHERE j.name = 'old')sql"));
+  EXPECT_TRUE(removes_items(remove_old(Leftovers::refuse))) << "what a tick carries is work";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 4);
+  EXPECT_EQ(remove_old(Leftovers::leave)[0].detail, "3 items waiting, 4 ticks under way; the items are left");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL OR items IS NOT NULL"), 0);
+  EXPECT_EQ(database.text("SELECT string_agg(concat_ws(' ', payload, key, priority, CASE WHEN run_at > now() THEN 'later' END), ', ' "
+                          "ORDER BY key, priority) FROM takt.items"),
+            "{\"n\": 1234567890123456789} slot 0, 1.50 -3 later, {} 0");
+}
+
+TEST_F(RemovalTest, Finding20_TheTickOfALostWorkerIsNotPublishedAgainWhereItsJobWasRemoved) {
+  database->exec(std::string("SELECT takt.enqueue('old')"));
+  ASSERT_EQ(begin(database.job("old"), "external-1", 1, 1).items.size(), 1U);
+  remove_old(Leftovers::leave);
+  FakeClock clock;
+  Leadership leadership(*database, 60s, clock);
+  ASSERT_TRUE(leadership.try_lead());
+  database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s'"));
+  EXPECT_EQ(rescue_expired_leases(*database, leadership.term(), 10).returned, 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0);
+  EXPECT_EQ(removed_with_items(*database)[0].text(), "1 item waiting");
+}
+
+}  // namespace
+}  // namespace takt
