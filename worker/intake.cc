@@ -19,6 +19,11 @@ constexpr std::size_t kDoubted = 1000;
 constexpr Duration kMoment = std::chrono::milliseconds(100);
 constexpr Duration kDoubtedFor = std::chrono::minutes(1);
 
+// Served by ticks' primary key. What it carried is in its letter. A row that a run holds is the run's.
+constexpr Statement kGivenUp{"tick_given_up", R"sql(
+  UPDATE takt.ticks SET finished_at = now(), items = NULL WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL
+)sql"};
+
 }  // namespace
 
 bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
@@ -44,7 +49,9 @@ bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
   return publisher_.publish(std::move(message), kPublishTimeout) == amqp::Outcome::confirmed;
 }
 
-bool Intake::dead_letter(const v1::JobTick& tick) {
+/// Dead-letters a tick that no job will take. In this order: a crash in between brings the tick again, whose letter has the
+/// same id. A row that stayed unfinished would be published, and dead-lettered, again and again (ticks_forgotten).
+bool Intake::give_up(const v1::JobTick& tick) {
   v1::DeadLetter letter;
   letter.set_id("tick-" + tick.id());
   letter.set_kind(v1::DeadLetter::KIND_TICK);
@@ -53,10 +60,12 @@ bool Intake::dead_letter(const v1::JobTick& tick) {
   letter.set_error("no job named \"" + tick.job() + "\"");
   set_timestamp(*letter.mutable_died_at(), clock_.now());
   *letter.mutable_tick() = tick;
+  auto message = dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys_, clock_.now());
+  if (publisher_.publish(std::move(message), kPublishTimeout) != amqp::Outcome::confirmed) return false;
+  database_.exec_retrying(kGivenUp, Params::of(tick.id()));
   log_warn("tick dead-lettered", {{"reason", "unknown_job"}, {"job", tick.job()}, {"tick", tick.id()}});
   metrics_.dead_letter("unknown_job");
-  return publisher_.publish(dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys_, clock_.now()),
-                            kPublishTimeout) == amqp::Outcome::confirmed;
+  return true;
 }
 
 std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery& delivery) {
@@ -89,7 +98,7 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
     }
     return NotNow{};
   }
-  if (asked_before(delivery, tick.job()) && dead_letter(tick)) return Disposed{};
+  if (asked_before(delivery, tick.job()) && give_up(tick)) return Disposed{};
   return NotNow{};
 }
 

@@ -20,7 +20,7 @@ struct AcceptedTick {
   v1::JobTick tick;
   std::shared_ptr<const CatalogJob> job;
 };
-/// Dealt with: quarantined or dead-lettered, confirmed by the broker; to be acknowledged.
+/// Dealt with: quarantined or dead-lettered, confirmed by the broker, its row in the ledger finished; to be acknowledged.
 struct Disposed {};
 /// Could not be dealt with now (the broker did not confirm, or this process has no job of that name yet, or none that it
 /// understands); to be returned to the queue, after a moment.
@@ -30,9 +30,10 @@ struct NotNow {};
 class Intake {
  public:
   /// `clock` is the one that `catalog` sets.
-  Intake(const KeyRing& keys, JobCatalog& catalog, amqp::Publisher& publisher, const DatabaseClock& clock, Metrics& metrics,
-         Duration max_tick_age)
-      : keys_(keys),
+  Intake(Database& database, const KeyRing& keys, JobCatalog& catalog, amqp::Publisher& publisher, const DatabaseClock& clock,
+         Metrics& metrics, Duration max_tick_age)
+      : database_(database),
+        keys_(keys),
         catalog_(catalog),
         publisher_(publisher),
         clock_(clock),
@@ -42,14 +43,15 @@ class Intake {
         unreadable_(clock, 1) {}
 
   /// Throws DatabaseUnavailable where PostgreSQL does not answer and is needed: until its time was heard, and for a job
-  /// that is not known here.
+  /// that is not known here, whose tick's row is finished then.
   std::variant<AcceptedTick, Disposed, NotNow> judge(const amqp::Delivery& delivery);
 
  private:
   bool quarantine(const amqp::Delivery& delivery, RejectReason reason);
-  bool dead_letter(const v1::JobTick& tick);
+  bool give_up(const v1::JobTick& tick);
   bool asked_before(const amqp::Delivery& delivery, const std::string& job);
 
+  Database& database_;
   const KeyRing& keys_;
   JobCatalog& catalog_;
   amqp::Publisher& publisher_;

@@ -31,7 +31,7 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
       sql_(settings_.databases, clock_, metrics),
       native_(settings_.native, metrics),
       executor_(database, {http_, sql_, native_}, heartbeat_, clock_, random, metrics, random_id().substr(0, 12)),
-      intake_(keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
+      intake_(database, keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
   consuming.tick_queues = settings_.all_queues;

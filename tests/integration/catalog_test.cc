@@ -4,6 +4,7 @@
 
 #include "core/amqp/topology.h"
 #include "core/tick_message.h"
+#include "dispatcher/lease_rescue.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
 #include "worker/intake.h"
@@ -130,7 +131,7 @@ struct IntakeTest : CatalogTest {
   Metrics metrics;
   KeyRing keys = KeyRing::parse("current " + generate_signing_secret().reveal(), "test");
   amqp::Publisher publisher{vhost->settings("intake"), {}};
-  Intake intake{keys, catalog, publisher, clock, metrics, std::chrono::hours(24)};
+  Intake intake{*database, keys, catalog, publisher, clock, metrics, std::chrono::hours(24)};
 
   void SetUp() override {
     CatalogTest::SetUp();
@@ -178,6 +179,39 @@ TEST_F(IntakeTest, Finding19_ATickForADefinitionOfANewerTaktIsNeverUnknown) {
   catalog.refresh();
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(std::holds_alternative<NotNow>(judge("t1", "demo", i > 0)));
   EXPECT_EQ(letters(), 0U);
+}
+
+TEST_F(IntakeTest, Finding20_ATickThatIsGivenUpIsFinishedAndNeverPublishedAgain) {
+  database.apply(plain_job("demo") + plain_job("removed"));
+  database.apply(plain_job("demo"));
+  database->exec(R"sql(
+    INSERT INTO takt.ticks (id, job_id, source, due_at, items, created_at, published_at)
+    SELECT 'removed/daily@2026-11-21T10:00:00Z', id, 'schedule', now(), '[{}]', now() - interval '1 hour', now() - interval '1 hour'
+      FROM takt.jobs WHERE name = 'removed'
+  )sql");
+  const std::string id = "removed/daily@2026-11-21T10:00:00Z", row = "SELECT finished_at IS NULL FROM takt.ticks WHERE id = '" + id + "'";
+  EXPECT_TRUE(std::holds_alternative<NotNow>(judge(id, "removed")));
+  EXPECT_EQ(database.text(row), "t") << "it is not given up yet";
+  EXPECT_TRUE(std::holds_alternative<Disposed>(judge(id, "removed", true)));
+  EXPECT_EQ(letters(), 1U);
+  database->exec("UPDATE takt.leader SET holder = 'me', term = 1, until = now() + interval '1 hour'");
+  EXPECT_EQ(republish_forgotten_ticks(*database, {"me", 1}, std::chrono::minutes(10)), 0);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL OR finished_at IS NULL"), 0);
+}
+
+TEST_F(IntakeTest, Finding20_ATickWhoseLetterIsNotConfirmedStaysWhatItWas) {
+  database->exec("INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) VALUES ('t1', 99, 'schedule', now(), now())");
+  publisher.stop();
+  EXPECT_TRUE(std::holds_alternative<NotNow>(judge("t1", "removed", true)));
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 1);
+}
+
+TEST_F(IntakeTest, Finding20_ATickWhoseRowCannotBeFinishedIsNotAcknowledged) {
+  database->exec("ALTER TABLE takt.ticks RENAME TO ticks_away");
+  EXPECT_THROW(judge("t1", "removed", true), DatabaseError);
+  EXPECT_EQ(letters(), 1U);
+  database->exec("ALTER TABLE takt.ticks_away RENAME TO ticks");
+  EXPECT_TRUE(std::holds_alternative<Disposed>(judge("t1", "removed", true))) << "again, with the same letter";
 }
 
 }  // namespace
