@@ -22,6 +22,25 @@ def run(*arguments, cwd=None, **environment):
     return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment}, cwd=cwd)
 
 
+class PrivateServices(unittest.TestCase):
+    @unittest.skipUnless(os.geteuid() == 0, "only root's PostgreSQL lies outside of the folder given")
+    def test_finding40_no_folder_that_somebody_else_made_is_taken(self):
+        with tempfile.TemporaryDirectory() as folder:  # mode 0700: PostgreSQL's user cannot reach it
+            number = subprocess.run(["cksum"], input=folder + "\n", capture_output=True, text=True, check=True).stdout.split()[0]
+            predicted, elsewhere = f"/var/tmp/takt-postgresql-{number}", os.path.join(folder, "elsewhere")
+            os.mkdir(elsewhere)
+            for make, said in ((lambda: (os.mkdir(predicted), os.chown(predicted, 65534, 65534)), "belongs to"), (lambda: os.symlink(elsewhere, predicted), "a link")):
+                make()
+                self.addCleanup(subprocess.run, ["rm", "-rf", predicted], check=True)
+                for verb in ("start", "stop"):
+                    done = subprocess.run([os.path.join(SOURCE, "deploy", "private-services"), verb, folder], capture_output=True, text=True, timeout=60, check=False)
+                    self.assertEqual(done.returncode, 1)
+                    self.assertIn(predicted, done.stderr)
+                    self.assertIn(said, done.stderr)
+                self.assertEqual(os.listdir(elsewhere) + os.listdir(predicted), [], "nothing was written there")
+                subprocess.run(["rm", "-rf", predicted], check=True)
+
+
 class Documentation(unittest.TestCase):
     maxDiff = None
 
