@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "cli/commands.h"
+#include "cli/letter_editor.h"
 #include "cli/services.h"
 #include "cli/table.h"
 #include "dlq/operations.h"
@@ -13,6 +14,7 @@ namespace takt {
 namespace {
 
 constexpr int kBatch = 100;
+constexpr std::size_t kMostEdited = 8 * 1024 * 1024;  // pretty-printed, so more than a payload
 
 struct LetterOptions {
   std::vector<std::string> ids;
@@ -162,10 +164,60 @@ void prune(Context& context, const std::string& older_than, bool yes, bool json)
     std::cout << "removed " << removed << "\n";
 }
 
+struct EditOptions {
+  std::string id, by;
+  std::optional<std::string> file, json;
+};
+
+void require_mendable(const LetterToMend& letter) {
+  if (letter.kind == "message")
+    throw CommandFailed("\"" + letter.id + "\" is a message, which is only kept: it is never replayed, so not mended");
+  if (letter.state != "archived") {
+    throw CommandFailed("\"" + letter.id + "\" was " + letter.state + " by " + letter.changed_by + "; only an open letter can be mended");
+  }
+}
+
+std::string judged(const LetterToMend& letter, const std::string& text) {
+  auto payload = mended_payload(letter, text);
+  if (const auto* fault = std::get_if<MendFault>(&payload)) throw CommandFailed(fault->text + "; nothing changed");
+  return std::get<std::string>(std::move(payload));
+}
+
+/// By hand; on a terminal a slip can be mended, too, instead of being lost with the file.
+std::string edited(const LetterToMend& letter) {
+  LetterEditor editor(letter.pretty + "\n");
+  while (true) {
+    const auto payload = mended_payload(letter, editor.edit());
+    if (const auto* text = std::get_if<std::string>(&payload)) return *text;
+    const auto& fault = std::get<MendFault>(payload).text;
+    std::string line;
+    if (::isatty(STDIN_FILENO) == 0) throw CommandFailed(fault + "; nothing changed");
+    std::cerr << fault << "\nEnter: edit again; Ctrl-D: give up " << std::flush;
+    if (!std::getline(std::cin, line)) throw CommandFailed("nothing changed");
+  }
+}
+
+void edit(Context& context, const EditOptions& options) {
+  auto& database = context.current_database();
+  const auto letter = letter_to_mend(database, options.id);
+  if (!letter) throw CommandFailed("no dead letter \"" + options.id + "\"");
+  require_mendable(*letter);
+  const std::string payload = options.json   ? judged(*letter, *options.json)
+                              : options.file ? judged(*letter, read_bounded(*options.file, kMostEdited))
+                                             : edited(*letter);
+  switch (mend_letter(database, *letter, payload, Context::who(options.by))) {
+    case Mended::same: std::cout << "nothing changed: it holds this already\n"; return;
+    case Mended::changed:
+      throw CommandFailed("\"" + letter->id +
+                          "\" was changed by somebody else meanwhile, who has the last word; look with \"takt dlq show\"");
+    case Mended::edited: std::cout << "mended " << letter->id << "; \"takt dlq replay " << letter->id << "\" sends it back\n"; return;
+  }
+}
+
 }  // namespace
 
 void add_dlq(CLI::App& app, Context& context) {
-  auto* dlq = app.add_subcommand("dlq", "dead letters: archive, list, show, replay, discard, prune");
+  auto* dlq = app.add_subcommand("dlq", "dead letters: archive, list, show, edit, replay, discard, prune");
   dlq->require_subcommand(1);
   auto options = std::make_shared<LetterOptions>();
 
@@ -190,6 +242,14 @@ void add_dlq(CLI::App& app, Context& context) {
     if (!shown) throw CommandFailed("no dead letter \"" + *id + "\"");
     std::cout << *shown << "\n";
   });
+
+  auto editing = std::make_shared<EditOptions>();
+  auto* edit_command = dlq->add_subcommand("edit", "mend a dead letter's payload in $VISUAL or $EDITOR, before it is replayed");
+  edit_command->add_option("id", editing->id, "its id")->required();
+  auto* file = edit_command->add_option("--payload", editing->file, "no editor: the new payload is in this file; -: standard input");
+  edit_command->add_option("--set", editing->json, "no editor: the new payload, as JSON")->excludes(file);
+  edit_command->add_option("--by", editing->by, "who is acting, for the audit; default: the login name");
+  edit_command->callback([&context, editing] { edit(context, *editing); });
 
   const auto add_acting = [&](const std::string& verb, const std::string& what, void (*act)(Context&, const LetterOptions&)) {
     auto* command = dlq->add_subcommand(verb, what);

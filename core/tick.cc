@@ -29,6 +29,8 @@ bool is_storable(const v1::NewItem& item) {
   return text && std::holds_alternative<std::string>(exact_json(*text, kMaxPayloadBytes));
 }
 
+}  // namespace
+
 bool within_limits(const v1::JobTick& tick) {
   if (tick.id().empty() || tick.id().size() > kMaxTickIdBytes || !is_name(tick.job())) return false;
   if (tick.items_size() > kMaxTickItems) return false;
@@ -41,8 +43,6 @@ bool within_limits(const v1::JobTick& tick) {
   }
   return tick.id().find_first_of(std::string_view("\0\r\n", 3)) == std::string::npos;
 }
-
-}  // namespace
 
 std::string_view to_string(RejectReason reason) {
   switch (reason) {

@@ -61,6 +61,9 @@ std::string to_json(const google::protobuf::Value& value);
 std::string message_to_json(const google::protobuf::Message& message);
 bool message_from_json(std::string_view text, google::protobuf::Message& message);
 
+/// Whether a tick's fields are such that it may be carried, stored and replayed.
+bool within_limits(const v1::JobTick& tick);
+
 void set_timestamp(google::protobuf::Timestamp& field, Timestamp time);
 Timestamp get_timestamp(const google::protobuf::Timestamp& field);
 

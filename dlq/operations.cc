@@ -30,6 +30,32 @@ constexpr Statement kShow{"letters_show", R"sql(
     FROM takt.dead_letters d WHERE d.id = $1
 )sql"};
 
+constexpr Statement kToMend{"letter_to_mend", R"sql(
+  SELECT kind, job, state, coalesce(changed_by, ''), payload::text, coalesce(jsonb_pretty(payload), '{}') FROM takt.dead_letters WHERE id = $1
+)sql"};
+
+// 'edited' also where it was so a moment ago and the answer was lost.
+constexpr Statement kMend{"letter_mend", R"sql(
+  WITH letter AS MATERIALIZED (
+    SELECT id, state, payload::text AS before, $3::jsonb::text AS after FROM takt.dead_letters WHERE id = $1 AND kind <> 'message' FOR UPDATE),
+  edited AS (
+    UPDATE takt.dead_letters d SET payload = $3::jsonb, edited_at = now(), edited_by = $4
+      FROM letter l WHERE d.id = l.id AND l.state = 'archived' AND l.before IS NOT DISTINCT FROM $2 AND l.after IS DISTINCT FROM l.before
+    RETURNING d.id, l.before, l.after),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject, detail)
+    SELECT $4, 'command line', 'dlq edit', id,
+           jsonb_build_object('bytes', jsonb_build_array(octet_length(before), octet_length(after)),
+                              'sha256', jsonb_build_array(encode(sha256(convert_to(before, 'UTF8')), 'hex'),
+                                                          encode(sha256(convert_to(after, 'UTF8')), 'hex')))
+      FROM edited)
+  SELECT CASE WHEN state <> 'archived' THEN 'changed'
+              WHEN before IS NOT DISTINCT FROM $2 THEN CASE WHEN after = before THEN 'same' ELSE 'edited' END
+              WHEN after = before THEN 'edited'
+              ELSE 'changed' END
+    FROM letter
+)sql"};
+
 // Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds,
 // or that a finished one holds within its dedupe window, keeps its letter in the archive.
 constexpr Statement kReplayItems{"letters_replay_items", R"sql(
@@ -127,6 +153,19 @@ std::vector<std::string> open_letters(Database& database, const LetterFilter& fi
 
 std::int64_t count_open_letters(Database& database, const LetterFilter& filter) {
   return database.exec(kCountOpen, filter_params(filter)).integer(0, 0);
+}
+
+std::optional<LetterToMend> letter_to_mend(Database& database, const std::string& id) {
+  const auto rows = database.exec(kToMend, Params::of(id));
+  if (rows.empty()) return std::nullopt;
+  const auto text = [&rows](std::size_t column) { return std::string(rows.text(0, column)); };
+  return LetterToMend{id, text(0), text(1), text(2), text(3), rows.is_null(0, 4) ? std::nullopt : std::optional(text(4)), text(5)};
+}
+
+Mended mend_letter(Database& database, const LetterToMend& letter, const std::string& payload, const std::string& who) {
+  const auto rows = database.exec_retrying(kMend, Params::of(letter.id, letter.payload, payload, who));
+  if (rows.empty()) return Mended::changed;
+  return rows.text(0, 0) == "edited" ? Mended::edited : rows.text(0, 0) == "same" ? Mended::same : Mended::changed;
 }
 
 Replayed replay_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/db/database.h"
+#include "dlq/mend.h"
 
 namespace takt {
 
@@ -23,6 +24,17 @@ std::optional<std::string> show_letter(Database& database, const std::string& id
 /// Ids of the letters that match and are still archived, oldest first, at most `limit`.
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit);
 std::int64_t count_open_letters(Database& database, const LetterFilter& filter);
+
+std::optional<LetterToMend> letter_to_mend(Database& database, const std::string& id);
+
+enum class Mended {
+  edited,
+  same,     ///< it held this already
+  changed,  ///< somebody else was there meanwhile: it was edited, replayed, discarded or pruned
+};
+/// Replaces the letter's payload, which was `letter.payload`, and writes down who, how large both are and their digests: the
+/// payloads themselves are no matter of the audit. Replaying takes the new one. Repeating it changes nothing.
+Mended mend_letter(Database& database, const LetterToMend& letter, const std::string& payload, const std::string& who);
 
 struct Replayed {
   int items = 0;

@@ -259,7 +259,9 @@ CREATE TABLE takt.dead_letters (
   archived_at timestamptz NOT NULL DEFAULT now(),
   state       text NOT NULL DEFAULT 'archived' CHECK (state IN ('archived', 'replayed', 'discarded')),
   changed_at  timestamptz,
-  changed_by  text
+  changed_by  text,
+  edited_at   timestamptz,                  -- its payload is no longer the one it died with
+  edited_by   text
 );
 CREATE INDEX dead_letters_died ON takt.dead_letters (died_at);
 CREATE INDEX dead_letters_open ON takt.dead_letters (job, died_at) WHERE state = 'archived';

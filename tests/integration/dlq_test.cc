@@ -145,6 +145,31 @@ TEST_F(DlqTest, Finding21_ReplaysATickAsItWasSent) {
   EXPECT_EQ(tick("due:w", ""), "- 0 false");
 }
 
+TEST_F(DlqTest, Finding40_AMendedLetterIsReplayedAsItIsNow) {
+  dead(950);
+  const auto letter = letter_to_mend(*database, "item-950-0").value();
+  EXPECT_EQ(letter.pretty, "{\n    \"customer\": \"Ada\"\n}");
+  EXPECT_EQ(mend_letter(*database, letter, R"({"customer": "Bea", "n": 1234567890123456789.10})", "ann"), Mended::edited);
+  EXPECT_EQ(mend_letter(*database, letter, R"({"customer": "Bea", "n": 1234567890123456789.10})", "ann"), Mended::edited)
+      << "again, since the answer was lost";
+  EXPECT_EQ(mend_letter(*database, letter, R"({"customer": "Cid"})", "bob"), Mended::changed) << "he saw another payload";
+  const auto now = letter_to_mend(*database, "item-950-0").value();
+  EXPECT_EQ(mend_letter(*database, now, R"({ "n":1234567890123456789.10, "customer":"Bea" })", "bob"), Mended::same);
+  EXPECT_EQ(database.text("SELECT edited_by FROM takt.dead_letters WHERE edited_at IS NOT NULL"), "ann");
+
+  EXPECT_EQ(
+      database.text("SELECT string_agg(concat_ws(' ', who, action, subject, detail->>'bytes'), ', ') FROM takt.audit WHERE action LIKE "
+                    "'dlq%'"),
+      "ann dlq edit item-950-0 [19, 48]");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.audit WHERE to_jsonb(audit)::text ~ 'Ada|Bea'"), 0) << "no payload in it";
+  EXPECT_EQ(database.number("SELECT length(detail->'sha256'->>1) FROM takt.audit WHERE action = 'dlq edit'"), 64);
+
+  EXPECT_EQ(replay_letters(*database, {"item-950-0"}, "ann").items, 1);
+  EXPECT_EQ(database.text("SELECT payload::text FROM takt.items WHERE id = 950"), R"({"n": 1234567890123456789.10, "customer": "Bea"})");
+  EXPECT_EQ(mend_letter(*database, now, "{}", "bob"), Mended::changed) << "it was replayed";
+  EXPECT_FALSE(letter_to_mend(*database, "item-951-0"));
+}
+
 TEST_F(DlqTest, FiltersByJobReasonTimeAndText) {
   dead(900);
   dead(901, "", "max_age");
