@@ -19,6 +19,9 @@ constexpr std::size_t kDoubted = 1000;
 constexpr Duration kMoment = std::chrono::milliseconds(100);
 constexpr Duration kDoubtedFor = std::chrono::minutes(1);
 
+// Served by ticks' primary key. The catalog's "unknown" is newer than the apply that removed the job and finished its ticks.
+constexpr Statement kFinished{"tick_is_finished", "SELECT 1 FROM takt.ticks WHERE id = $1 AND finished_at IS NOT NULL"};
+
 // Served by ticks' primary key. What it carried is in its letter. A row that a run holds is the run's.
 constexpr Statement kGivenUp{"tick_given_up", R"sql(
   UPDATE takt.ticks SET finished_at = now(), items = NULL WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL
@@ -50,8 +53,14 @@ bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
 }
 
 /// Dead-letters a tick that no job will take. In this order: a crash in between brings the tick again, whose letter has the
-/// same id. A row that stayed unfinished would be published, and dead-lettered, again and again (ticks_forgotten).
+/// same id. A row that stayed unfinished would be published, and dead-lettered, again and again (ticks_forgotten). One that is
+/// finished was dealt with, by apply with its job: what it carried is an item there, and would be a second one by its letter.
 bool Intake::give_up(const v1::JobTick& tick) {
+  if (!database_.exec(kFinished, Params::of(tick.id())).empty()) {
+    metrics_.tick_duplicate();
+    log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
+    return true;
+  }
   v1::DeadLetter letter;
   letter.set_id("tick-" + tick.id());
   letter.set_kind(v1::DeadLetter::KIND_TICK);

@@ -199,6 +199,18 @@ TEST_F(IntakeTest, Finding20_ATickThatIsGivenUpIsFinishedAndNeverPublishedAgain)
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL OR finished_at IS NULL"), 0);
 }
 
+TEST_F(IntakeTest, C17_Finding20_ATickThatWasFinishedWithItsJobMakesNoLetter) {
+  database.apply(plain_job("demo") + plain_job("removed", "schedules: [{name: s, cron: '@every 1s'}]"));
+  database->exec(
+      "INSERT INTO takt.ticks (id, job_id, source, due_at, items, published_at)"
+      " SELECT 'removed/s@2026-11-21T10:00:00Z', id, 'schedule', now(), '[{\"payload\": 1}]', now()"
+      "   FROM takt.jobs WHERE name = 'removed'");
+  database.apply(plain_job("demo"));
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE payload = '1'"), 1) << "what it carried waits for its job";
+  judge("removed/s@2026-11-21T10:00:00Z", "removed");
+  EXPECT_TRUE(std::holds_alternative<Disposed>(judge("removed/s@2026-11-21T10:00:00Z", "removed", true)));
+  EXPECT_EQ(letters(), 0U) << "replayed, it would bring the same a second time";
+}
 TEST_F(IntakeTest, Finding20_ATickWhoseLetterIsNotConfirmedStaysWhatItWas) {
   database->exec("INSERT INTO takt.ticks (id, job_id, source, due_at, published_at) VALUES ('t1', 99, 'schedule', now(), now())");
   publisher.stop();
@@ -207,10 +219,11 @@ TEST_F(IntakeTest, Finding20_ATickWhoseLetterIsNotConfirmedStaysWhatItWas) {
 }
 
 TEST_F(IntakeTest, Finding20_ATickWhoseRowCannotBeFinishedIsNotAcknowledged) {
-  database->exec("ALTER TABLE takt.ticks RENAME TO ticks_away");
+  database->exec("CREATE FUNCTION public.broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'broken'; END $$");
+  database->exec("CREATE TRIGGER broken BEFORE UPDATE ON takt.ticks FOR EACH STATEMENT EXECUTE FUNCTION public.broken()");
   EXPECT_THROW(judge("t1", "removed", true), DatabaseError);
   EXPECT_EQ(letters(), 1U);
-  database->exec("ALTER TABLE takt.ticks_away RENAME TO ticks");
+  database->exec("DROP TRIGGER broken ON takt.ticks");
   EXPECT_TRUE(std::holds_alternative<Disposed>(judge("t1", "removed", true))) << "again, with the same letter";
 }
 
