@@ -6,9 +6,9 @@
 #include <fstream>
 #include <future>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
+#include "core/exact_json.h"
 #include "core/text.h"
 
 namespace takt {
@@ -118,15 +118,10 @@ class FileEnqueue {
 }  // namespace
 
 void check_json(const std::string& text, const std::string& where) {
-  // Most often one pass that builds nothing.
-  const bool may_hold_nul = text.find("\\u0000") != std::string::npos;
-  if (!may_hold_nul && nlohmann::json::accept(text)) return;
-  try {
-    if (nlohmann::json::parse(text).dump().find("\\u0000") != std::string::npos)
-      throw UsageError(where + ": holds a NUL character, which PostgreSQL cannot store");
-  } catch (const nlohmann::json::parse_error& error) {
-    throw UsageError(where + ": not JSON, at character " + std::to_string(error.byte));
-  }
+  const auto refusal = json_refusal(text);
+  if (!refusal) return;
+  if (refusal->fault == JsonFault::limit) throw UsageError(where + ": holds a NUL character, which PostgreSQL cannot store");
+  throw UsageError(where + ": not JSON, at character " + std::to_string(refusal->at + 1));
 }
 
 std::size_t enqueue_file(Database& database, const std::string& path, const std::string& job, int priority) {

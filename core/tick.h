@@ -61,7 +61,7 @@ std::string to_json(const google::protobuf::Value& value);
 std::string message_to_json(const google::protobuf::Message& message);
 bool message_from_json(std::string_view text, google::protobuf::Message& message);
 
-/// Whether a tick's fields are such that it may be carried, stored and replayed.
+/// Whether a tick's fields are such that it may be carried, stored and replayed; verify_tick() has seen to it. Pure.
 bool within_limits(const v1::JobTick& tick);
 
 void set_timestamp(google::protobuf::Timestamp& field, Timestamp time);

@@ -69,7 +69,12 @@ std::optional<std::string> storable_json(const std::string& json) {
   return std::nullopt;
 }
 
-/// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick.cc).
+std::string payload_of(const v1::DeadLetter& letter) {
+  return letter.payload_json().empty() ? to_json(letter.payload()) : letter.payload_json();
+}
+
+/// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick.cc), but for an
+/// item's payload, which was in PostgreSQL before: its size, depth and numbers are judged there.
 std::optional<std::string> fault_of(const v1::DeadLetter& letter) {
   const auto has_nul = [](const std::string& text) { return text.find('\0') != std::string::npos; };
   for (const auto* text : {&letter.id(), &letter.job(), &letter.reason(), &letter.error(), &letter.key()}) {
@@ -82,7 +87,11 @@ std::optional<std::string> fault_of(const v1::DeadLetter& letter) {
   if (letter.priority() < -kMaxPriority || letter.priority() > kMaxPriority) return "its priority is outside -100 to 100";
   if (letter.attempts() > kMostAttempts) return "its attempts are beyond counting";
   if (letter.died_at().seconds() < 0 || letter.died_at().seconds() > kMaxUnixSeconds) return "its time of death is no time";
-  if (letter.kind() == v1::DeadLetter::KIND_ITEM && letter.item_id() <= 0) return "it names no item";
+  if (letter.kind() != v1::DeadLetter::KIND_ITEM) {
+    return within_limits(letter.tick()) ? std::nullopt : std::optional("the tick in it is beyond a tick's limits");
+  }
+  if (letter.item_id() <= 0) return "it names no item";
+  if (json_refusal(payload_of(letter))) return "its payload is no JSON that PostgreSQL holds";
   return std::nullopt;
 }
 
@@ -99,7 +108,7 @@ Letter from_dead_letter(const v1::DeadLetter& letter) {
     result.item_id = letter.item_id();
     if (!letter.key().empty()) result.key = letter.key();
     result.priority = letter.priority();
-    result.payload = letter.payload_json().empty() ? to_json(letter.payload()) : letter.payload_json();
+    result.payload = payload_of(letter);
   } else {
     result.kind = "tick";
     result.payload = tick_to_json(letter.tick());
@@ -149,11 +158,15 @@ Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestam
   letter.reason = death_reason(delivery.headers, queue);
   letter.error = "RabbitMQ dead-lettered it" + (queue.empty() ? "" : " from " + queue) + ": " + letter.reason;
   v1::JobTick tick;
-  if (how == Signed::as_tick && parse(delivery, tick) && tick.id() == id && is_name(tick.job())) {
-    letter.kind = "tick";
-    letter.id = "broker-" + tick.id();
-    letter.job = tick.job();
-    letter.payload = tick_to_json(tick);
+  if (how == Signed::as_tick && parse(delivery, tick) && tick.id() == id) {
+    if (within_limits(tick)) {
+      letter.kind = "tick";
+      letter.id = "broker-" + tick.id();
+      letter.job = tick.job();
+      letter.payload = tick_to_json(tick);
+    } else {
+      fault = "it is beyond a tick's limits";
+    }
   } else if (how == Signed::not_by_takt) {
     letter.error += "; its signature is not Takt's, so it cannot be replayed";
   }

@@ -25,13 +25,13 @@ std::string place_of_fault(std::string_view text) {
     const auto at = what.find("line ");
     return printable(at == std::string::npos ? what : what.substr(at), kMaxFaultBytes);
   }
-  return "it is not UTF-8";
+  return "byte " + std::to_string(json_refusal(text)->at + 1);  // a byte order mark, or a zero byte
 }
 
 MendFault fault_of(JsonFault fault, std::string_view text, const std::string& what) {
   if (fault == JsonFault::malformed) return {what + " is not JSON: " + place_of_fault(text)};
   return {what + " is not taken: it has more than " + std::to_string(kMaxPayloadBytes) + " bytes as text, is nested deeper than " +
-          std::to_string(kMaxJsonDepth) + ", or holds U+0000 or a number beyond what a double can be"};
+          std::to_string(kMaxJsonDepth) + ", or holds U+0000 or a number of more than 1,000 digits"};
 }
 
 std::variant<std::string, MendFault> mended_tick(const LetterToMend& letter, std::string_view text) {

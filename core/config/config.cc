@@ -103,7 +103,7 @@ ScheduleDefinition read_schedule(SectionReader section) {
   schedule.jitter = section.duration("jitter");
   schedule.payload = section.json("payload");
   if (!std::holds_alternative<std::string>(exact_json(schedule.payload, kMaxSchedulePayloadBytes)))
-    section.fault("payload", "larger than 64 KiB, or holds a number that is beyond a double's range");
+    section.fault("payload", "larger than 64 KiB as PostgreSQL prints it, or holds a number of more than 1,000 digits");
   if (section.has("cron") == section.has("run_at")) {
     section.fault("cron", "give either cron or run_at");
     return schedule;

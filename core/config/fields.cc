@@ -157,7 +157,7 @@ constexpr std::array kSchedule{
     Field{"misfire_limit", integer, 1, 1000, "10", nullptr, "most missed slots that run with `all`: the latest ones"},
     Field{"misfire_max_age", duration, 60 * kSecond, 365 * kDay, "24h", nullptr, "slots older than this never run"},
     Field{"jitter", duration, 0, kDay, "0s", nullptr, "each slot is delayed by up to this much, spread evenly over schedules"},
-    Field{"payload", json, 0, 0, "{}", nullptr, "payload of the item each tick brings"},
+    Field{"payload", json, 0, 0, "{}", nullptr, "payload of the item each tick brings, at most 64 KiB and 32 levels; null: `{}`"},
 };
 
 constexpr std::array kSections{

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <set>
 
+#include "core/exact_json.h"
 #include "core/text.h"
 #include "core/tick.h"
 
@@ -343,7 +344,7 @@ std::string to_json(const YAML::Node& node, int depth, int& left) {
   if (node.Tag() == "!") return quoted(text);  // quoted: always text
   if (const auto boolean = parse_boolean(text)) return *boolean ? "true" : "false";
   // A number of JSON stays as it is written, to its last digit.
-  if (text.find_first_not_of("-0123456789.eE+") == std::string::npos && nlohmann::json::accept(text)) return text;
+  if (text.find_first_not_of("-0123456789.eE+") == std::string::npos && !json_refusal(text)) return text;
   std::int64_t whole = 0;
   const auto* end = text.data() + text.size();
   if (const auto got = std::from_chars(text.data(), end, whole); got.ec == std::errc{} && got.ptr == end) return std::to_string(whole);

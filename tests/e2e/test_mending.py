@@ -91,7 +91,7 @@ class Mending(TaktTest):
         self.assertFalse(os.path.exists(pwned), "no shell reads it")
         self.assertIn("give --payload or --set", self.edit(letter, "", expect=2))
         self.assertIn("holds this already", self.edit(letter, "true"))
-        for text in ('{"a": ', '"\\u0000"', "[" * 101 + "]" * 101, "1e999"):
+        for text in ('{"a": ', '"\\u0000"', "[" * 101 + "]" * 101, "1e1001"):
             self.takt("dlq", "edit", letter, "--payload", "-", stdin=text, expect=1)
         self.assertIn("is not JSON", self.takt("dlq", "edit", letter, "--set", "{oops}", expect=1))
         self.assertIn("cannot read", self.takt("dlq", "edit", letter, "--payload", "/nothing", expect=1))

@@ -1,6 +1,8 @@
 // What comes from takt.dead: content-type NUL headers' id NUL timestamp NUL signature NUL x-death (JSON) NUL body. Unsigned, so
 // never more than a message.
 #include "dlq/letter.h"
+
+#include "core/exact_json.h"
 #include "core/text.h"
 #include "tests/fuzz/input.h"
 
@@ -32,10 +34,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     delivery.headers["webhook-signature"] = signature;
   const auto letter = read_letter(delivery, kKeys, kNow);
   require(letter.kind == "message" || as_letter || (as_tick && letter.kind == "tick"));
-  require(!letter.id.empty() && is_utf8(letter.id) && is_utf8(letter.job) && is_utf8(letter.reason) && is_utf8(letter.error));
-  require(!letter.key || is_utf8(*letter.key));
-  for (const auto& json : {letter.payload, letter.headers, letter.x_death})
-    require(!json || (is_utf8(*json) && nlohmann::json::accept(*json)));
+  // PostgreSQL can store it, whatever it holds: text without NUL, JSON without U+0000, numbers and times that its types have.
+  const auto storable = [](const std::string& text) { return is_utf8(text) && text.find('\0') == std::string::npos; };
+  require(!letter.id.empty() && letter.id.size() <= 700);
+  for (const auto* text : {&letter.id, &letter.job, &letter.reason, &letter.error}) require(storable(*text));
+  require(!letter.key || storable(*letter.key));
+  require(letter.priority >= -100 && letter.priority <= 100 && letter.attempts >= 0);
+  require(letter.died_at >= Timestamp{} && letter.died_at < Timestamp(std::chrono::seconds(253'402'300'800)));
+  require(letter.kind != "item" || (letter.item_id && *letter.item_id > 0 && letter.payload));
+  for (const auto& json : {letter.payload, letter.headers, letter.x_death}) require(!json || (storable(*json) && !json_refusal(*json)));
   if (as_letter && letter.kind != "message") require(letter.id == delivery.header("webhook-id"));
   require(!letter.headers || !nlohmann::json::parse(*letter.headers).contains("webhook-signature"));
   return 0;

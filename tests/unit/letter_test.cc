@@ -131,6 +131,33 @@ TEST_F(LetterTest, C18_Finding24_AGenuineLetterThatCannotBeStoredAsOneIsKeptAsAM
   const auto refused = read([](v1::DeadLetter& letter) { letter.set_item_id(-1); });
   EXPECT_EQ(refused.kind, "message");
   EXPECT_NE(refused.error.find("it names no item"), std::string::npos);
+  for (const std::string payload : {"", "{}x", "[\"\\u0000\"]", "\"\xff\"", "[1"}) {
+    EXPECT_EQ(read([&](v1::DeadLetter& letter) { letter.set_payload_json(payload); }).kind, payload.empty() ? "item" : "message")
+        << payload;
+  }
+  const std::string deep = std::string(500, '[') + "1e400" + std::string(500, ']');
+  EXPECT_EQ(read([&](v1::DeadLetter& letter) { letter.set_payload_json(deep); }).payload, deep) << "what enqueue takes";
+}
+
+// Replayed, it would go into the outbox as a tick that cannot be sent.
+TEST_F(LetterTest, C18_AGenuineTickBeyondItsLimitsIsKeptAsAMessage) {
+  for (const bool sound : {true, false}) {
+    v1::JobTick tick;
+    tick.set_id("x");
+    tick.set_job("demo");
+    tick.add_items()->set_payload_json(std::string(sound ? 100 : 101, '[') + std::string(sound ? 100 : 101, ']'));
+    v1::DeadLetter inside;
+    inside.set_id("tick-x");
+    inside.set_kind(v1::DeadLetter::KIND_TICK);
+    inside.set_job("demo");
+    *inside.mutable_tick() = tick;
+    const auto as_letter = dead_letter_message("tick-x", kProtobufType, inside.SerializeAsString(), keys, clock.now());
+    EXPECT_EQ(read_letter(delivered(as_letter), keys, clock.now()).kind, sound ? "tick" : "message");
+    const auto as_tick = signed_message("takt.dlx", "", "x", kProtobufType, tick.SerializeAsString(), keys.ticks(), clock.now());
+    const auto letter = read_letter(delivered(as_tick), keys, clock.now());
+    EXPECT_EQ(letter.kind, sound ? "tick" : "message");
+    EXPECT_EQ(letter.error.find("it is Takt's, but it is beyond a tick's limits") == std::string::npos, sound) << letter.error;
+  }
 }
 
 }  // namespace

@@ -180,21 +180,70 @@ TEST(TickMessage, IsVerifiedByItsOwnKeys) {
 }
 
 TEST(ExactJson, Finding4_KeepsEveryDigitKeyAndTextAsItStands) {
-  for (const std::string text : {R"({"account":1234567890123456789,"n":-123456789012345678901234567890.123456789})",
-                                 R"([1.10,1e5,-0.0,1E+2])", R"({"a":1,"a":2,"":{}})", R"("\\u0000 \" \u0001 ä 😀")", "[]", "7", "null"}) {
+  for (const std::string text :
+       {R"({"account":1234567890123456789,"n":-123456789012345678901234567890.123456789})", R"([1.10,1e5,-0,-0.0,1E+2])",
+        R"({"a":1,"a":2,"":{}})", R"("\\u0000 \" \u0001 \/ ä 😀 \u00e4 \ud83d\ude00")", "[]", "7", "[1e400]", "null"}) {
     const auto exact = exact_json(text, 1000);
     ASSERT_TRUE(std::holds_alternative<std::string>(exact)) << text;
     EXPECT_EQ(std::get<std::string>(exact), text);
   }
   const auto fault = [](const std::string& text) { return std::get<JsonFault>(exact_json(text, 1000)); };
   EXPECT_EQ(fault(R"(["a\u0000"])"), JsonFault::limit);
-  EXPECT_EQ(fault("[1e400]"), JsonFault::limit);
+  EXPECT_EQ(fault("[1e999,1]"), JsonFault::limit) << "printed, it is longer than allowed";
+  EXPECT_EQ(fault("[1e-99999999999999999999]"), JsonFault::limit);
   EXPECT_EQ(fault("[1e-5000]"), JsonFault::limit);
   EXPECT_EQ(fault(std::string(101, '[') + std::string(101, ']')), JsonFault::limit);
   EXPECT_EQ(fault("[1e300,1e300,1e300,1e300]"), JsonFault::limit) << "printed, they are longer than allowed";
   EXPECT_EQ(fault("\"" + std::string(999, 'a') + "\""), JsonFault::limit);
-  for (const std::string text : {"", "{", "[1,]", "nul", "[1] 2", R"(["\ud800"])", "\"\xff\""})
+  const std::string escaped = R"(["\u00e4\u00e4\u00e4","\ud83d\ude00"])";  // printed as ["äää", "😀"]
+  EXPECT_TRUE(std::holds_alternative<std::string>(exact_json(escaped, 18))) << "as PostgreSQL prints it";
+  EXPECT_EQ(std::get<JsonFault>(exact_json(escaped, 17)), JsonFault::limit);
+  for (const std::string text : {"",
+                                 " ",
+                                 "{",
+                                 "]",
+                                 "[1,]",
+                                 "[,1]",
+                                 "[1 2]",
+                                 "{\"a\":1,}",
+                                 "{\"a\"}",
+                                 "{1:2}",
+                                 "[}",
+                                 "nul",
+                                 "truex",
+                                 "[1] 2",
+                                 "01",
+                                 "-",
+                                 "1.",
+                                 ".5",
+                                 "1e",
+                                 "+1",
+                                 "'a'",
+                                 "\"a",
+                                 "\"\t\"",
+                                 R"("\x")",
+                                 R"("\u12g4")",
+                                 R"("\u-123")",
+                                 R"("\ud800")",
+                                 R"("\ud800\u0041")",
+                                 R"("\udc00")",
+                                 "\"\xff\"",
+                                 "\"\xed\xa0\x80\"",
+                                 "\xef\xbb\xbf[]"})
     EXPECT_EQ(fault(text), JsonFault::malformed) << text;
+}
+
+TEST(ExactJson, SaysAtWhichByteJsonbCannotHoldAText) {
+  const auto refusal = [](const std::string& text) {
+    const auto found = json_refusal(text);
+    return !found ? std::string("-") : (found->fault == JsonFault::limit ? "NUL " : "malformed ") + std::to_string(found->at);
+  };
+  EXPECT_EQ(refusal(R"({"a": ["\\u0000", 1e99999]})"), "-") << "numbers are PostgreSQL's to judge";
+  EXPECT_EQ(refusal(std::string(100'000, '[') + std::string(100'000, ']')), "-") << "and so is depth";
+  EXPECT_EQ(refusal(R"({"a": "b\u0000"})"), "NUL 8");
+  EXPECT_EQ(refusal(R"({"a\u0000": 1})"), "NUL 3");
+  EXPECT_EQ(refusal(R"({"a": tru})"), "malformed 6");
+  EXPECT_EQ(refusal("[1, 2"), "malformed 5");
 }
 
 TEST(ExactJson, Finding4_ATicksPayloadsAreCarriedAsBytesAndTheRestAsItIs) {
@@ -212,6 +261,8 @@ TEST(ExactJson, Finding4_ATicksPayloadsAreCarriedAsBytesAndTheRestAsItIs) {
       << tick_to_json(tick);
   EXPECT_EQ(std::get<RejectReason>(tick_from_json(R"({"id":"x","surprise":1})")), RejectReason::malformed_body);
   EXPECT_EQ(std::get<RejectReason>(tick_from_json(R"({"items":[{"payload":"\u0000"}]})")), RejectReason::field_limit);
+  const auto spelt = tick_from_json(R"({"id":"x","\u0069tems":[{"p\u0061yload":1234567890123456789}]})");
+  EXPECT_EQ(payload_text(std::get<v1::JobTick>(spelt).items(0)), "1234567890123456789") << "whatever its name is written like";
 }
 
 TEST(TickSource, IsReadFromTheReservedPrefixes) {
