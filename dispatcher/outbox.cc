@@ -54,9 +54,12 @@ constexpr Statement kStraightToArchive{"outbox_straight_to_archive", R"sql(
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   gone AS (
     DELETE FROM takt.dead_letter_outbox o USING in_term WHERE o.id = ANY ($3::text[]) RETURNING o.id, o.body, o.created_at)
-  INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, died_at)
+  INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, died_at, attempt_errors)
   SELECT id, 'item', body->>'job', body->>'reason', body->>'error', (body->>'itemId')::bigint, nullif(body->>'key', ''),
-         (body->>'priority')::smallint, body->'payload', (body->>'attempts')::integer, created_at
+         (body->>'priority')::smallint, body->'payload', (body->>'attempts')::integer, created_at,
+         (SELECT jsonb_agg(jsonb_build_object('replay', a.replay, 'attempt', a.attempt, 'at', a.at, 'run', a.run_id,
+                                              'class', a.class, 'reason', a.reason, 'error', a.error) ORDER BY a.at)
+            FROM takt.failed_attempts a WHERE a.item_id = (body->>'itemId')::bigint)
     FROM gone ON CONFLICT (id) DO NOTHING
 )sql"};
 

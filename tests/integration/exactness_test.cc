@@ -282,5 +282,36 @@ TEST_F(ExactnessTest, NoWayTakesNulOrWhatIsBeyondABound) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.all_items"), 0);
 }
 
+/// No enqueue takes such an item now; a version with other limits may have.
+TEST_F(ExactnessTest, C2_Finding8_ALetterTooLargeForAMessageIsCarriedToTheArchiveAndThroughAReplay) {
+  start();
+  fails = true;
+  database->exec(
+      std::string("INSERT INTO takt.items (job_id, key, priority, payload) SELECT id, 'k' || n, n - 2,"
+                  " jsonb_build_array(repeat('x', CASE n WHEN 2 THEN 1 ELSE 1200000 END), 1234567890123456789, n)"
+                  " FROM takt.jobs, generate_series(1, 3) n"));
+  const std::string as_enqueued =
+      "SELECT string_agg(id || ' ' || key || ' ' || priority || ' ' || md5(payload::text), ',' ORDER BY id) FROM ";
+  const auto enqueued = database.text(as_enqueued + "(SELECT id, key, priority, payload FROM takt.items) i");
+  database->exec(std::string("SELECT pg_notify('takt_due', 'demo')"));
+  ASSERT_TRUE(reaches("SELECT count(*) FROM takt.dead_letters", 3)) << "two of them are larger than any message";
+  EXPECT_EQ(database.text(as_enqueued + "(SELECT item_id AS id, key, priority, payload FROM takt.dead_letters) l"), enqueued);
+  EXPECT_EQ(
+      database.text("SELECT string_agg(DISTINCT concat_ws(' ', kind, job, reason, error, attempts, state), ',') FROM takt.dead_letters"),
+      "item demo max_attempts told: demo 1 archived");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE attempt_errors->0->>'reason' = 'told'"), 3)
+      << "with their attempts, whichever way they came";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letter_outbox"), 0);
+  fails = false;
+  const auto replayed = replay_letters(*database, open_letters(*database, {}, 10), "ada");
+  EXPECT_EQ(replayed.items, 3);
+  ASSERT_TRUE(reaches("SELECT count(*) FROM takt.finished_items WHERE state = 2", 3));
+  for (int n = 1; n <= 3; ++n) {
+    const auto payloads = seen("k" + std::to_string(n));
+    ASSERT_EQ(payloads.size(), 2U);
+    EXPECT_TRUE(payloads[0] == payloads[1] && payloads[0].size() == (n == 2 ? 29U : 1'200'028U)) << payloads[0].size();
+  }
+}
+
 }  // namespace
 }  // namespace takt

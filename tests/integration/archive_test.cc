@@ -1,0 +1,85 @@
+#include "dlq/archive.h"
+
+#include <gtest/gtest.h>
+
+#include "core/amqp/topology.h"
+#include "core/text.h"
+#include "core/tick.h"
+#include "core/tick_message.h"
+#include "dlq/operations.h"
+#include "tests/support/fixture.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+/// The service on a real queue, to which letters come as their senders sign them.
+struct ArchiveTest : testing::Test {
+  TestDatabase database;
+  const TestVhost vhost;
+  const SystemClock clock;
+  Metrics metrics;
+  const KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  amqp::Publisher publisher{vhost.settings("publisher"), {}};
+  Archive archive{*database, vhost.settings("archive"), keys, clock, metrics, {"default"}};
+
+  void SetUp() override {
+    database.apply(plain_job("demo"));
+    publisher.start();
+    ASSERT_TRUE(publisher.wait_connected(20s));
+  }
+  void TearDown() override {
+    archive.stop();
+    publisher.stop();
+  }
+  amqp::Message letter(int item, const std::string& payload) const {
+    v1::DeadLetter letter;
+    letter.set_id("item-" + std::to_string(item) + "-0");
+    letter.set_kind(v1::DeadLetter::KIND_ITEM);
+    letter.set_job("demo");
+    letter.set_reason("max_attempts");
+    letter.set_item_id(item);
+    letter.set_payload_json(payload);
+    letter.set_attempts(3);
+    set_timestamp(*letter.mutable_died_at(), clock.now());
+    return dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys, clock.now());
+  }
+  std::uint64_t waiting() const {
+    amqp::Channel channel(vhost.settings("look"));
+    return channel.inspect_queue(amqp::kDeadQueue)->messages;
+  }
+};
+
+TEST_F(ArchiveTest, C18_Finding24_OfManyLettersTheOnesThatPostgresqlRefusesAreSetAsideAndTheArchiveGoesOn) {
+  // One that jsonb refuses, though it is JSON; and one for a reason that nobody foresees.
+  database->exec(std::string("ALTER TABLE takt.dead_letters ADD CONSTRAINT unforeseen CHECK (id <> 'item-77-0')"));
+  std::vector<amqp::Message> messages;
+  for (int item = 1; item <= 250; ++item)
+    messages.push_back(letter(item, item == 30 ? "[1e200000]" : "{\"n\": " + std::to_string(item) + "}"));
+  const auto refused = messages[29].body;
+  for (const auto outcome : publisher.publish_all(std::move(messages), 30s)) ASSERT_EQ(outcome, amqp::Outcome::confirmed);
+  archive.start();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters") == 250; }));
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE kind = 'item' AND (payload->>'n')::integer = item_id"), 248);
+  EXPECT_EQ(
+      database.text("SELECT string_agg(left(error, 60), '; ' ORDER BY error) FROM takt.dead_letters WHERE kind = 'message'"),
+      "PostgreSQL refused it as a letter: new row for relation \"dea; PostgreSQL refused it as a letter: value overflows numeric f");
+  EXPECT_EQ(database
+                ->exec(std::string("SELECT count(*) FROM takt.dead_letters WHERE kind = 'message' AND encode(body, 'hex') = $1"),
+                       Params::of(to_hex(refused)))
+                .integer(0, 0),
+            1)
+      << "as it came";
+  LetterFilter set_aside;
+  set_aside.kind = "message";
+  EXPECT_EQ(replay_letters(*database, open_letters(*database, set_aside, 10), "ada").refused, 2);
+
+  ASSERT_EQ(publisher.publish(letter(1000, "1"), 10s), amqp::Outcome::confirmed);
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters WHERE item_id = 1000") == 1; }));
+  archive.stop();
+  EXPECT_TRUE(eventually([&] { return waiting() == 0; })) << "acknowledged, those set aside too";
+}
+
+}  // namespace
+}  // namespace takt
