@@ -135,6 +135,32 @@ class Messages(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.item_keys"), 0)
         self.assertEqual(self.ledger.deliveries, [])
 
+    def test_C8_finding21_a_dry_run_that_died_and_is_replayed_changes_nothing_but_a_run_record(self):
+        with_items = self.tick("later", dryRun=True, items=[{"payload": {"n": n}} for n in range(3)])
+        without = self.tick("later", dryRun=True)
+        for tick in (with_items, without):
+            self.publish(self.broker, tick)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.dead_letters WHERE reason = 'unknown_job'") == 2, what="two letters")
+        self.install(CONFIG + """  later:
+    schedules: [{name: yearly, cron: "0 0 1 1 *"}]
+    handler: {http: {url: "{url}/later", method: POST}}
+""")
+        self.takt("dlq", "replay", "--job", "later", "--yes")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.runs WHERE status = 'completed' AND dry_run") == 2, what="two dry runs")
+        self.assertEqual(self.rows("SELECT scanned, done FROM takt.runs ORDER BY scanned"), [(0, 0), (3, 0)], "what would be done")
+        self.takt("dlq", "replay", "--job", "later", "--yes")
+        self.handle_an_ordinary_item()
+        self.assertEqual(self.one("SELECT count(*) FROM takt.all_items"), 1)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.item_keys"), 0)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE source = 'replay' AND finished_at IS NOT NULL"), 2, "each once")
+        self.assertEqual(self.ledger.of("/later"), [])
+
+    def handle_an_ordinary_item(self):
+        """By the time it was handled the scan has looked at every job."""
+        before = len(self.ledger.of("/demo"))
+        self.enqueue("demo")
+        eventually(lambda: len(self.ledger.of("/demo")) == before + 1, what="an ordinary item")
+
     def test_C7_an_answer_that_is_no_text_is_its_items_error(self):
         answers_of = [b"{\"result\":\"error\",\"error\":\"a\\u0000b\"}", b"{\"result\":\"error\",\"error\":\"\xff\xfe\"}",
                       b"{\"result\":\"blocked\",\"processed\":-5,\"queueDepth\":99999999999999999999}", b"\x00\xff" * 500]
