@@ -105,6 +105,11 @@ class Operators(threading.Thread):
         elif self.quiet():
             self.extra = False
             self.apply()
+        elif self.dice.random() < 0.5:
+            # With work under way: it is left, and done once the job is back.
+            self.extra = False
+            self.write()
+            self.takt("apply", "--leave-items")
 
     def enqueue_extra(self):
         self.made += 1
@@ -185,5 +190,8 @@ class Operators(threading.Thread):
             self.ended.wait(self.dice.uniform(0.3, 1.5))
 
     def stop(self):
+        """Whatever was removed with work under way is back afterwards."""
         self.ended.set()
         self.join(130)
+        self.extra = True
+        harness.eventually(self.apply, 60, "the last apply")
