@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
+#include "core/config/removal.h"
 
 namespace takt {
 
@@ -107,25 +108,35 @@ constexpr Statement kRetry{"items_retry", R"sql(
   SELECT count(*), pg_notify('takt_due', '') FROM again
 )sql"};
 
-void add_acting(CLI::App* items, Context& context, const std::string& verb, const std::string& what, const Statement& statement,
+struct ActingOptions {
+  std::vector<std::int64_t> ids;
+  std::string job, by;
+  bool yes = false;
+};
+
+void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
                 const std::string& done) {
-  struct Options {
-    std::vector<std::int64_t> ids;
-    std::string by;
-    bool yes = false;
-  };
-  auto options = std::make_shared<Options>();
+  if (!confirm(verb + " " + std::to_string(options.ids.size()) + " items?", options.yes)) throw CommandFailed("nothing done");
+  const auto count = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by))).integer(0, 0);
+  std::cout << count << " of " << options.ids.size() << " items " << done << "\n";
+  if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
+}
+
+/// Of a job that was removed, too: what was left of it is ended so.
+void cancel_of_job(Database& database, const ActingOptions& options) {
+  const auto backlog = backlog_of(database, options.job);
+  if (!backlog) throw CommandFailed("there is no job \"" + options.job + "\", and there was none");
+  const std::string has = backlog->has_items() ? backlog->text() : "no items";
+  if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
+  std::cout << cancel_waiting(database, *backlog, Context::who(options.by)) << " items cancelled\n";
+}
+
+CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {
   auto* command = items->add_subcommand(verb, what);
-  command->add_option("id", options->ids, "the items' numbers")->required();
-  command->add_option("--by", options->by, "who is acting, for the audit; default: the login name");
-  command->add_flag("--yes", options->yes, "do not ask");
-  command->callback([&context, options, verb, &statement, done] {
-    auto& database = context.current_database();
-    if (!confirm(verb + " " + std::to_string(options->ids.size()) + " items?", options->yes)) throw CommandFailed("nothing done");
-    const auto count = database.exec_retrying(statement, Params::of(options->ids, Context::who(options->by))).integer(0, 0);
-    std::cout << count << " of " << options->ids.size() << " items " << done << "\n";
-    if (count < static_cast<std::int64_t>(options->ids.size())) throw CommandFailed("the others are running, finished or unknown");
-  });
+  command->add_option("id", options.ids, "the items' numbers");
+  command->add_option("--by", options.by, "who is acting, for the audit; default: the login name");
+  command->add_flag("--yes", options.yes, "do not ask");
+  return command;
 }
 
 }  // namespace
@@ -144,8 +155,20 @@ void add_items(CLI::App& app, Context& context) {
   auto id = std::make_shared<std::int64_t>(0);
   show->add_option("id", *id, "the item's number")->required();
   show->callback([&context, id] { show_item(context, *id); });
-  add_acting(items, context, "cancel", "end items that are pending or blocked", kCancel, "cancelled");
-  add_acting(items, context, "retry", "make pending or blocked items due now; blocked ones with fresh attempts", kRetry, "are due now");
+  auto cancelled = std::make_shared<ActingOptions>(), retried = std::make_shared<ActingOptions>();
+  auto* cancel = add_acting(items, "cancel", "end items that are pending or blocked", *cancelled);
+  cancel->add_option("--job", cancelled->job, "instead of numbers: every one of this job, which may have been removed")
+      ->excludes(cancel->get_option("id"));
+  cancel->callback([&context, cancelled] {
+    if (cancelled->ids.empty() && cancelled->job.empty()) throw UsageError("say which: the items' numbers, or --job");
+    if (!cancelled->job.empty())
+      cancel_of_job(context.current_database(), *cancelled);
+    else
+      act_on_ids(context.current_database(), *cancelled, "cancel", kCancel, "cancelled");
+  });
+  auto* retry = add_acting(items, "retry", "make pending or blocked items due now; blocked ones with fresh attempts", *retried);
+  retry->get_option("id")->required();
+  retry->callback([&context, retried] { act_on_ids(context.current_database(), *retried, "retry", kRetry, "are due now"); });
   items->callback([&context, items, filter] {
     if (items->get_subcommands().empty()) list_items(context, *filter);
   });

@@ -76,7 +76,7 @@ void print_status(Database& database, bool json) {
   table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
   for (const auto& job : removed) {
     std::cout << "removed, but not done: " << job.job << ", " << job.text()
-              << "; apply a job of that name to have them run, or end them with \"takt items cancel\"\n";
+              << "; apply a job of that name to have them run, or end them with \"takt items cancel --job " << job.job << "\"\n";
   }
 }
 

@@ -20,6 +20,7 @@ constexpr int kCancelBatch = 5000;
   "    WHERE t.job_id = j.id AND t.finished_at IS NULL) u"
 
 constexpr Statement kBacklog{"job_backlog", TAKT_BACKLOG " WHERE j.id = $2"};
+constexpr Statement kBacklogByName{"job_backlog_by_name", TAKT_BACKLOG " WHERE j.name = $2"};
 constexpr Statement kRemoved{"removed_with_items",
                              TAKT_BACKLOG " WHERE j.removed_at IS NOT NULL AND w.waiting + u.carried + u.running > 0 ORDER BY j.name"};
 
@@ -94,6 +95,12 @@ std::string Backlog::text() const {
 
 Backlog backlog_of(Session& on, std::int64_t job_id) { return backlog_in(on.exec(kBacklog, Params::of(Backlog::kMostCounted, job_id)), 0); }
 
+std::optional<Backlog> backlog_of(Database& database, const std::string& job) {
+  const auto rows = database.exec(kBacklogByName, Params::of(Backlog::kMostCounted, job));
+  if (rows.empty()) return std::nullopt;
+  return backlog_in(rows, 0);
+}
+
 std::vector<Backlog> removed_with_items(Database& database) {
   const auto rows = database.exec(kRemoved, Params::of(Backlog::kMostCounted));
   std::vector<Backlog> removed;
@@ -106,6 +113,17 @@ void end_unbegun_ticks(Session& on, std::int64_t job_id) { on.exec(kEndTicks, Pa
 std::int64_t cancel_waiting(Session& on, std::int64_t job_id) {
   std::int64_t cancelled = 0;
   for (const int state : {0, 5, 6}) cancelled += cancel_in_state(on, job_id, state);
+  return cancelled;
+}
+
+std::int64_t cancel_waiting(Database& database, const Backlog& of, const std::string& who) {
+  std::int64_t cancelled = 0;
+  database.transaction([&](Session& on) {
+    cancelled = cancel_waiting(on, of.job_id);
+    on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject, detail)"
+                        " VALUES ($1, 'command line', 'cancel', $2, jsonb_build_object('items', $3::bigint))"),
+            Params::of(who, "job " + of.job, cancelled));
+  });
   return cancelled;
 }
 

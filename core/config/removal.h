@@ -1,4 +1,5 @@
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,8 @@ struct Backlog {
 };
 
 Backlog backlog_of(Session& on, std::int64_t job_id);
+/// By name, of a removed job as well; nothing if there never was one.
+std::optional<Backlog> backlog_of(Database& database, const std::string& job);
 /// Jobs that were removed and still have items, by name. Reads three index entries a removed job, and counts for these alone.
 std::vector<Backlog> removed_with_items(Database& database);
 
@@ -30,5 +33,7 @@ std::vector<Backlog> removed_with_items(Database& database);
 void end_unbegun_ticks(Session& on, std::int64_t job_id);
 /// Cancels what waits, in batches of 5,000 rows a statement; returns how many. Running items stay: a worker may be at them.
 std::int64_t cancel_waiting(Session& on, std::int64_t job_id);
+/// The same in a transaction of its own, with a line in the audit.
+std::int64_t cancel_waiting(Database& database, const Backlog& of, const std::string& who);
 
 }  // namespace takt

@@ -77,6 +77,23 @@ class Removal(TaktTest):
         self.assertEqual([d["item"] for d in self.ledger.of("/old")], [f"item-{again}"])
         self.check_invariants()
 
+    def test_C17_finding38_what_was_left_of_a_removed_job_is_ended_by_its_name(self):
+        self.install(OLD)
+        items = [self.enqueue("old", key=f"k{n}") for n in range(3)]
+        kept = self.enqueue("kept")
+        self.write(KEPT)
+        self.takt("apply", "--leave-items")
+        self.assertIn('takt items cancel --job old"', self.takt("status"))
+        self.assertIn("which has 3 items waiting?", self.takt("items", "cancel", "--job", "old", expect=2))
+        self.assertIn("there was none", self.takt("items", "cancel", "--job", "olds", "--yes", expect=1))
+        self.takt("items", "cancel", "--yes", expect=2)
+        self.takt("items", "cancel", "1", "--job", "old", "--yes", expect=2)
+        self.assertEqual(self.takt("items", "cancel", "--job", "old", "--yes", "--by", "ann"), "3 items cancelled\n")
+        self.assertEqual([self.state(item) for item in (*items, kept)], ["cancelled"] * 3 + ["pending"])
+        self.assertEqual(self.one("SELECT count(*) FROM takt.item_keys"), 0)
+        self.assertEqual(self.rows("SELECT who, subject, detail::text FROM takt.audit WHERE action = 'cancel'"), [("ann", "job old", '{"items": 3}')])
+        self.assertNotIn("removed", self.takt("status"))
+
     def test_C17_finding38_a_drain_under_way_ends_without_a_letter_and_goes_on_when_the_job_is_back(self):
         self.install(OLD)
         self.ledger.behave["/old"] = lambda nth: (time.sleep(0.1), (200, {}, b""))[1]
