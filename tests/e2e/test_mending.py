@@ -43,7 +43,7 @@ class Mending(TaktTest):
     def edit(self, letter, editor, expect=0, **more):
         scratch = os.path.join(self.folder, "scratch")
         os.makedirs(scratch, exist_ok=True)
-        said = self.takt("dlq", "edit", letter, "--by", "ann", expect=expect, environment=dict(self.environment, EDITOR=editor, TMPDIR=scratch, **more))
+        said = self.takt("dlq", "edit", letter, "--by", "ann", expect=expect, environment=dict(self.environment, **{"VISUAL": "", "EDITOR": editor, "TMPDIR": scratch, **more}))
         self.assertEqual(os.listdir(scratch), [], "the file is gone")
         return said
 
@@ -77,7 +77,7 @@ class Mending(TaktTest):
         self.assertEqual(audit[0][0], "ann")
         self.assertNotIn("Ada", audit[0][1])
         self.assertEqual(self.replayed(letter), MENDED.encode(), "what the endpoint receives, byte for byte")
-        self.assertIn("was replayed by", self.edit(letter, editor, expect=1))
+        self.assertIn("was replayed by", self.edit(letter, "false", expect=1, VISUAL=editor))
         self.check_invariants()
 
     def test_finding40_what_is_wrong_changes_nothing_and_says_so(self):
@@ -85,7 +85,7 @@ class Mending(TaktTest):
         for script, said in ((r"""sed -i 's/"rate": /"rate": oops/' "$1" """, r"not JSON: line \d, column \d+"), (': > "$1"', "the text is empty"),
                              ("exit 3", "the editor, .*, ended with 3"), ("kill -9 $$", "was ended by signal 9"), ("rm $1", "cannot read"),
                              (r"""printf '"\\u0000"' > "$1" """, r"holds U\+0000")):
-            self.assertRegex(self.edit(letter, self.editor(script), expect=1), said)
+            self.assertRegex(self.edit(letter, "true", expect=1, VISUAL=self.editor(script)), said)
         pwned = os.path.join(self.folder, "pwned")
         self.assertIn("cannot be run", self.edit(letter, f"/nothing;touch${{IFS}}{pwned}", expect=1))
         self.assertFalse(os.path.exists(pwned), "no shell reads it")
@@ -144,7 +144,7 @@ class Mending(TaktTest):
         # The editor itself is the process that waits: it dies of the signal that is passed on.
         editor = self.editor('touch "$1.open"; exec sleep 60')
         process = subprocess.Popen([harness.BINARY, "dlq", "edit", letter, "--config", self.config], stderr=subprocess.DEVNULL,
-                                   env=dict(self.environment, EDITOR=editor, TMPDIR=scratch))
+                                   env=dict(self.environment, VISUAL="", EDITOR=editor, TMPDIR=scratch))
         self.addCleanup(process.kill)
         eventually(lambda: any(name.endswith(".open") for _, _, names in os.walk(scratch) for name in names), what="the open editor")
         began = time.monotonic()
