@@ -12,7 +12,7 @@ void add_migrate(CLI::App& app, Context& context) {
   command->add_flag("--database-only", *database_only, "leave the broker alone");
   command->callback([&context, database_only] {
     context.configure_logging("migrate");
-    const auto report = migrate(context.database(), [](const std::string& name) { std::cout << "applying " << name << "\n"; });
+    const auto report = migrate(context.database(), [](const std::string& name) { std::cout << name << std::endl; });
     std::cout << "database: version " << report.version << (report.applied == 0 ? ", nothing to do" : "") << "\n";
     if (*database_only) return;
     amqp::Channel channel(context.broker("takt migrate"));

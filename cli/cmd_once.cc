@@ -1,8 +1,11 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/services.h"
 #include "cli/table.h"
+#include "core/log.h"
 #include "core/random.h"
+#include "dispatcher/retention.h"
 #include "worker/handlers/http_handler.h"
 #include "worker/handlers/native_handler.h"
 #include "worker/handlers/sql_handler.h"
@@ -15,6 +18,7 @@ namespace {
 constexpr Duration kBeat = std::chrono::milliseconds(500);
 /// How long, beyond the run's time budget, what was done waits to be written down while PostgreSQL is away or locked.
 constexpr Duration kSettlingWait = std::chrono::seconds(60);
+constexpr int kPruneBatch = 5000;
 
 std::vector<std::string> jobs_with_due_items(Database& database) {
   const auto rows = database.exec(
@@ -40,6 +44,18 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
   }
 }
 
+/// Where no dispatcher leads, this command may be all that runs: then it does for history what the leader would.
+void keep_history(Database& database, const RetentionSettings& retention) {
+  if (database.exec(std::string("SELECT until > now() FROM takt.leader WHERE name = 'dispatcher'")).boolean(0, 0)) return;
+  try {
+    ensure_partitions(database, retention.history);
+    drop_old_partitions(database, retention.history);
+    prune_once(database, retention, kPruneBatch);
+  } catch (const DatabaseError& error) {
+    log_warn("history not kept", {{"error", error.what()}, {"then", "tried again by the next call"}});
+  }
+}
+
 }  // namespace
 
 void run_once(Context& context, const OnceOptions& options) {
@@ -62,6 +78,7 @@ void run_once(Context& context, const OnceOptions& options) {
     return table.print(options.json, "nothing is due");
   }
 
+  keep_history(database, dispatcher_settings(config).retention);
   SeededRandom random(random_seed());
   Metrics metrics;
   const auto& worker = config.worker;

@@ -5,11 +5,47 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
+#include "core/config/job.h"
 #include "core/config/removal.h"
 
 namespace takt {
 
 namespace {
+
+constexpr std::int64_t kMostCounted = 10'000;  // of each kind and job; below, in the statements, too
+
+struct Fault {
+  std::string what, why;
+};
+
+/// Schedules and definitions that were set aside: the rest goes on without them. At most 100.
+std::vector<Fault> read_faults(Database& database) {
+  constexpr std::size_t kMost = 100;
+  std::vector<Fault> faults;
+  const auto schedules =
+      database.exec(std::string("SELECT j.name || '/' || s.name, s.fault FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id"
+                                " WHERE s.fault IS NOT NULL AND j.removed_at IS NULL ORDER BY 1 LIMIT 100"));
+  for (std::size_t i = 0; i < schedules.size(); ++i) {
+    faults.push_back({"schedule " + std::string(schedules.text(i, 0)), std::string(schedules.text(i, 1))});
+  }
+  const auto jobs = database.exec(std::string("SELECT name, definition::text FROM takt.jobs WHERE removed_at IS NULL ORDER BY name"));
+  for (std::size_t i = 0; i < jobs.size() && faults.size() < kMost; ++i) {
+    const std::string name(jobs.text(i, 0));
+    try {
+      job_from_json(name, nlohmann::json::parse(jobs.text(i, 1)));
+    } catch (const std::exception& error) {
+      faults.push_back({"job " + name, std::string("its definition is another version's: ") + error.what()});
+    }
+  }
+  return faults;
+}
+
+/// A number that stopped at the most that is counted, or is the sum of so many runs, says so.
+nlohmann::json counted(std::int64_t number, std::int64_t rows) {
+  if (rows < kMostCounted) return number;
+  return std::to_string(number) + "+";
+}
+nlohmann::json counted(std::int64_t number) { return counted(number, number); }
 
 void print_status(Database& database, bool json) {
   const auto leader = database.exec(std::string("SELECT until > now(), term FROM takt.leader WHERE name = 'dispatcher'"));
@@ -26,15 +62,19 @@ void print_status(Database& database, bool json) {
            (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (SELECT i.run_at FROM takt.items i
               WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
-           (SELECT count(*) FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived'),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
            r.runs, r.failed, r.done, r.error, r.last
       FROM takt.jobs j
       LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
                                 coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at)) AS last
-                           FROM takt.runs WHERE job_id = j.id AND started_at > now() - interval '24 hours' AND status <> 'running') r ON true
+                           FROM (SELECT status, started_at, done, noop, error, dead FROM takt.runs
+                                  WHERE job_id = j.id AND started_at > now() - interval '24 hours'
+                                  ORDER BY started_at DESC LIMIT 10000) newest
+                          WHERE status <> 'running') r ON true
      WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));
   const auto removed = removed_with_items(database);
+  const auto faults = read_faults(database);
   if (json) {
     nlohmann::json status{{"dispatcher", {{"leading", leader.boolean(0, 0)}, {"term", leader.integer(0, 1)}}},
                           {"dead_letters_open", totals.integer(0, 0)},
@@ -42,6 +82,7 @@ void print_status(Database& database, bool json) {
                           {"outbox_dead_letters", totals.integer(0, 2)},
                           {"runs_active", totals.integer(0, 3)},
                           {"schedules_late", totals.integer(0, 4)},
+                          {"faults", nlohmann::json::array()},
                           {"jobs", nlohmann::json::array()},
                           {"removed_jobs", nlohmann::json::array()}};
     for (const auto& job : removed)
@@ -58,6 +99,7 @@ void print_status(Database& database, bool json) {
                                 {"items_done_24h", jobs.integer(i, 8)},
                                 {"items_failed_24h", jobs.integer(i, 9)}});
     }
+    for (const auto& fault : faults) status["faults"].push_back({{"what", fault.what}, {"why", fault.why}});
     std::cout << status.dump(2) << "\n";
     return;
   }
@@ -66,11 +108,15 @@ void print_status(Database& database, bool json) {
             << "\n"
             << "runs active: " << totals.integer(0, 3) << "   dead letters open: " << totals.integer(0, 0)
             << "   unpublished: " << totals.integer(0, 1) << " ticks, " << totals.integer(0, 2) << " dead letters"
-            << "   schedules late: " << totals.integer(0, 4) << "\n\n";
+            << "   schedules late: " << totals.integer(0, 4) << "\n";
+  for (const auto& fault : faults) std::cout << "SET ASIDE: " << fault.what << ": " << fault.why << "\n";
+  std::cout << "\n";
   Table table({"job", "state", "due", "oldest", "blocked", "dead", "runs 24h", "lost", "done 24h", "failed 24h", "last run"});
   for (std::size_t i = 0; i < jobs.size(); ++i) {
-    table.add({std::string(jobs.text(i, 0)), std::string(jobs.text(i, 1)), jobs.integer(i, 2), short_age(jobs.real(i, 3)),
-               jobs.integer(i, 4), jobs.integer(i, 5), jobs.integer(i, 6), jobs.integer(i, 7), jobs.integer(i, 8), jobs.integer(i, 9),
+    const auto runs = jobs.integer(i, 6);
+    table.add({std::string(jobs.text(i, 0)), std::string(jobs.text(i, 1)), counted(jobs.integer(i, 2)), short_age(jobs.real(i, 3)),
+               counted(jobs.integer(i, 4)), counted(jobs.integer(i, 5)), counted(runs), counted(jobs.integer(i, 7), runs),
+               counted(jobs.integer(i, 8), runs), counted(jobs.integer(i, 9), runs),
                jobs.is_null(i, 10) ? nlohmann::json(nullptr) : nlohmann::json(short_age(jobs.real(i, 10)) + " ago")});
   }
   table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");

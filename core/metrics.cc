@@ -6,6 +6,8 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <mutex>
+
 namespace takt {
 
 namespace {
@@ -15,6 +17,31 @@ using prometheus::Family;
 using prometheus::Gauge;
 using prometheus::Histogram;
 using Labels = std::map<std::string, std::string>;
+
+/// The gauges of one family that are shown at present. Not thread-safe.
+class Shown {
+ public:
+  Shown(Family<Gauge>& family, const char* label) : family_(family), label_(label) {}
+  /// Shows these values by their label and no others.
+  void replace(const std::map<std::string, double>& values) {
+    for (const auto& [name, value] : values) set(name, value);
+    std::erase_if(gauges_, [&](const auto& shown) {
+      const bool gone = !values.contains(shown.first);
+      if (gone) family_.Remove(shown.second);
+      return gone;
+    });
+  }
+  void set(const std::string& name, double value) {
+    auto& gauge = gauges_[name];
+    if (gauge == nullptr) gauge = &family_.Add(*label_ == '\0' ? Labels{} : Labels{{label_, name}});
+    gauge->Set(value);
+  }
+
+ private:
+  Family<Gauge>& family_;
+  const char* label_;
+  std::map<std::string, Gauge*> gauges_;
+};
 
 const Histogram::BucketBoundaries kLatency{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
 
@@ -57,6 +84,16 @@ struct Metrics::Families {
   Family<Gauge>& broker_up = gauge("takt_broker_connected", "1 while the connection is up.");
   Family<Gauge>& broker_blocked = gauge("takt_broker_blocked", "1 while the broker blocks publishing.");
   Family<Gauge>& database_up = gauge("takt_database_up", "1 if the last use of PostgreSQL succeeded.");
+  Family<Counter>& duty_failures = counter("takt_duty_failures_total", "Rounds of the dispatcher's duties that failed, by duty.");
+  Family<Gauge>& duty_done =
+      gauge("takt_duty_last_success_timestamp_seconds", "When the leader last did a round of a duty, by duty (Unix time).");
+  Family<Gauge>& partitions_end =
+      gauge("takt_history_partitions_end_timestamp_seconds", "Where the partitions of history end (Unix time).");
+
+  std::mutex leader_mutex;  // of what follows: what only a leader shows
+  Shown shown_due{due, "job"}, shown_oldest{oldest, "job"}, shown_blocked{blocked_items, "job"}, shown_queues{queue, "queue"},
+      shown_dead{dead_open, ""}, shown_outbox{outbox_ticks, ""}, shown_outbox_dead{outbox_dead, ""}, shown_duties{duty_done, "duty"},
+      shown_partitions{partitions_end, ""};
 };
 
 Metrics::Metrics() : families_(std::make_unique<Families>()) {}
@@ -69,20 +106,43 @@ void Metrics::slots_missed(std::string_view job, std::string_view policy, double
   families_->missed.Add({{"job", std::string(job)}, {"policy", std::string(policy)}}).Increment(count);
 }
 void Metrics::leading(bool is_leader) { families_->leader.Add({}).Set(is_leader ? 1 : 0); }
-void Metrics::outbox(double ticks, double dead_letters) {
-  families_->outbox_ticks.Add({}).Set(ticks);
-  families_->outbox_dead.Add({}).Set(dead_letters);
+void Metrics::leader_gauges(const LeaderGauges& gauges) {
+  std::map<std::string, double> due, oldest, blocked;
+  for (const auto& job : gauges.jobs) {
+    due[job.name] = job.due;
+    oldest[job.name] = job.oldest_age_s;
+    blocked[job.name] = job.blocked;
+  }
+  const std::scoped_lock lock(families_->leader_mutex);
+  families_->shown_due.replace(due);
+  families_->shown_oldest.replace(oldest);
+  families_->shown_blocked.replace(blocked);
+  families_->shown_queues.replace(gauges.queues);
+  families_->shown_dead.set("", gauges.dead_letters_open);
+  families_->shown_outbox.set("", gauges.outbox_ticks);
+  families_->shown_outbox_dead.set("", gauges.outbox_dead_letters);
 }
-void Metrics::job_backlog(std::string_view job, double due, double oldest_age_s) {
-  families_->due.Add({{"job", std::string(job)}}).Set(due);
-  families_->oldest.Add({{"job", std::string(job)}}).Set(oldest_age_s);
+void Metrics::partitions_end(Timestamp end) {
+  const std::scoped_lock lock(families_->leader_mutex);
+  families_->shown_partitions.set("", static_cast<double>(to_unix_us(end)) / 1e6);
 }
-void Metrics::job_blocked(std::string_view job, double count) { families_->blocked_items.Add({{"job", std::string(job)}}).Set(count); }
+void Metrics::forget_leader_gauges() {
+  auto& all = *families_;
+  const std::scoped_lock lock(all.leader_mutex);
+  for (auto* shown : {&all.shown_due, &all.shown_oldest, &all.shown_blocked, &all.shown_queues, &all.shown_dead, &all.shown_outbox,
+                      &all.shown_outbox_dead, &all.shown_duties, &all.shown_partitions}) {
+    shown->replace({});
+  }
+}
+void Metrics::duty_done(std::string_view duty, Timestamp at) {
+  const std::scoped_lock lock(families_->leader_mutex);
+  families_->shown_duties.set(std::string(duty), static_cast<double>(to_unix_us(at)) / 1e6);
+}
+void Metrics::duty_failed(std::string_view duty) { families_->duty_failures.Add({{"duty", std::string(duty)}}).Increment(); }
 void Metrics::leases_rescued(double returned, double dead) {
   families_->rescued.Add({{"outcome", "returned"}}).Increment(returned);
   families_->rescued.Add({{"outcome", "dead"}}).Increment(dead);
 }
-void Metrics::queue_messages(std::string_view queue, double count) { families_->queue.Add({{"queue", std::string(queue)}}).Set(count); }
 void Metrics::tick_received() { families_->received.Add({}).Increment(); }
 void Metrics::tick_duplicate() { families_->duplicate.Add({}).Increment(); }
 void Metrics::tick_rejected(std::string_view reason) { families_->rejected.Add({{"reason", std::string(reason)}}).Increment(); }
@@ -105,7 +165,6 @@ void Metrics::circuit_open(std::string_view job, bool open) { families_->circuit
 void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
 void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }
 void Metrics::dead_letters_archived(std::string_view kind) { families_->archived.Add({{"kind", std::string(kind)}}).Increment(); }
-void Metrics::dead_letters_open(double count) { families_->dead_open.Add({}).Set(count); }
 void Metrics::broker(std::string_view connection, bool connected, bool blocked) {
   families_->broker_up.Add({{"connection", std::string(connection)}}).Set(connected ? 1 : 0);
   families_->broker_blocked.Add({{"connection", std::string(connection)}}).Set(blocked ? 1 : 0);

@@ -1,10 +1,28 @@
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/time.h"
+
 namespace takt {
+
+/// What only the leading dispatcher shows; counts stop at 10,000.
+struct LeaderGauges {
+  struct Job {
+    std::string name;
+    double due = 0;
+    double oldest_age_s = 0;
+    double blocked = 0;
+  };
+  std::vector<Job> jobs;
+  std::map<std::string, double> queues;  ///< messages ready, by queue
+  double dead_letters_open = 0;
+  double outbox_ticks = 0;
+  double outbox_dead_letters = 0;
+};
 
 /// Every metric of Takt, by the question it answers (docs/metrics.md). Thread-safe. Label values come from the
 /// operator's own definitions or from enumerations, never from messages, so their number is bounded.
@@ -21,11 +39,15 @@ class Metrics {
   void tick_lateness(double seconds);
   void slots_missed(std::string_view job, std::string_view policy, double count);
   void leading(bool is_leader);
-  void outbox(double ticks, double dead_letters);
-  void job_backlog(std::string_view job, double due, double oldest_age_s);
-  void job_blocked(std::string_view job, double count);
+  /// Replaces all that was shown: a job or queue that is not among them is shown no longer.
+  void leader_gauges(const LeaderGauges& gauges);
+  void partitions_end(Timestamp end);
+  /// Takes away these, partitions_end and duty_done: another process shows them now.
+  void forget_leader_gauges();
+  /// A round of a duty was done, or failed. `duty`: a name of dispatcher.cc.
+  void duty_done(std::string_view duty, Timestamp at);
+  void duty_failed(std::string_view duty);
   void leases_rescued(double returned, double dead);
-  void queue_messages(std::string_view queue, double count);
   // worker
   void tick_received();
   void tick_duplicate();
@@ -40,7 +62,6 @@ class Metrics {
   // dead letters
   void dead_letter(std::string_view reason);
   void dead_letters_archived(std::string_view kind);
-  void dead_letters_open(double count);
   // parts
   void broker(std::string_view connection, bool connected, bool blocked);
   void database(bool up);

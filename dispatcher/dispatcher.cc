@@ -28,12 +28,14 @@ constexpr Duration kSweepInterval = std::chrono::milliseconds(500);
 constexpr Duration kQuietAfter = std::chrono::seconds(5);
 constexpr Duration kQuietScanInterval = std::chrono::seconds(1);
 constexpr Duration kQuietSweepInterval = std::chrono::seconds(2);
-constexpr Duration kDutiesInterval = std::chrono::seconds(1);
+constexpr Duration kRescueInterval = std::chrono::seconds(1);
 constexpr Duration kSuspectsInterval = std::chrono::seconds(1);
 constexpr Duration kNextSuspect = std::chrono::milliseconds(100);  // while there are some
 constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
+constexpr Duration kPartitionsInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
+constexpr Duration kLedStill = std::chrono::seconds(1);  // how long gauges outlive leadership
 constexpr Duration kStandby = std::chrono::milliseconds(500);
 constexpr Duration kLookAgain = std::chrono::milliseconds(5);
 /// After a backlog got a further tick: so that it is worked at in full after a tenth of a second, and not after one.
@@ -74,23 +76,29 @@ Dispatcher::Dispatcher(Database& database, Database& vital, amqp::Publisher& pub
 Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
-  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)(), void (Dispatcher::*wait)(Duration) = &Dispatcher::pause) {
-    threads_.emplace_back([=, this] { repeat(what, std::bind_front(round, this), wait); });
+  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)(), Duration after_failure = kAfterFailure,
+                         void(Dispatcher::*wait)(Duration) = &Dispatcher::pause) {
+    threads_.emplace_back([=, this] { repeat(what, std::bind_front(round, this), after_failure, wait); });
   };
   spawn("lease", &Dispatcher::lease_round);
-  spawn("scan", &Dispatcher::scan_round, &Dispatcher::await_work);
+  spawn("scan", &Dispatcher::scan_round, kAfterFailure, &Dispatcher::await_work);
   // Two, also so that one batch is marked in PostgreSQL while the next is on its way to the broker.
   const auto publish = [&](amqp::Publisher& through, const amqp::Publisher& other) {
     threads_.emplace_back([this, &through, &other] {
-      repeat("publish", [&] { return publish_round(through, other); });
+      repeat(
+          "publish", [&] { return publish_round(through, other); }, kAfterFailure);
       send_what_is_held(through);
     });
   };
   publish(publisher_, second_);
   publish(second_, publisher_);
   spawn("outbox", &Dispatcher::sweep_round);
-  spawn("duties", &Dispatcher::duties_round);
+  spawn("rescue", &Dispatcher::rescue_round);
   spawn("suspects", &Dispatcher::suspects_round);
+  spawn("forgotten", &Dispatcher::forgotten_round, kForgottenInterval);
+  spawn("gauges", &Dispatcher::gauges_round, kGaugesInterval);
+  spawn("retention", &Dispatcher::retention_round, kRetentionInterval);
+  spawn("partitions", &Dispatcher::partitions_round, kPartitionsInterval);
 }
 
 void Dispatcher::stop() {
@@ -110,19 +118,23 @@ void Dispatcher::stop() {
   }
 }
 
-void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, void (Dispatcher::*wait_for)(Duration)) {
+void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, Duration after_failure,
+                        void (Dispatcher::*wait_for)(Duration)) {
   ::pthread_setname_np(::pthread_self(), what);  // as top -H shows it
   bool failing = false;
   while (!stopping_) {
     Duration wait{};
+    const bool led = leadership_.leading();
     try {
       wait = round();
       if (failing) log_info("dispatcher recovered", {{"part", what}});
       failing = false;
+      if (led && leadership_.leading()) metrics_.duty_done(what, clock_.now());
     } catch (const std::exception& error) {
       if (!failing) log_error("dispatcher failing", {{"part", what}, {"error", error.what()}});
       failing = true;
-      wait = kAfterFailure;
+      metrics_.duty_failed(what);
+      wait = after_failure;
     }
     metrics_.database(database_.healthy() && vital_.healthy());
     const auto broker = publisher_.state();
@@ -296,34 +308,61 @@ Duration Dispatcher::sweep_round() {
   return quiet_ ? kQuietSweepInterval : kSweepInterval;
 }
 
-Duration Dispatcher::duties_round() {
+Duration Dispatcher::rescue_round() {
   if (!leadership_.leading()) return kStandby;
-  const Term term = leadership_.term();
   // Leases are those of unfinished ticks.
-  const bool rescues = !quiet_ && leadership_.contact() >= kBeforeRescue;
-  const auto rescued = !rescues ? Rescued{} : rescue_expired_leases(database_, term, kRescueBatch);
-  if (rescued.runs > 0) {
-    log_warn("leases rescued",
-             {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"suspect", rescued.suspect}, {"items_dead", rescued.dead}});
-    if (rescued.suspect > 0) suspects_ = true;
-    metrics_.leases_rescued(rescued.returned, rescued.dead);
-    scan_wanted_.wake();
+  if (quiet_ || leadership_.contact() < kBeforeRescue) return kRescueInterval;
+  const auto rescued = rescue_expired_leases(database_, leadership_.term(), kRescueBatch);
+  if (rescued.runs == 0) return kRescueInterval;
+  log_warn("leases rescued",
+           {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"suspect", rescued.suspect}, {"items_dead", rescued.dead}});
+  if (rescued.suspect > 0) suspects_ = true;
+  metrics_.leases_rescued(rescued.returned, rescued.dead);
+  scan_wanted_.wake();
+  return rescued.runs >= kRescueBatch ? Duration(0) : kRescueInterval;
+}
+
+Duration Dispatcher::forgotten_round() {
+  if (!leadership_.leading()) return kStandby;
+  republish_forgotten_ticks(database_, leadership_.term(), settings_.republish_after);
+  return kForgottenInterval;
+}
+
+/// What is shown is the leader's alone: what it was once would lie beside what its successor shows.
+Duration Dispatcher::gauges_round() {
+  if (!leadership_.leading()) {
+    metrics_.forget_leader_gauges();
+    next_gauges_ = {};
+    return kStandby;
   }
-  const auto now = clock_.steady();
-  if (now >= next_forgotten_) {
-    republish_forgotten_ticks(database_, term, settings_.republish_after);
-    next_forgotten_ = now + kForgottenInterval;
+  if (clock_.steady() < next_gauges_) return kLedStill;
+  auto gauges = [&] {
+    const std::scoped_lock one_of_the_long(long_reads_);
+    return read_gauges(database_);
+  }();
+  if (!leadership_.leading()) return Duration(0);
+  for (const auto& [queue, messages] : publisher_.queue_depths()) gauges.queues[queue] = static_cast<double>(messages);
+  metrics_.leader_gauges(gauges);
+  next_gauges_ = clock_.steady() + kGaugesInterval;
+  return kLedStill;
+}
+
+Duration Dispatcher::retention_round() {
+  if (!leadership_.leading()) return kStandby;
+  const std::scoped_lock one_of_the_long(long_reads_);
+  return prune_once(database_, settings_.retention, kPruneBatch).more(kPruneBatch) ? Duration(0) : kRetentionInterval;
+}
+
+Duration Dispatcher::partitions_round() {
+  if (!leadership_.leading()) {
+    partitions_end_ = 0;
+    return kStandby;
   }
-  if (now >= next_gauges_) {
-    refresh_gauges(database_, metrics_);
-    for (const auto& [queue, messages] : publisher_.queue_depths()) metrics_.queue_messages(queue, static_cast<double>(messages));
-    next_gauges_ = now + kGaugesInterval;
-  }
-  if (now >= next_retention_) {
-    const auto pruned = prune_once(database_, settings_.retention, kPruneBatch);
-    next_retention_ = pruned.more(kPruneBatch) ? now : now + kRetentionInterval;
-  }
-  return rescued.runs >= kRescueBatch ? Duration(0) : kDutiesInterval;
+  const auto end = ensure_partitions(database_, settings_.retention.history);
+  partitions_end_ = to_unix_us(end);
+  metrics_.partitions_end(end);
+  drop_old_partitions(database_, settings_.retention.history);
+  return kPartitionsInterval;
 }
 
 Duration Dispatcher::suspects_round() {
@@ -349,9 +388,13 @@ Duration Dispatcher::suspects_round() {
 
 std::vector<HealthPart> Dispatcher::health() const {
   const auto broker = publisher_.state();
-  return {{"database", database_.healthy() && vital_.healthy(), ""},
-          {"broker", broker.connected && !broker.blocked, broker.fault},
-          {"role", true, leadership_.leading() ? "leading" : "standing by"}};
+  std::vector<HealthPart> parts{{"database", database_.healthy() && vital_.healthy(), ""},
+                                {"broker", broker.connected && !broker.blocked, broker.fault},
+                                {"role", true, leadership_.leading() ? "leading" : "standing by"}};
+  if (const auto end = partitions_end_.load(); end != 0) {
+    parts.push_back({"partitions", from_unix_us(end) > clock_.now(), "of history end " + format_rfc3339(from_unix_us(end))});
+  }
+  return parts;
 }
 
 }  // namespace takt

@@ -22,9 +22,10 @@
 namespace takt {
 
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
-/// Owns threads: lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that
-/// publish, outbox sweep, duties (rescue, retention, gauges), suspects. A failure of PostgreSQL or RabbitMQ ends no thread: it is
-/// logged once and tried again after a pause.
+/// Each duty is a thread of its own, with its own failure, pause and metric (takt_duty_*), so none keeps another from its round:
+/// lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that publish, outbox,
+/// rescue, suspects, forgotten, gauges, retention, partitions. Each statement of theirs ends by database.statement_timeout. A
+/// failure of PostgreSQL or RabbitMQ ends no thread: it is logged once and tried again after a pause.
 class Dispatcher {
  public:
   struct Settings {
@@ -52,7 +53,8 @@ class Dispatcher {
 
  private:
   /// Rounds until stop(), with `wait_for` between them for as long as each says.
-  void repeat(const char* what, const std::function<Duration()>& round, void (Dispatcher::*wait_for)(Duration) = &Dispatcher::pause);
+  void repeat(const char* what, const std::function<Duration()>& round, Duration after_failure,
+              void (Dispatcher::*wait_for)(Duration) = &Dispatcher::pause);
   void pause(Duration time);
   /// Until an item was enqueued, a scan is wanted, or `time` is over.
   void await_work(Duration time);
@@ -63,8 +65,12 @@ class Dispatcher {
   Duration publish_round(amqp::Publisher& publisher, const amqp::Publisher& other);
   void send_what_is_held(amqp::Publisher& publisher);
   Duration sweep_round();
-  Duration duties_round();
+  Duration rescue_round();
   Duration suspects_round();
+  Duration forgotten_round();
+  Duration gauges_round();
+  Duration retention_round();
+  Duration partitions_round();
   void publish_wakes(const std::vector<TickRow>& ticks);
   void wake_heard(const Term& term);
   /// When to look again.
@@ -81,17 +87,19 @@ class Dispatcher {
   Leadership leadership_;
   Outbox outbox_;
   class ScanState;
-  std::unique_ptr<ScanState> scan_;                                 // scan thread only
-  SteadyTime next_slots_{}, next_look_{}, last_busy_{};             // scan thread only
-  SteadyTime not_before_{};                                         // due-scans were slow; scan thread only
-  std::uint64_t losses_ = 0;                                        // publisher_.losses() when last looked; scan thread only
-  std::array<Duration, 8> last_scans_{};                            // how long they took; scan thread only
-  std::size_t scans_ = 0;                                           // scan thread only
-  std::unique_ptr<DatabaseConnection> listener_;                    // where notifications are heard; scan thread only
-  SteadyTime next_listen_{};                                        // zero while listening has not failed; scan thread only
-  std::set<std::string> heard_;                                     // jobs that were notified of, "" for all; scan thread only
-  SteadyTime next_retention_{}, next_gauges_{}, next_forgotten_{};  // duties thread only
-  bool was_leading_ = false;                                        // lease thread only
+  std::unique_ptr<ScanState> scan_;                      // scan thread only
+  SteadyTime next_slots_{}, next_look_{}, last_busy_{};  // scan thread only
+  SteadyTime not_before_{};                              // due-scans were slow; scan thread only
+  std::uint64_t losses_ = 0;                             // publisher_.losses() when last looked; scan thread only
+  std::array<Duration, 8> last_scans_{};                 // how long they took; scan thread only
+  std::size_t scans_ = 0;                                // scan thread only
+  std::unique_ptr<DatabaseConnection> listener_;         // where notifications are heard; scan thread only
+  SteadyTime next_listen_{};                             // zero while listening has not failed; scan thread only
+  std::set<std::string> heard_;                          // jobs that were notified of, "" for all; scan thread only
+  SteadyTime next_gauges_{};                             // gauges thread only
+  std::mutex long_reads_;                                // the long statements hold one connection at a time
+  std::atomic<std::int64_t> partitions_end_{0};          // Unix microseconds; 0: not known, or not leading
+  bool was_leading_ = false;                             // lease thread only
   std::mutex mutex_;
   std::condition_variable changed_;
   std::atomic<std::int64_t> slots_term_{0};  // what an earlier leader stored ahead was looked at in this term

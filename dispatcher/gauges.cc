@@ -4,9 +4,11 @@ namespace takt {
 
 namespace {
 
+constexpr std::size_t kJobsAtOnce = 200;
+
 // Served by items_due, at most 10,000 entries a job.
 constexpr Statement kJobs{"gauges_jobs", R"sql(
-  SELECT j.name,
+  SELECT j.id, j.name,
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
          (SELECT coalesce(extract(epoch FROM now() - min(greatest(h.run_at, 'epoch'))), 0)
             FROM (SELECT DISTINCT p.priority FROM (SELECT i.priority FROM takt.items i WHERE i.job_id = j.id AND i.state = 0
@@ -14,7 +16,7 @@ constexpr Statement kJobs{"gauges_jobs", R"sql(
             CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.priority = d.priority
                                  AND i.run_at <= now() ORDER BY i.run_at LIMIT 1) h),
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x)
-    FROM takt.jobs j WHERE j.removed_at IS NULL
+    FROM takt.jobs j WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
 )sql"};
 
 constexpr Statement kTotals{"gauges_totals", R"sql(
@@ -25,15 +27,22 @@ constexpr Statement kTotals{"gauges_totals", R"sql(
 
 }  // namespace
 
-void refresh_gauges(Database& database, Metrics& metrics) {
-  const auto jobs = database.exec(kJobs);
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    metrics.job_backlog(jobs.text(i, 0), jobs.real(i, 1), jobs.real(i, 2));
-    metrics.job_blocked(jobs.text(i, 0), jobs.real(i, 3));
+LeaderGauges read_gauges(Database& database) {
+  LeaderGauges gauges;
+  std::int64_t last = 0;
+  for (bool more = true; more;) {
+    const auto jobs = database.exec(kJobs, Params::of(last, static_cast<std::int64_t>(kJobsAtOnce)));
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      gauges.jobs.push_back({std::string(jobs.text(i, 1)), jobs.real(i, 2), jobs.real(i, 3), jobs.real(i, 4)});
+      last = jobs.integer(i, 0);
+    }
+    more = jobs.size() == kJobsAtOnce;
   }
   const auto totals = database.exec(kTotals);
-  metrics.dead_letters_open(totals.real(0, 0));
-  metrics.outbox(totals.real(0, 1), totals.real(0, 2));
+  gauges.dead_letters_open = totals.real(0, 0);
+  gauges.outbox_ticks = totals.real(0, 1);
+  gauges.outbox_dead_letters = totals.real(0, 2);
+  return gauges;
 }
 
 }  // namespace takt

@@ -4,8 +4,8 @@
 
 namespace takt {
 
-/// Sets the gauges that are read from PostgreSQL: backlog, oldest age and blocked items per job, open dead letters,
-/// outboxes. Every count stops at 10,000, so its cost is bounded.
-void refresh_gauges(Database& database, Metrics& metrics);
+/// What the leader's gauges show of PostgreSQL: backlog, oldest age and blocked items a job, open dead letters, outboxes. Every
+/// count stops at 10,000, and a statement reads 200 jobs at most, so each one's cost is bounded.
+LeaderGauges read_gauges(Database& database);
 
 }  // namespace takt

@@ -30,8 +30,13 @@ constexpr Statement kAudit{"prune_audit", R"sql(
 
 /// Into how many partitions history falls, besides the present and the coming one: what is too old goes in such steps.
 constexpr int kHistoryPartitions = 7;
+constexpr int kDropsAtOnce = 30;
 constexpr Statement kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions(width => $1::integer)"};
-constexpr Statement kDropPartitions{"drop_partitions", "SELECT takt.drop_old_partitions($1 * interval '1 ms')"};
+constexpr Statement kDropPartition{"drop_partition", "SELECT child, dropped FROM takt.drop_old_partition($1 * interval '1 ms')"};
+constexpr Statement kPartitionsEnd{"partitions_end", R"sql(
+  SELECT coalesce((extract(epoch FROM min(until)) * 1000000)::bigint, 0)
+    FROM (SELECT max(until) AS until FROM takt.history_partitions GROUP BY parent) p
+)sql"};
 
 }  // namespace
 
@@ -41,21 +46,36 @@ Pruned prune_once(Database& database, const RetentionSettings& settings, int bat
   pruned.keys = static_cast<int>(database.exec_retrying(kKeys, Params::of(batch)).affected());
   pruned.dead_letters = static_cast<int>(database.exec_retrying(kDeadLetters, Params::of(settings.dead_letters, batch)).integer(0, 0));
   pruned.audit = prune_audit(database, settings.audit, batch);
-  const auto width = std::chrono::ceil<std::chrono::days>(settings.history / kHistoryPartitions);
-  database.exec_retrying(kEnsurePartitions, Params::of(static_cast<int>(width.count())));
-  pruned.partitions = static_cast<int>(database.exec_retrying(kDropPartitions, Params::of(settings.history)).integer(0, 0));
   if (pruned.anything()) {
-    log_info("pruned", {{"ticks", pruned.ticks},
-                        {"keys", pruned.keys},
-                        {"dead_letters", pruned.dead_letters},
-                        {"audit", pruned.audit},
-                        {"partitions", pruned.partitions}});
+    log_info("pruned", {{"ticks", pruned.ticks}, {"keys", pruned.keys}, {"dead_letters", pruned.dead_letters}, {"audit", pruned.audit}});
   }
   return pruned;
 }
 
 int prune_audit(Database& database, Duration keep, int batch) {
   return static_cast<int>(database.exec_retrying(kAudit, Params::of(keep, batch)).affected());
+}
+
+Timestamp ensure_partitions(Database& database, Duration history) {
+  const auto width = std::chrono::ceil<std::chrono::days>(history / kHistoryPartitions);
+  database.exec(kEnsurePartitions, Params::of(static_cast<int>(width.count())));
+  return database.exec(kPartitionsEnd).time(0, 0);
+}
+
+DroppedPartitions drop_old_partitions(Database& database, Duration history) {
+  DroppedPartitions dropped;
+  while (dropped.count < kDropsAtOnce) {
+    const auto rows = database.exec(kDropPartition, Params::of(history));
+    if (rows.is_null(0, 0)) break;
+    if (!rows.boolean(0, 1)) {
+      dropped.in_use = rows.text(0, 0);
+      log_info("partition kept", {{"partition", dropped.in_use}, {"why", "transactions use it or its table; tried again in a minute"}});
+      break;
+    }
+    ++dropped.count;
+    log_info("partition dropped", {{"partition", rows.text(0, 0)}});
+  }
+  return dropped;
 }
 
 }  // namespace takt

@@ -17,18 +17,29 @@ struct Pruned {
   int keys = 0;
   int dead_letters = 0;
   int audit = 0;
-  int partitions = 0;
-  [[nodiscard]] bool anything() const { return ticks + keys + dead_letters + audit + partitions > 0; }
+  [[nodiscard]] bool anything() const { return ticks + keys + dead_letters + audit > 0; }
   /// Whether more of a kind may be left than went in this round of `batch`.
   [[nodiscard]] bool more(int batch) const { return std::max({ticks, keys, dead_letters, audit}) >= batch; }
 };
 
-/// Removes what is older than its retention: at most `batch` rows of each kind and three partitions, so that it can be
-/// repeated until nothing is left without ever holding many locks. Also makes the partitions of the coming days.
-/// Two at once do no harm.
+/// Removes what is older than its retention: at most `batch` rows of each kind, so that it can be repeated until nothing is
+/// left without ever holding many locks. Two at once do no harm.
 Pruned prune_once(Database& database, const RetentionSettings& settings, int batch);
 
 /// Removes audit rows older than `keep`, at most `batch`, oldest first; returns how many.
 int prune_audit(Database& database, Duration keep, int batch);
+
+/// Makes the partitions of history for the coming days, and waits for nobody who reads or writes it. Returns where the last
+/// one ends. Throws DatabaseError 55P03 where a table is being altered.
+Timestamp ensure_partitions(Database& database, Duration history);
+
+struct DroppedPartitions {
+  int count = 0;
+  std::string in_use;  ///< what was left for later, since transactions use it; empty: none
+};
+
+/// Drops partitions that ended before `history` ago, oldest first, at most 30. What is in use is left for later: claims and
+/// settlings would have to wait behind it.
+DroppedPartitions drop_old_partitions(Database& database, Duration history);
 
 }  // namespace takt

@@ -4,7 +4,7 @@
 #include <unordered_map>
 
 #include "core/log.h"
-#include "dispatcher/slot_plan.h"
+#include "core/text.h"
 
 namespace takt {
 
@@ -13,6 +13,7 @@ namespace {
 constexpr int kMaxSchedules = 250;
 constexpr int kMaxTicksARound = 5000;
 constexpr std::size_t kMaxCached = 10'000;
+constexpr std::size_t kMaxFaultBytes = 500;
 
 // Served by schedules_fire; reads only what is due or nearly so.
 constexpr Statement kDue{"schedules_due", R"sql(
@@ -34,7 +35,7 @@ constexpr Statement kRecord{"schedules_record", R"sql(
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
   advanced AS (
     UPDATE takt.schedules s
-       SET next_due = p.next_due, next_fire = p.next_fire, last_due = coalesce(p.last_due, s.last_due)
+       SET next_due = p.next_due, next_fire = p.next_fire, last_due = coalesce(p.last_due, s.last_due), fault = NULL
       FROM unnest($3::integer[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[])
              AS p(id, old_due, next_due, next_fire, last_due), in_term
      WHERE s.id = p.id AND s.next_due = p.old_due AND NOT s.paused AND NOT s.job_paused
@@ -47,6 +48,14 @@ constexpr Statement kRecord{"schedules_record", R"sql(
   ON CONFLICT (id) DO UPDATE SET finished_at = NULL, items = excluded.items, created_at = excluded.created_at
    WHERE known.finished_at IS NOT NULL AND known.published_at IS NULL AND known.begun_at IS NULL
   RETURNING id
+)sql"};
+
+// It leaves the head of schedules_fire to those that can tick.
+constexpr Statement kFaulty{"schedules_faulty", R"sql(
+  UPDATE takt.schedules s SET next_fire = now() + interval '1 hour', fault = p.fault
+    FROM unnest($3::integer[], $4::timestamptz[], $5::text[]) AS p(id, old_due, fault)
+   WHERE s.id = p.id AND s.next_due = p.old_due
+     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
 )sql"};
 
 // Served by ticks_unpublished. A tick names its schedule by its id only: job, "/", schedule, "@", slot; no name holds an "@".
@@ -95,6 +104,11 @@ std::string inline_item(const std::string& payload, const std::string& key) {
 
 }  // namespace
 
+struct ScheduleScan::Faults {
+  std::vector<std::int64_t> ids;
+  std::vector<std::string> dues, texts;
+};
+
 struct ScheduleScan::DueSchedule {
   std::int64_t id, job_id;
   std::string job, queue, name, cron, zone, payload;
@@ -103,13 +117,29 @@ struct ScheduleScan::DueSchedule {
   Timestamp as_of;  // slots up to then tick: now, or the slot's own time where it is stored ahead
 };
 
-const Cron* ScheduleScan::parsed(const std::string& cron, const std::string& zone) {
+const Cron& ScheduleScan::parsed(const std::string& cron, const std::string& zone) {
   const std::string key = zone + "\n" + cron;
-  if (const auto found = cache_.find(key); found != cache_.end()) return &found->second;
+  if (const auto found = cache_.find(key); found != cache_.end()) return found->second;
   auto result = Cron::parse(cron, zone);
-  if (std::holds_alternative<CronError>(result)) return nullptr;
+  if (const auto* error = std::get_if<CronError>(&result)) {
+    throw std::runtime_error("\"" + cron + "\" in " + zone + " is not understood: " + error->message);
+  }
   if (cache_.size() >= kMaxCached) cache_.clear();
-  return &cache_.emplace(key, std::get<Cron>(std::move(result))).first->second;
+  return cache_.emplace(key, std::get<Cron>(std::move(result))).first->second;
+}
+
+std::optional<SlotPlan> ScheduleScan::plan(const DueSchedule& schedule, Faults& faults) {
+  try {
+    return plan_slots(parsed(schedule.cron, schedule.zone), schedule.policy, schedule.job + "/" + schedule.name, schedule.next_due,
+                      schedule.as_of);
+  } catch (const std::exception& error) {
+    log_error("schedule set aside",
+              {{"job", schedule.job}, {"schedule", schedule.name}, {"error", error.what()}, {"then", "mend it and run takt apply"}});
+    faults.ids.push_back(schedule.id);
+    faults.dues.push_back(format_rfc3339(schedule.next_due));
+    faults.texts.push_back(printable(error.what(), kMaxFaultBytes));
+    return std::nullopt;
+  }
 }
 
 std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead, Result& result) {
@@ -182,15 +212,12 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
   std::vector<std::optional<std::string>> next_dues, next_fires, last_dues, items;
   std::vector<std::string> tick_ids;
   std::unordered_map<std::string, TickRow> rows_by_id;
+  Faults faults;
   for (const auto& schedule : due) {
-    const Cron* cron = parsed(schedule.cron, schedule.zone);
-    if (cron == nullptr) {
-      log_error("schedule skipped",
-                {{"job", schedule.job}, {"schedule", schedule.name}, {"error", "its expression or zone is no longer understood"}});
-      continue;
-    }
+    const auto planned = plan(schedule, faults);
+    if (!planned) continue;
+    const SlotPlan& plan = *planned;
     const std::string name = schedule.job + "/" + schedule.name;
-    const auto plan = plan_slots(*cron, schedule.policy, name, schedule.next_due, schedule.as_of);
     ids.push_back(schedule.id);
     old_dues.push_back(format_rfc3339(schedule.next_due));
     next_dues.push_back(time_text(plan.next_due));
@@ -222,6 +249,9 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
       result.more = true;
       break;
     }
+  }
+  if (!faults.ids.empty()) {
+    database_.exec_retrying(kFaulty, Params::of(term.holder, term.number, faults.ids, faults.dues, faults.texts));
   }
   const auto stored = database_.exec_retrying(kRecord, Params::of(term.holder, term.number, ids, old_dues, next_dues, next_fires, last_dues,
                                                                   tick_schedules, tick_ids, tick_jobs, tick_dues, items, tick_fires));

@@ -9,13 +9,15 @@
 #include "core/metrics.h"
 #include "core/tick_message.h"
 #include "dispatcher/leadership.h"
+#include "dispatcher/slot_plan.h"
 
 namespace takt {
 
 /// Turns schedules into tick rows, up to kAhead before they are due, so that of many which are due together each has but to be
 /// sent. One round reads at most 250 schedules through schedules_fire and writes with one statement, conditional on the
-/// term and on each schedule still being at the slot that was read. A tick that is stored ahead has the time at which it is to
-/// be sent for its created_at. Not thread-safe.
+/// term and on each schedule still being at the slot that was read. A schedule that cannot be planned, since its expression or
+/// zone is no longer understood, is set aside for an hour, with its `fault`, and delays no other. A tick that is stored ahead has the time
+/// at which it is to be sent for its created_at. Not thread-safe.
 class ScheduleScan {
  public:
   struct Result {
@@ -41,8 +43,11 @@ class ScheduleScan {
  private:
   struct DueSchedule;
   std::vector<DueSchedule> read_due(Duration lookahead, Result& result);
-  /// Parsed expressions by their text; emptied when it holds 10,000.
-  const Cron* parsed(const std::string& cron, const std::string& zone);
+  struct Faults;
+  /// Nothing where it cannot be planned; then it is noted in `faults`.
+  std::optional<SlotPlan> plan(const DueSchedule& schedule, Faults& faults);
+  /// Parsed expressions by their text; emptied when it holds 10,000. Throws if it is not understood.
+  const Cron& parsed(const std::string& cron, const std::string& zone);
 
   Database& database_;
   Metrics& metrics_;

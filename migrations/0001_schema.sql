@@ -39,6 +39,7 @@ CREATE TABLE takt.schedules (
   next_due       timestamptz,               -- the next slot; NULL: none ever again
   next_fire      timestamptz,               -- next_due plus this slot's jitter
   last_due       timestamptz,
+  fault          text,                      -- why it cannot tick as it is; looked at again each hour
   updated_at     timestamptz NOT NULL DEFAULT now(),
   UNIQUE (job_id, name)
 ) WITH (fillfactor = 70);
@@ -316,50 +317,77 @@ BEGIN
   END IF;
 END $$;
 
--- The partitions of history and where each ends. Bounds are read from their text, whence the settings of those who use it.
+-- The partitions of history and where each begins and ends. Bounds are read from their text, whence the settings of those who use it.
 CREATE VIEW takt.history_partitions AS
   SELECT p.relname AS parent, c.relname AS child,
+         (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz AS since,
          (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz AS until
     FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class p ON p.oid = h.inhparent
     JOIN pg_namespace n ON n.oid = p.relnamespace
    WHERE n.nspname = 'takt' AND p.relname IN ('runs', 'ended_items', 'failed_attempts') AND c.relname ~ '_[0-9]{8}$';
 
--- Makes partitions of `width` days from yesterday, or where the last one ends, to `days` ahead. Idempotent. Takes a short lock
--- on each parent it adds to. A statement that writes into a run pays for every partition there is, so there should be few.
-CREATE FUNCTION takt.ensure_partitions(days integer DEFAULT 3, width integer DEFAULT 1) RETURNS integer
-LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
+-- Makes partitions of `width` days from yesterday, or where the last one ends, to `days` ahead. Idempotent, one at a time. Each is
+-- made apart and then attached, which readers and writers of its parent neither wait for nor keep waiting. Where the parent is
+-- being altered it raises 55P03 after a fifth of a second. A statement that writes into a run pays for every partition there
+-- is, so there should be few. `width` NULL: that of the last one.
+CREATE FUNCTION takt.ensure_partitions(days integer DEFAULT 3, width integer DEFAULT NULL) RETURNS integer
+LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET lock_timeout = '200ms' SET client_min_messages = warning AS $$
 DECLARE
-  parent_table text; day date; child_table text; made integer := 0; today date := now()::date;
+  parent_table text; day date; child_table text; made integer := 0; today date := now()::date; step integer;
 BEGIN
-  PERFORM pg_advisory_xact_lock(1952541556, 1);  -- one at a time
+  PERFORM pg_advisory_xact_lock(1952541559);
   FOREACH parent_table IN ARRAY ARRAY['runs', 'ended_items', 'failed_attempts'] LOOP
-    SELECT greatest(max(until)::date, today - 1) INTO day FROM takt.history_partitions WHERE parent = parent_table;
+    SELECT greatest(max(until)::date, today - 1), coalesce(width, (array_agg(until::date - since::date ORDER BY until DESC))[1], 1)
+      INTO day, step FROM takt.history_partitions WHERE parent = parent_table;
     WHILE day <= today + days LOOP
       child_table := parent_table || '_' || to_char(day, 'YYYYMMDD');
-      EXECUTE format('CREATE TABLE takt.%I PARTITION OF takt.%I FOR VALUES FROM (%L) TO (%L)',
-                     child_table, parent_table, day || ' 00:00:00+00', (day + width) || ' 00:00:00+00');
+      EXECUTE format('CREATE TABLE takt.%I (LIKE takt.%I INCLUDING DEFAULTS)', child_table, parent_table);
       IF parent_table = 'runs' THEN
         PERFORM takt.tune_runs_partition(child_table);
       END IF;
+      EXECUTE format('ALTER TABLE takt.%I ATTACH PARTITION takt.%I FOR VALUES FROM (%L) TO (%L)',
+                     parent_table, child_table, day || ' 00:00:00+00', (day + step) || ' 00:00:00+00');
       made := made + 1;
-      day := day + width;
+      day := day + step;
     END LOOP;
   END LOOP;
   RETURN made;
 END $$;
 
--- Drops the partitions that end before `keep` ago; at most `most` a call, oldest first. Returns how many.
--- Each drop takes ACCESS EXCLUSIVE on its parent for a moment; lock_timeout bounds the wait.
-CREATE FUNCTION takt.drop_old_partitions(keep interval, most integer DEFAULT 3) RETURNS integer
-LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' AS $$
+-- Transactions of others that have locked a table, or wait to.
+CREATE FUNCTION takt.transactions_on(child text) RETURNS text[] LANGUAGE sql AS $$
+  SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
+   WHERE locktype = 'relation' AND relation = format('takt.%I', child)::regclass AND pid <> pg_backend_pid()
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) $$;
+
+-- Drops the oldest partition that ended before `keep` ago. To drop one takes ACCESS EXCLUSIVE on its parent: whoever comes
+-- meanwhile waits, be it only behind somebody who reads the parent for an hour. So it is not tried while a transaction stays on
+-- it for longer than half a second, and given up after a twentieth. DETACH CONCURRENTLY would need no such care, but waits
+-- without limit behind a transaction pooler, where no timeout can be set for what runs outside a transaction.
+-- `child`: the partition, NULL if none is so old. `dropped`: false if it was in use.
+CREATE FUNCTION takt.drop_old_partition(keep interval, OUT child text, OUT dropped boolean)
+LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET lock_timeout = '50ms' AS $$
 DECLARE
-  old record; dropped integer := 0;
+  old record; before text[];
 BEGIN
-  FOR old IN SELECT child FROM takt.history_partitions WHERE until < now() - keep ORDER BY until LIMIT most LOOP
-    EXECUTE format('DROP TABLE takt.%I', old.child);
-    dropped := dropped + 1;
-  END LOOP;
-  RETURN dropped;
+  dropped := false;
+  SELECT p.parent, p.child INTO old FROM takt.history_partitions p WHERE p.until < now() - keep ORDER BY p.until, p.parent LIMIT 1;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
+  child := old.child;
+  before := takt.transactions_on(old.parent) || takt.transactions_on(old.child);
+  IF before <> '{}' THEN
+    PERFORM pg_sleep(0.5);
+    IF before && (takt.transactions_on(old.parent) || takt.transactions_on(old.child)) THEN
+      RETURN;
+    END IF;
+  END IF;
+  EXECUTE format('DROP TABLE takt.%I', old.child);
+  dropped := true;
+EXCEPTION
+  WHEN lock_not_available THEN
+    dropped := false;
 END $$;
 
 SELECT takt.ensure_partitions();

@@ -5,6 +5,7 @@
 namespace takt {
 
 /// One numbered step of the schema. Never edited once released: its checksum is recorded where it was applied.
+/// Lines at its top that begin with "-- transaction:" or "-- oldest:" say how it is applied (migrations/README.md).
 struct Migration {
   int version;
   std::string_view name;

@@ -17,14 +17,22 @@ constexpr Duration kLockPause = std::chrono::milliseconds(100);
 constexpr Duration kSearchInterval = std::chrono::seconds(1);
 constexpr Duration kLongestHold = std::chrono::seconds(1);
 
+/// While the schema is another version's, a worker of that version may begin a tick; what was begun here is ended here.
+constexpr Duration kSchemaPatience = std::chrono::milliseconds(500);
+
 /// Repeats `body` while PostgreSQL is away, or somebody else holds a lock that it needs, with a pause, until it answers or
 /// `give_up`. `between` is called before each further try.
 template <typename Body>
-auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body, const std::function<void()>& between = nullptr) {
+auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body, const std::function<void()>& between = nullptr,
+                       std::optional<Duration> schema_patience = std::nullopt) {
+  const auto began = std::chrono::steady_clock::now();
   for (bool logged = false;; logged = true) {
     Duration pause = kDatabasePause;
     try {
       return body();
+    } catch (const SchemaChanged& error) {
+      if (give_up() || (schema_patience && std::chrono::steady_clock::now() - began > *schema_patience)) throw;
+      if (!logged) log_warn("waiting for the schema", {{"doing", doing}, {"error", error.what()}});
     } catch (const DatabaseUnavailable& error) {
       if (give_up()) throw;
       if (!logged) log_warn("waiting for the database", {{"doing", doing}, {"error", error.what()}});
@@ -116,16 +124,18 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
                                                     const std::function<bool()>& give_up) {
   const auto began = std::chrono::steady_clock::now();
   const std::string source = tick_source(tick.id());
-  const auto run_id = while_unavailable("numbering a run", give_up, [&] { return next_run_id(); });
+  const auto run_id = while_unavailable(
+      "numbering a run", give_up, [&] { return next_run_id(); }, nullptr, kSchemaPatience);
   const auto own = static_cast<std::uint32_t>(job->definition.batch_size);
   const int wanted = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
   const int batch = std::min(wanted, handler_of(job->definition).readiness(job->definition).items);
   crash_point("worker.before_claim");
-  auto claim = while_unavailable("claiming", give_up, [&] {
+  const auto begin_it = [&] {
     if (!tick.dry_run()) accept_inline_items(database_, *job, tick, source);
     return claim_batch(
         database_, {*job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, tick.dry_run() ? 0 : batch, tick.dry_run()});
-  });
+  };
+  auto claim = while_unavailable("claiming", give_up, begin_it, nullptr, kSchemaPatience);
   if (claim.outcome == ClaimOutcome::duplicate) {
     metrics_.tick_duplicate();
     log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});

@@ -11,6 +11,10 @@ namespace {
 
 constexpr Duration kDutyInterval = std::chrono::milliseconds(500);
 constexpr Duration kCatalogInterval = std::chrono::seconds(1);
+constexpr Duration kNotNow = std::chrono::milliseconds(200);
+constexpr Duration kPublishTimeout = std::chrono::seconds(10);
+/// A tick's queue dead-letters what was given back 20 times (core/amqp/topology.cc).
+constexpr int kGivenBack = 10;
 
 }  // namespace
 
@@ -23,6 +27,7 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
       clock_(clock),
       metrics_(metrics),
       settings_(std::move(settings)),
+      not_now_(clock, 1),
       catalog_(vital, clock_),
       heartbeat_(vital),
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors,
@@ -97,12 +102,16 @@ void Worker::run_loop() {
   amqp::Delivery delivery;
   while (take(delivery)) {
     metrics_.runs_active(active_.load());
+    // Whatever is thrown: nothing was committed that needs this delivery's acknowledgement.
     try {
       process(delivery);
+    } catch (const DatabaseUnavailable& error) {
+      if (const auto ticks = not_now_.due(0); ticks > 0) log_error("ticks given back", {{"ticks", ticks}, {"error", error.what()}});
+      log_debug("tick given back", {{"tick", delivery.message_id}, {"times", delivery.times_returned()}});
+      give_back(delivery);
     } catch (const std::exception& error) {
-      // Nothing was committed that needs this delivery's acknowledgement; the broker gives it to somebody again.
       log_error("tick failed", {{"tick", delivery.message_id}, {"error", error.what()}});
-      if (!stopping()) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      if (!stopping()) std::this_thread::sleep_for(kNotNow);
       consumer_->reject(delivery, true);
     }
     --active_;
@@ -110,13 +119,29 @@ void Worker::run_loop() {
   }
 }
 
+/// The queue counts what comes back and would take it for a message that nobody can handle. So it goes back as a copy, whose
+/// count begins anew, before that many; a copy that is done twice is a duplicate by its id.
+void Worker::give_back(const amqp::Delivery& delivery) {
+  if (stopping()) return consumer_->reject(delivery, true);
+  std::this_thread::sleep_for(kNotNow);
+  const bool whole = delivery.body.size() == delivery.body_size;
+  if (delivery.times_returned() < kGivenBack || !whole) return consumer_->reject(delivery, true);
+  amqp::Message copy;
+  copy.exchange = amqp::kTicksExchange;
+  copy.routing_key = delivery.routing_key;
+  copy.content_type = delivery.content_type;
+  copy.message_id = delivery.message_id;
+  for (const char* name : {"webhook-id", "webhook-timestamp", "webhook-signature"}) {
+    if (auto value = delivery.header(name)) copy.headers[name] = std::move(*value);
+  }
+  copy.body = delivery.body;
+  if (publisher_.publish(std::move(copy), kPublishTimeout) == amqp::Outcome::confirmed) return consumer_->ack(delivery);
+  consumer_->reject(delivery, true);
+}
+
 void Worker::process(const amqp::Delivery& delivery) {
   auto verdict = intake_.judge(delivery);
-  if (std::holds_alternative<NotNow>(verdict)) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    consumer_->reject(delivery, true);
-    return;
-  }
+  if (std::holds_alternative<NotNow>(verdict)) return give_back(delivery);
   if (std::holds_alternative<Disposed>(verdict)) {
     consumer_->ack(delivery);
     return;

@@ -60,6 +60,8 @@ class Worker {
   void duty_loop();
   bool take(amqp::Delivery& delivery);
   void process(const amqp::Delivery& delivery);
+  /// Back to the queue after a moment: for a genuine tick that cannot be begun now.
+  void give_back(const amqp::Delivery& delivery);
   /// One run to its end; the run that continues it here, if one does.
   std::optional<RunExecutor::Held> finish(RunExecutor::Held&& held);
   void publish_continuation(const CatalogJob& job, const std::string& tick_id);
@@ -72,6 +74,7 @@ class Worker {
   DatabaseClock clock_;  // by which ticks are verified and requests signed
   Metrics& metrics_;
   const Settings settings_;
+  LogThrottle not_now_;  // ticks given back, since every one may be while something is away
   JobCatalog catalog_;
   Heartbeat heartbeat_;
   HttpClient http_client_;

@@ -61,6 +61,11 @@ std::optional<std::string> Delivery::header(const std::string& name) const {
   return std::nullopt;
 }
 
+std::int64_t Delivery::times_returned() const {
+  const auto found = headers.find("x-delivery-count");
+  return found != headers.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
+}
+
 Channel::Channel(const BrokerSettings& settings) {
   connection_ = amqp_new_connection();
   if (connection_ == nullptr) throw std::bad_alloc();

@@ -34,6 +34,8 @@ struct Delivery {
 
   /// A header as text (numbers are written in decimal); nullopt if absent or of another type.
   [[nodiscard]] std::optional<std::string> header(const std::string& name) const;
+  /// How often a quorum queue had it back (x-delivery-count); 0 at the first delivery.
+  [[nodiscard]] std::int64_t times_returned() const;
 };
 
 /// A tick's 1 MiB and room for the letter that it may become, and to see that a body is too long. What a consumer holds is

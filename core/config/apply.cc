@@ -217,7 +217,8 @@ class Apply {
              misfire_limit = excluded.misfire_limit, misfire_max_age = excluded.misfire_max_age, jitter = excluded.jitter,
              payload = excluded.payload, source = 'file', job_paused = excluded.job_paused, updated_at = now(),
              next_due = CASE WHEN $12 THEN excluded.next_due ELSE s.next_due END,
-             next_fire = CASE WHEN $12 THEN excluded.next_fire ELSE s.next_fire END
+             next_fire = CASE WHEN $12 THEN excluded.next_fire ELSE s.next_fire END,
+             fault = CASE WHEN $12 THEN NULL ELSE s.fault END
     )sql"),
              Params::of(job_id, schedule.name, schedule.cron, schedule.time_zone, to_string(schedule.misfire), schedule.misfire_after,
                         schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
@@ -249,7 +250,7 @@ void restart_schedules(Session& on, const std::string& job, const std::string& s
     const auto cron = Cron::parse(std::string(rows.text(i, 1)), std::string(rows.text(i, 2)));
     if (!std::holds_alternative<Cron>(cron)) continue;
     const auto next = std::get<Cron>(cron).next(rows.time(i, 3));
-    on.exec(std::string("UPDATE takt.schedules SET next_due = $2, next_fire = $2 WHERE id = $1"),
+    on.exec(std::string("UPDATE takt.schedules SET next_due = $2, next_fire = $2, fault = NULL WHERE id = $1"),
             Params::of(rows.integer(i, 0), next ? std::optional(format_rfc3339(*next)) : std::nullopt));
   }
 }

@@ -102,6 +102,18 @@ pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, c
 }
 #endif
 
+/// What Takt sets in its sessions, or in each transaction behind a pooler. A prepared statement's plan is kept, also one that was
+/// made while a table was nearly empty: then the path must be the index's all the same. Where there is no index, a forbidden
+/// path costs so much that PostgreSQL would compile it.
+std::vector<std::pair<std::string, std::string>> session_settings(const DatabaseSettings& settings) {
+  return {{"statement_timeout", std::to_string(settings.statement_timeout.count())},
+          {"lock_timeout", std::to_string(settings.lock_timeout.count())},
+          {"idle_in_transaction_session_timeout", "60000"},
+          {"timezone", "UTC"},
+          {"enable_seqscan", "off"},
+          {"jit", "off"}};
+}
+
 class Listener final : public pqxx::notification_receiver {
  public:
   explicit Listener(pqxx::connection& connection) : pqxx::notification_receiver(connection, "takt_due") {}
@@ -117,6 +129,9 @@ class PqxxConnection final : public DatabaseConnection {
  public:
   PqxxConnection(const std::string& conninfo, const DatabaseSettings& settings)
       : connection_(conninfo), prepares_(!settings.transaction_pooler) {
+    if (settings.transaction_pooler) {
+      for (const auto& [name, value] : session_settings(settings)) local_settings_ += "SET LOCAL " + name + " = '" + value + "';";
+    }
 #if PQXX_VERSION_MAJOR < 7
     connection_.inhibit_reactivation(true);  // a lost connection is an error here, not a silent new one
 #endif
@@ -134,9 +149,17 @@ class PqxxConnection final : public DatabaseConnection {
   void transaction(const std::function<void(Session&)>& body) override {
     translated([&] {
       pqxx::work work(connection_);
+      if (!local_settings_.empty()) work.exec(local_settings_);
       PqxxSession session(*this, &work);
       body(session);
       work.commit();
+      return 0;
+    });
+  }
+
+  void outside_transaction(const std::string& sql) override {
+    translated([&] {
+      pqxx::nontransaction(connection_).exec(sql);
       return 0;
     });
   }
@@ -186,7 +209,25 @@ class PqxxConnection final : public DatabaseConnection {
     Rows on(Body body) {
       if (within_ != nullptr) return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(*within_)}));
       pqxx::nontransaction autocommit(owner_.connection_);
-      return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(autocommit)}));
+      if (owner_.local_settings_.empty()) return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(autocommit)}));
+      return bounded(autocommit, body);
+    }
+    /// A pooler gives each transaction any session, so a statement brings its timeouts along: three round trips.
+    template <typename Body>
+    Rows bounded(pqxx::nontransaction& plain, Body body) {
+      plain.exec("BEGIN;" + owner_.local_settings_);
+      try {
+        auto result = std::make_shared<Rows::Impl>(Rows::Impl{body(plain)});
+        plain.exec("COMMIT");
+        return Rows(std::move(result));
+      } catch (...) {
+        try {
+          plain.exec("ROLLBACK");
+        } catch (const std::exception&) {
+          owner_.connection_.disconnect();  // it may still be in that transaction
+        }
+        throw;
+      }
     }
     PqxxConnection& owner_;
     pqxx::transaction_base* within_;
@@ -194,6 +235,7 @@ class PqxxConnection final : public DatabaseConnection {
 
   pqxx::connection connection_;
   bool prepares_;
+  std::string local_settings_;  // behind a transaction pooler
   std::set<std::string> prepared_;
   std::optional<PqxxSession> autocommit_session_;
   std::unique_ptr<Listener> listener_;
@@ -217,10 +259,14 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
     info += "' ";
   };
   std::set<std::string> given;
+  std::string given_options;
   for (const auto* option = options; option->keyword != nullptr; ++option) {
     if (option->val == nullptr) continue;
     given.insert(option->keyword);
-    add(option->keyword, option->val);
+    if (std::string_view(option->keyword) == "options")
+      given_options = option->val;
+    else
+      add(option->keyword, option->val);
   }
   PQconninfoFree(options);
   const auto add_default = [&](const std::string& key, const std::string& value) {
@@ -234,11 +280,12 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
   add_default("keepalives_count", "3");
   add_default("tcp_user_timeout", "10000");
   if (!settings.transaction_pooler) {
-    // A prepared statement's plan is kept, also one that was made while a table was nearly empty: then the path must be the
-    // index's all the same. Where there is no index, a forbidden path costs so much that PostgreSQL would compile it.
-    add_default("options", "-c statement_timeout=" + std::to_string(settings.statement_timeout.count()) +
-                               " -c lock_timeout=" + std::to_string(settings.lock_timeout.count()) +
-                               " -c idle_in_transaction_session_timeout=60000 -c timezone=UTC -c enable_seqscan=off -c jit=off");
+    // One's own come last, so they win.
+    std::string own;
+    for (const auto& [name, value] : session_settings(settings)) own += "-c " + name + "=" + value + " ";
+    add("options", own + given_options);
+  } else if (!given_options.empty()) {
+    add("options", given_options);
   }
   return info;
 }

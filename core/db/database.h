@@ -35,6 +35,13 @@ class DatabaseBusy : public DatabaseUnavailable {
   using DatabaseUnavailable::DatabaseUnavailable;
 };
 
+/// One of Takt's own statements does not fit the schema: another version's migration changed it, or its role may not do what
+/// it could. For this process PostgreSQL is away until it fits again; connections, with what was prepared on them, are closed.
+class SchemaChanged : public DatabaseUnavailable {
+ public:
+  using DatabaseUnavailable::DatabaseUnavailable;
+};
+
 /// PostgreSQL refused a statement. `retryable`: serialization failure, deadlock, lock or statement timeout.
 class DatabaseError : public std::runtime_error {
  public:
@@ -142,7 +149,7 @@ struct DatabaseSettings {
   Duration connect_timeout = std::chrono::seconds(5);
   Duration statement_timeout = std::chrono::seconds(30);
   Duration lock_timeout = std::chrono::seconds(5);
-  bool transaction_pooler = false;  ///< behind pgbouncer in transaction mode: no prepared statements
+  bool transaction_pooler = false;  ///< behind pgbouncer in transaction mode: nothing prepared, timeouts set in each transaction
   std::string role;                 ///< SET ROLE after connecting; empty: none
   std::string application_name = "takt";
 };
@@ -155,6 +162,9 @@ class DatabaseConnection {
   virtual Session& session() = 0;
   /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
   virtual void transaction(const std::function<void(Session&)>& body) = 0;
+  /// One statement that PostgreSQL runs in no transaction, such as CREATE INDEX CONCURRENTLY. Behind a transaction pooler
+  /// nothing bounds it.
+  virtual void outside_transaction(const std::string& sql) = 0;
   [[nodiscard]] virtual bool usable() const = 0;
   /// Whether the pool shall close it when it is given back, because its session is not as it was.
   void spoil(bool spoiled) { spoiled_ = spoiled; }
@@ -185,11 +195,13 @@ class Database {
   /// Runs `body` with a connection of its own. Throws DatabaseUnavailable if none is free within connect_timeout.
   void with_connection(const std::function<void(DatabaseConnection&)>& body);
 
+  /// Throws SchemaChanged where the statement does not fit the schema.
   Rows exec(const Statement& statement, const Params& params = {});
   Rows exec(const std::string& sql, const Params& params = {});
-  /// The whole body again on a retryable error, at most `tries` times with a short random pause.
+  /// The whole body again on a retryable error, at most `tries` times with a short random pause. Once more, whatever `tries`
+  /// says, after a row found no partition of history: then those of the coming days are made first.
   void transaction(const std::function<void(Session&)>& body, int tries = 5);
-  /// exec(), again on a retryable error.
+  /// exec(), again as transaction() is.
   Rows exec_retrying(const Statement& statement, const Params& params, int tries = 5);
 
   /// A dedicated connection outside the pool, for LISTEN.
@@ -202,6 +214,9 @@ class Database {
 
  private:
   class Lease;
+  template <typename Body>
+  auto retrying(int tries, Body body);
+  void make_partitions();
   std::unique_ptr<DatabaseConnection> take();
   void give_back(std::unique_ptr<DatabaseConnection> connection);
 

@@ -3,10 +3,12 @@
 #include <openssl/evp.h>
 
 #include <array>
+#include <charconv>
 #include <map>
+#include <optional>
+#include <thread>
 
 #include "core/text.h"
-#include "migrations/embedded.h"
 
 namespace takt {
 
@@ -16,6 +18,11 @@ namespace {
 // until their transaction ends (takt.notifier_lock) is far above.
 constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541558)";
 
+struct Applied {
+  std::string checksum;
+  int oldest = 0;  // the oldest version whose binaries may go on with it
+};
+
 std::string checksum(std::string_view text) {
   std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
   unsigned length = 0;
@@ -23,73 +30,194 @@ std::string checksum(std::string_view text) {
   return to_hex({reinterpret_cast<const char*>(digest.data()), length});
 }
 
-std::map<int, std::string> applied_migrations(Session& on) {
-  std::map<int, std::string> applied;
+/// What follows "-- `name`: " on one of the comment lines at the top; empty if none does.
+std::string_view header(std::string_view sql, std::string_view name) {
+  const std::string wanted = "-- " + std::string(name) + ": ";
+  while (sql.starts_with("--")) {
+    const auto line = sql.substr(0, sql.find('\n'));
+    if (line.starts_with(wanted)) return line.substr(wanted.size());
+    sql.remove_prefix(std::min(sql.size(), line.size() + 1));
+  }
+  return {};
+}
+
+int oldest_of(const Migration& migration) {
+  const auto text = header(migration.sql, "oldest");
+  int oldest = migration.version;
+  std::from_chars(text.data(), text.data() + text.size(), oldest);
+  return oldest;
+}
+
+/// Its statements: each ends with a semicolon at the end of a line.
+std::vector<std::string> statements_of(std::string_view sql) {
+  std::vector<std::string> statements;
+  while (!sql.empty()) {
+    const auto end = sql.find(";\n");
+    auto statement = sql.substr(0, end);
+    sql.remove_prefix(end == std::string_view::npos ? sql.size() : end + 2);
+    while (statement.starts_with("--") || statement.starts_with("\n")) {
+      const auto line = statement.find('\n');
+      statement.remove_prefix(line == std::string_view::npos ? statement.size() : line + 1);
+    }
+    if (!statement.empty()) statements.emplace_back(statement);
+  }
+  return statements;
+}
+
+std::map<int, Applied> applied_migrations(Session& on) {
+  std::map<int, Applied> applied;
   if (on.exec(std::string("SELECT to_regclass('takt.schema_migrations') IS NOT NULL"), {}).boolean(0, 0)) {
-    const auto rows = on.exec(std::string("SELECT version, checksum FROM takt.schema_migrations ORDER BY version"), {});
-    for (std::size_t i = 0; i < rows.size(); ++i) applied[static_cast<int>(rows.integer(i, 0))] = rows.text(i, 1);
+    const auto rows = on.exec(std::string("SELECT version, checksum, oldest FROM takt.schema_migrations ORDER BY version"), {});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      applied[static_cast<int>(rows.integer(i, 0))] = {std::string(rows.text(i, 1)), static_cast<int>(rows.integer(i, 2))};
+    }
   }
   return applied;
 }
 
-/// Refuses a schema that this binary must not touch; returns the versions still missing.
-int check_applied(const std::map<int, std::string>& applied) {
+/// Refuses a schema that this binary must not touch; returns how many of `migrations` are still missing.
+int check_applied(const std::map<int, Applied>& applied, std::span<const Migration> migrations) {
   int missing = 0;
   std::map<int, const Migration*> known;
-  for (const auto& migration : embedded_migrations()) {
+  for (const auto& migration : migrations) {
     known[migration.version] = &migration;
     const auto found = applied.find(migration.version);
     if (found == applied.end()) {
       ++missing;
-    } else if (found->second != checksum(migration.sql)) {
+    } else if (found->second.checksum != checksum(migration.sql)) {
       throw SchemaMismatch("migration " + std::string(migration.name) +
                            " differs from what was applied to this database; use the binary that made this schema, or a newer one");
     }
   }
-  for (const auto& [version, sum] : applied) {
-    if (!known.contains(version)) {
+  const int mine = known.empty() ? 0 : known.rbegin()->first;
+  for (const auto& [version, row] : applied) {
+    if (!known.contains(version) && row.oldest > mine) {
       throw SchemaMismatch("the database's schema is at version " + std::to_string(applied.rbegin()->first) + ", newer than this binary (" +
-                           std::to_string(known.rbegin()->first) + "); deploy a newer takt");
+                           std::to_string(mine) + "), and for binaries from version " + std::to_string(row.oldest) +
+                           " on; deploy a newer takt");
     }
   }
   return missing;
 }
 
-}  // namespace
-
-MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress) {
-  MigrationReport report;
-  database.transaction([](Session& on) {
-    on.script(kLock);
-    on.script(
-        "SET LOCAL client_min_messages = warning;"
-        "CREATE SCHEMA IF NOT EXISTS takt;"
-        "CREATE TABLE IF NOT EXISTS takt.schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-        " checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())");
-  });
-  for (const auto& migration : embedded_migrations()) {
-    report.version = migration.version;
-    database.transaction([&](Session& on) {
-      on.script("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0");
-      on.script(kLock);
-      const auto applied = applied_migrations(on);
-      check_applied(applied);
-      if (applied.contains(migration.version)) return;
-      progress(std::string(migration.name));
-      on.script(std::string(migration.sql));
-      on.exec(std::string("INSERT INTO takt.schema_migrations (version, name, checksum) VALUES ($1, $2, $3)"),
-              Params::of(migration.version, migration.name, checksum(migration.sql)));
-      ++report.applied;
-    });
+/// Who has what a migration waits for, as far as this role may see: sessions whose transaction is older than a second.
+std::string lock_holders(Database& database) {
+  const auto rows = database.exec(std::string(R"sql(
+    SELECT DISTINCT ON (l.pid) l.pid, c.relname, a.application_name, a.state, date_trunc('second', now() - a.xact_start)
+      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_stat_activity a ON a.pid = l.pid
+     WHERE n.nspname = 'takt' AND l.granted AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+       AND a.xact_start < now() - interval '1 s'
+     ORDER BY l.pid, c.relname LIMIT 5
+  )sql"));
+  std::string text;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    text += (text.empty() ? "" : "; ") + std::string("pid ") + std::string(rows.text(i, 0)) + " (" + printable(rows.text(i, 2), 60) + ", " +
+            std::string(rows.text(i, 3)) + " for " + std::string(rows.text(i, 4)) + ") has takt." + std::string(rows.text(i, 1));
   }
-  return report;
+  return text.empty() ? "nobody who could be seen holds it now" : text;
 }
 
-void require_current_schema(Database& database) {
-  database.with_connection([](DatabaseConnection& connection) {
+class Migrator {
+ public:
+  Migrator(Database& database, const std::function<void(const std::string&)>& progress, std::span<const Migration> migrations,
+           const MigrationSettings& settings)
+      : database_(database), progress_(progress), migrations_(migrations), settings_(settings) {}
+
+  MigrationReport run() {
+    in_turn([](Session& on) {
+      on.script(
+          "SET LOCAL client_min_messages = warning;"
+          "CREATE SCHEMA IF NOT EXISTS takt;"
+          "CREATE TABLE IF NOT EXISTS takt.schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
+          " checksum text NOT NULL, oldest integer NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())");
+    });
+    for (const auto& migration : migrations_) apply(migration);
+    in_turn([&](Session& on) {
+      const auto applied = applied_migrations(on);
+      check_applied(applied, migrations_);
+      if (!applied.empty()) report_.version = applied.rbegin()->first;
+    });
+    return report_;
+  }
+
+ private:
+  /// A transaction that is the only migrator's. Nothing but this lock is waited for longer than lock_timeout.
+  void in_turn(const std::function<void(Session&)>& body) {
+    database_.transaction(
+        [&](Session& on) {
+          on.script("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = " +
+                    std::to_string(settings_.other_migrator.count()));
+          on.script(kLock);
+          on.script("SET LOCAL lock_timeout = " + std::to_string(settings_.lock_timeout.count()));
+          body(on);
+        },
+        1);
+  }
+
+  void apply(const Migration& migration) {
+    const auto until = std::chrono::steady_clock::now() + settings_.patience;
+    while (true) {
+      try {
+        return in_turn([&](Session& on) { apply(migration, on); });
+      } catch (const DatabaseError& error) {
+        if (!error.retryable()) throw;
+        const std::string who = lock_holders(database_);
+        if (std::chrono::steady_clock::now() > until) {
+          throw DatabaseError("migration " + std::string(migration.name) + " got no lock on a table for " +
+                                  format_duration(settings_.patience) + ": " + who +
+                                  ". End that transaction and run takt migrate again; nothing of it was applied",
+                              error.sqlstate());
+        }
+        progress_(std::string(migration.name) + " waits for a lock: " + who);
+        std::this_thread::sleep_for(settings_.pause);
+      }
+    }
+  }
+
+  void apply(const Migration& migration, Session& on) {
+    const auto applied = applied_migrations(on);
+    check_applied(applied, migrations_);
+    if (applied.contains(migration.version)) return;
+    progress_("applying " + std::string(migration.name));
+    if (header(migration.sql, "transaction") == "none") {
+      // The lock stays with this transaction. An index build waits for whoever has a snapshot, as this has until the next
+      // statement replaces the last one's portal.
+      on.script("SELECT 1");
+      const auto beside = database_.dedicated();
+      if (!database_.transaction_pooler()) {
+        beside->session().script("SET statement_timeout = 0; SET lock_timeout = " + std::to_string(settings_.patience.count()));
+      }
+      for (const auto& statement : statements_of(migration.sql)) beside->outside_transaction(statement);
+    } else {
+      on.script(std::string(migration.sql));
+    }
+    on.exec(std::string("INSERT INTO takt.schema_migrations (version, name, checksum, oldest) VALUES ($1, $2, $3, $4)"),
+            Params::of(migration.version, migration.name, checksum(migration.sql), oldest_of(migration)));
+    ++report_.applied;
+  }
+
+  Database& database_;
+  const std::function<void(const std::string&)>& progress_;
+  const std::span<const Migration> migrations_;
+  const MigrationSettings& settings_;
+  MigrationReport report_;
+};
+
+}  // namespace
+
+MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress, std::span<const Migration> migrations,
+                        const MigrationSettings& settings) {
+  return Migrator(database, progress, migrations, settings).run();
+}
+
+void require_current_schema(Database& database, std::span<const Migration> migrations) {
+  database.with_connection([&](DatabaseConnection& connection) {
     const auto applied = applied_migrations(connection.session());
     if (applied.empty()) throw SchemaMismatch("the database has no takt schema; run \"takt migrate\"");
-    if (check_applied(applied) > 0) throw SchemaMismatch("the database's schema is older than this binary; run \"takt migrate\"");
+    if (check_applied(applied, migrations) > 0) {
+      throw SchemaMismatch("the database's schema is older than this binary; run \"takt migrate\"");
+    }
   });
 }
 

@@ -3,6 +3,7 @@ import collections
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -13,7 +14,7 @@ import psycopg2
 sys.path.insert(0, os.path.join(os.environ["TAKT_SOURCE"], "tests", "e2e"))
 import harness  # noqa: E402
 from harness import TaktTest, eventually  # noqa: E402,F401
-from parts import SETTINGS, PostgreSQL, RabbitMQ  # noqa: E402
+from parts import SETTINGS, PostgreSQL, RabbitMQ, listens, until  # noqa: E402
 from proxy import Proxy  # noqa: E402
 
 CRASHING = os.environ["TAKT_CRASHING"]
@@ -130,6 +131,39 @@ class ChaosTest(TaktTest):
         self.proxies.append(proxy)
         self.environment[name] = self.environment[name].replace(f"127.0.0.1:{port}", f"127.0.0.1:{proxy.port}")
         return proxy
+
+    def through_pgbouncer(self):
+        """Puts a pooler in transaction mode before PostgreSQL for every process started from now on."""
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        folder = os.path.join(self.folder, "pgbouncer")
+        os.mkdir(folder)
+        with open(os.path.join(folder, "users"), "w", encoding="utf-8") as file:
+            file.write(f'"takt" "{SETTINGS["PGPASSWORD"]}"\n')
+        with open(os.path.join(folder, "ini"), "w", encoding="utf-8") as file:
+            file.write(f"""[databases]
+* = host=127.0.0.1 port={SETTINGS["PGPORT"]}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = plain
+auth_file = {folder}/users
+pool_mode = transaction
+default_pool_size = 5
+ignore_startup_parameters = extra_float_digits,options
+logfile = {folder}/log
+""")
+        command = ["pgbouncer", os.path.join(folder, "ini")]
+        if os.geteuid() == 0:
+            os.chmod(self.folder, 0o755)
+            harness.subprocess.run(["chown", "-R", "postgres:postgres", folder], check=True)
+            command[1:1] = ["-u", "postgres"]
+        bouncer = harness.subprocess.Popen(command, env=dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin"), stdout=harness.subprocess.DEVNULL, stderr=harness.subprocess.DEVNULL)
+        self.addCleanup(bouncer.wait, 10)
+        self.addCleanup(bouncer.terminate)
+        until(lambda: listens(port), 10, "pgbouncer's listening")
+        self.environment["TAKT_DATABASE_URL"] = self.database_url.replace(f":{SETTINGS['PGPORT']}/", f":{port}/")
 
     def start_crashing(self, point, *arguments):
         """The service in a binary that kills itself at `point`."""

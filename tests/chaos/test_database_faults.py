@@ -166,6 +166,53 @@ class DatabaseFaults(ChaosTest):
         blocker.close()
         self.check_accepted(load.stop())
 
+    def across_a_boundary(self):
+        """A report reads runs while a partition is due and an old one is to go: who of Takt's sessions waits for a table, and how long."""
+        self.db.cursor().execute("DROP TABLE " + self.one(
+            "SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE until > now() + interval '2 days'"))
+        self.db.cursor().execute("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')")
+        report = psycopg2.connect(self.database_url)
+        report.cursor().execute("SELECT count(*) FROM takt.runs")
+        self.start("dispatcher")
+        self.start("worker")
+        load, waits, over = self.load(100), [], threading.Event()
+
+        def watch():
+            with psycopg2.connect(self.database_url) as look:
+                look.autocommit = True
+                cursor = look.cursor()
+                while not over.wait(0.01):
+                    cursor.execute("SELECT l.pid, a.query FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND"
+                                   " l.locktype = 'relation' AND a.datname = current_database()")
+                    waits.append({row[0]: row[1] for row in cursor.fetchall()})
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        eventually(lambda: self.one("""SELECT min(until) > now() + interval '60 h' FROM
+            (SELECT max(until) AS until FROM takt.history_partitions GROUP BY parent) p"""), what="the coming partitions")
+        eventually(lambda: "partition kept" in "".join(self.log_of(p) for p in self.processes), what="the old partition's being left alone")
+        time.sleep(2)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.history_partitions WHERE child = 'runs_20200101'"), 1)
+        over.set()
+        watcher.join()
+        self.assertGreater(len(waits), 50)
+        long = [before[pid] for before, after in zip(waits, waits[1:]) for pid in before.keys() & after.keys()]
+        self.assertEqual(long, [], "waited for a table for longer than a moment")
+        done = self.one("SELECT count(*) FROM takt.finished_items")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.finished_items") > done + 50, what="work beside the report")
+        accepted = load.stop()
+        report.close()
+        self.check_accepted(accepted)
+        self.assertEqual(self.one("SELECT dropped FROM takt.drop_old_partition('30 days')"), True, "once the report is over")
+
+    def test_C14_finding13_a_report_reads_runs_across_a_partitions_boundary(self):
+        self.install(CONFIG)
+        self.across_a_boundary()
+
+    def test_C14b_finding13_a_report_reads_runs_across_a_partitions_boundary_behind_a_pooler(self):
+        self.install(CONFIG.replace("database: {connect_timeout: 2s}", "database: {connect_timeout: 2s, pooler: transaction}"))
+        self.through_pgbouncer()
+        self.across_a_boundary()
+
     def test_P6_a_long_transaction_holds_back_vacuum(self):
         self.running(CONFIG + "  noop: {batch_size: 100, handler: {native: {name: noop}}}\n")
 

@@ -4,11 +4,10 @@ import glob
 import os
 import random
 import signal
-import subprocess
 import time
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
-from parts import SETTINGS, until, listens
+from parts import until
 
 
 MISFIRES = "".join("""  POLICY:
@@ -53,9 +52,8 @@ class DispatcherFaults(ChaosTest):
         self.check_slots(begin, self.now())
 
     def test_D2b_two_dispatchers_of_one_host_behind_a_transaction_pooler(self):
-        port = self.pgbouncer()
         self.install(CONFIG.replace("database: {connect_timeout: 2s}", "database: {connect_timeout: 2s, pooler: transaction}") + EVERY_SECOND)
-        self.environment["TAKT_DATABASE_URL"] = self.database_url.replace(f":{SETTINGS['PGPORT']}/", f":{port}/")
+        self.through_pgbouncer()
         for service in ("dispatcher", "dispatcher", "worker"):
             self.start(service)
         eventually(lambda: self.one("SELECT count(*) FROM takt.runs") > 0, what="the first runs")
@@ -67,39 +65,6 @@ class DispatcherFaults(ChaosTest):
         self.assertEqual(self.one("SELECT term FROM takt.leader WHERE name = 'dispatcher'"), 1, "one leader all the time")
         self.takt("jobs", "pause", "every")
         self.check_accepted(accepted)
-
-    def pgbouncer(self):
-        import socket
-        with socket.create_server(("127.0.0.1", 0)) as held:
-            port = held.getsockname()[1]
-        folder = os.path.join(self.folder, "pgbouncer")
-        os.mkdir(folder)
-        with open(os.path.join(folder, "users"), "w", encoding="utf-8") as file:
-            file.write(f'"takt" "{SETTINGS["PGPASSWORD"]}"\n')
-        with open(os.path.join(folder, "ini"), "w", encoding="utf-8") as file:
-            file.write(f"""[databases]
-* = host=127.0.0.1 port={SETTINGS["PGPORT"]}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = plain
-auth_file = {folder}/users
-pool_mode = transaction
-default_pool_size = 5
-ignore_startup_parameters = extra_float_digits,options
-logfile = {folder}/log
-""")
-        command = ["pgbouncer", os.path.join(folder, "ini")]
-        if os.geteuid() == 0:
-            os.chmod(self.folder, 0o755)
-            subprocess.run(["chown", "-R", "postgres:postgres", folder], check=True)
-            command[1:1] = ["-u", "postgres"]
-        bouncer = subprocess.Popen(command, env=dict(os.environ, PATH=os.environ["PATH"] + ":/usr/sbin"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.addCleanup(bouncer.wait, 10)
-        self.addCleanup(bouncer.terminate)
-        until(lambda: listens(port), 10, "pgbouncer's listening")
-        return port
 
     def test_D2c_leadership_changes_every_second_while_slots_fall_due(self):
         self.install(CONFIG + EVERY_SECOND)

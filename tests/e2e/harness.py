@@ -255,14 +255,15 @@ class TaktTest(unittest.TestCase):
         key = base64.b64decode(secret[6:])
         return "v1," + base64.b64encode(hmac.new(key, f"{tick_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()).decode()
 
-    def publish(self, channel, tick, *, body=None, age=0, secret=None, headers=None, content_type="application/json", queue="default"):
+    def publish(self, channel, tick, *, body=None, age=0, secret=None, headers=None, content_type="application/json", queue="default", message_id=None):
         """A tick as JSON, signed; every part can be spoiled."""
         body = json.dumps(tick).encode() if body is None else body
         timestamp = str(int(time.time() - age))
         signed = {"webhook-id": tick["id"], "webhook-timestamp": timestamp, "webhook-signature": self.sign(tick["id"], timestamp, body, secret)}
         signed.update(headers or {})
         signed = {name: value for name, value in signed.items() if value is not None}
-        channel.basic_publish("takt.ticks", queue, body, pika.BasicProperties(content_type=content_type, delivery_mode=2, headers=signed), mandatory=True)
+        channel.basic_publish("takt.ticks", queue, body, pika.BasicProperties(content_type=content_type, delivery_mode=2, headers=signed, message_id=message_id),
+                              mandatory=True)
 
     def webhook_secret(self, job, role="current"):
         """What the receiver of the job's webhooks is given."""

@@ -118,7 +118,7 @@ TEST_F(CallersTest, C1_Finding1_AnItemWithAnyTimeIsScannedLookedAtCountedAndClai
   EXPECT_FALSE(scanned.next_in.has_value() && *scanned.next_in < 24h);
   DueScan fresh{*database, clock, 3};
   EXPECT_EQ(fresh.look_at(leadership.term(), {"a", "b", "c"}).size(), 2U);
-  refresh_gauges(*database, metrics);
+  metrics.leader_gauges(read_gauges(*database));
   const auto peeked = peek_due_items(*database, database.job("a").id, 10);
   ASSERT_EQ(peeked.size(), 1U);
   for (const std::string job : {"a", "b"}) {

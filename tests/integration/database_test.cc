@@ -34,10 +34,135 @@ TEST(Migrations, RefuseAnAlteredOrNewerSchema) {
   EXPECT_THROW(require_current_schema(*database), SchemaMismatch);
   EXPECT_THROW(migrate(*database, [](const std::string&) {}), SchemaMismatch);
   TestDatabase newer;
-  newer->exec("INSERT INTO takt.schema_migrations (version, name, checksum) VALUES (9999, 'future', '')");
+  newer->exec("INSERT INTO takt.schema_migrations (version, name, checksum, oldest) VALUES (9999, 'future', '', 9999)");
   EXPECT_THROW(require_current_schema(*newer), SchemaMismatch);
   TestDatabase empty(false);
   EXPECT_THROW(require_current_schema(*empty), SchemaMismatch);
+}
+
+constexpr auto kNobody = [](const std::string&) {};
+
+/// Takt's own and those that come later.
+std::vector<Migration> with_later(std::vector<Migration> later) {
+  std::vector<Migration> all(embedded_migrations().begin(), embedded_migrations().end());
+  all.insert(all.end(), later.begin(), later.end());
+  return all;
+}
+
+TEST(Migrations, Finding15_OneThatGetsNoLockGivesWayAgainAndAgainAndSaysWhoHasIt) {
+  TestDatabase database;
+  database.apply(plain_job("demo"));
+  const auto holder = database->dedicated();
+  holder->session().script("SET application_name = 'the report'; BEGIN; SELECT count(*) FROM takt.items");
+  const auto later = with_later({{1000, "1000_wider", "ALTER TABLE takt.items ADD COLUMN wider integer;"}});
+  // While it tries, others wait no longer than one try, however long the report goes on.
+  std::atomic<bool> over{false};
+  std::string delayed;
+  std::thread application([&] {
+    DatabaseSettings settings;
+    settings.lock_timeout = 2s;
+    Database own(Secret(database.url()), settings);
+    try {
+      while (!over) own.exec(std::string("SELECT takt.enqueue('demo')"));
+    } catch (const std::exception& error) {
+      delayed = error.what();
+    }
+  });
+  std::vector<std::string> said;
+  const MigrationSettings impatient{100ms, 50ms, 1500ms, 10s};
+  std::string fault;
+  try {
+    migrate(
+        *database, [&](const std::string& line) { said.push_back(line); }, later, impatient);
+  } catch (const DatabaseError& error) {
+    fault = error.what();
+  }
+  over = true;
+  application.join();
+  EXPECT_EQ(delayed, "");
+  EXPECT_NE(fault.find("the report"), std::string::npos) << fault;
+  EXPECT_NE(fault.find("nothing of it was applied"), std::string::npos) << fault;
+  EXPECT_GE(said.size(), 4U) << "several tries";
+  EXPECT_EQ(database.number("SELECT max(version) FROM takt.schema_migrations WHERE version > 999"), 0);
+  // It gets through as soon as the report is over.
+  std::thread end([&] {
+    std::this_thread::sleep_for(300ms);
+    holder->session().script("COMMIT");
+  });
+  EXPECT_EQ(migrate(*database, kNobody, later, impatient).applied, 1);
+  end.join();
+  EXPECT_EQ(migrate(*database, kNobody, later, impatient).applied, 0);
+}
+
+TEST(Migrations, Finding15_AnIndexIsBuiltBesideTheApplicationOutsideATransaction) {
+  TestDatabase database;
+  const auto later = with_later({{1000, "1000_index",
+                                  "-- Builds an index.\n-- transaction: none\n"
+                                  "DROP INDEX CONCURRENTLY IF EXISTS takt.items_later;\n"
+                                  "CREATE INDEX CONCURRENTLY items_later ON takt.items (enqueued_at);\n"},
+                                 {1001, "1001_broken", "-- transaction: none\nCREATE INDEX CONCURRENTLY broken ON takt.nowhere (x);\n"}});
+  EXPECT_THROW(migrate(*database, kNobody, later), DatabaseError);
+  EXPECT_EQ(database.number("SELECT count(*) FROM pg_indexes WHERE indexname = 'items_later'"), 1);
+  EXPECT_EQ(database.number("SELECT max(version) FROM takt.schema_migrations"), 1000) << "what failed is not recorded";
+}
+
+TEST(Migrations, Finding15_PodsOfTheVersionBeforeStartWhereTheNewSchemaSaysSo) {
+  TestDatabase database;
+  const int mine = embedded_migrations().back().version;
+  const std::string says_so = "-- oldest: " + std::to_string(mine) + "\nCREATE TABLE takt.next (x integer);\n";
+  const auto expanding = with_later({{1000, "1000_expands", says_so}});
+  EXPECT_EQ(migrate(*database, kNobody, expanding).version, 1000);
+  EXPECT_NO_THROW(require_current_schema(*database));
+  EXPECT_EQ(migrate(*database, kNobody).version, 1000) << "an old takt's migrate leaves it alone";
+  const auto contracting = with_later({{1000, "1000_expands", says_so}, {1001, "1001_contracts", "DROP TABLE takt.next;\n"}});
+  migrate(*database, kNobody, contracting);
+  EXPECT_THROW(require_current_schema(*database), SchemaMismatch);
+  EXPECT_NO_THROW(require_current_schema(*database, contracting));
+}
+
+TEST(Pool, Finding15_AStatementThatNoLongerFitsIsPreparedAnewOrSaysSo) {
+  TestDatabase database;
+  constexpr Statement kOne{"one", "SELECT * FROM one()"};
+  database->exec(std::string("CREATE FUNCTION one(OUT a integer) LANGUAGE sql AS 'SELECT 1'"));
+  EXPECT_EQ(database->exec(kOne).integer(0, 0), 1);
+  database->exec(std::string("DROP FUNCTION one()"));
+  EXPECT_THROW(database->exec(kOne), SchemaChanged);
+  EXPECT_FALSE(database->healthy());
+  database->exec(std::string("CREATE FUNCTION one(OUT a integer, OUT b integer) LANGUAGE sql AS 'SELECT 1, 2'"));
+  EXPECT_EQ(database->exec(kOne).integer(0, 1), 2);
+  EXPECT_TRUE(database->healthy());
+}
+
+TEST(Pool, Finding13_TimeoutsHoldBehindAPoolerAndBesideOnesOwnOptions) {
+  TestDatabase database;
+  DatabaseSettings settings;
+  settings.statement_timeout = 300ms;
+  settings.lock_timeout = 200ms;
+  const std::string asked =
+      "SELECT current_setting('statement_timeout') || ' ' || current_setting('lock_timeout') || ' ' ||"
+      " current_setting('TimeZone') || ' ' || current_setting('search_path')";
+  Database own(Secret(database.url() + "?options=-c%20search_path%3Dpg_temp%20-c%20lock_timeout%3D123"), settings);
+  EXPECT_EQ(own.exec(asked).text(0, 0), "300ms 123ms UTC pg_temp") << "Takt's, but where one gives another value oneself";
+
+  settings.transaction_pooler = true;
+  Database pooled(Secret(database.url()), settings);
+  EXPECT_EQ(pooled.exec(asked).text(0, 0).substr(0, 15), "300ms 200ms UTC");
+  std::string inside;
+  pooled.transaction([&](Session& on) { inside = on.exec(asked, {}).text(0, 0); });
+  EXPECT_EQ(inside.substr(0, 15), "300ms 200ms UTC");
+  constexpr Statement kSleep{"sleep", "SELECT pg_sleep(5)"};
+  try {
+    pooled.exec(kSleep);
+    ADD_FAILURE() << "it was not ended";
+  } catch (const DatabaseError& error) {
+    EXPECT_EQ(error.sqlstate(), "57014");
+  }
+  EXPECT_EQ(pooled.exec(std::string("SELECT 7")).integer(0, 0), 7) << "the connection is fit for use again";
+  // What a statement set stays in its transaction: the session is somebody else's next.
+  pooled.with_connection([&](DatabaseConnection& connection) {
+    connection.outside_transaction("SELECT set_config('takt.outside', current_setting('statement_timeout'), false)");
+    EXPECT_EQ(connection.session().exec(std::string("SELECT current_setting('takt.outside')"), {}).text(0, 0), "0");
+  });
 }
 
 TEST(Pool, OpensAnewAfterTheServerEndedItsConnections) {

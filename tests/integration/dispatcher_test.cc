@@ -630,7 +630,7 @@ TEST_F(DispatcherTest, DropsPartitionsThatAreWhollyTooOld) {
   database->exec(
       std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));
   const auto before = database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass");
-  EXPECT_EQ(prune_once(*database, {720h, 72h, 720h}, 10).partitions, 1);
+  EXPECT_EQ(drop_old_partitions(*database, 720h).count, 1);
   EXPECT_EQ(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'takt.runs'::regclass"), before - 1);
 }
 
@@ -642,11 +642,12 @@ TEST_F(DispatcherTest, MakesPartitionsThatFollowOneAnotherWhateverTheServerWrite
   EXPECT_EQ(on.script("SELECT takt.ensure_partitions(width => 5)").integer(0, 0), 0) << "there already";
   EXPECT_EQ(on.script("SELECT takt.ensure_partitions(60, 5)").integer(0, 0), 3 * 12) << "57 days more, in steps of five";
   on.script("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-11+00')");
-  EXPECT_EQ(on.script("SELECT takt.drop_old_partitions(now() - '2020-01-10 00:00+00'::timestamptz)").integer(0, 0), 0) << "a day is kept";
-  EXPECT_EQ(on.script("SELECT takt.drop_old_partitions(now() - '2020-01-12 00:00+00'::timestamptz)").integer(0, 0), 1);
+  EXPECT_FALSE(on.script("SELECT dropped FROM takt.drop_old_partition(now() - '2020-01-10 00:00+00'::timestamptz)").boolean(0, 0))
+      << "a day is kept";
+  EXPECT_TRUE(on.script("SELECT dropped FROM takt.drop_old_partition(now() - '2020-01-12 00:00+00'::timestamptz)").boolean(0, 0));
   on.script("SET datestyle = 'ISO'; SET timezone = 'UTC'");
   const auto apart = on.script(
-      "SELECT count(*) FROM (SELECT to_date(right(child, 8), 'YYYYMMDD') AS since, lag(until) OVER (PARTITION BY parent ORDER BY until) AS "
+      "SELECT count(*) FROM (SELECT since, lag(until) OVER (PARTITION BY parent ORDER BY until) AS "
       "before FROM takt.history_partitions) p WHERE before <> since");
   EXPECT_EQ(apart.integer(0, 0), 0) << "each begins where the one before ends";
 }
@@ -659,7 +660,7 @@ TEST_F(DispatcherTest, KeepsHistoryInFewPartitionsHoweverLongItIs) {
   on.script("DROP TABLE " + std::string(dropped.text(0, 0)));
   const std::string last = "SELECT extract(epoch FROM max(until))::bigint / 86400 FROM takt.history_partitions WHERE parent = 'runs'";
   const auto before = database.number(last);
-  prune_once(*database, {std::chrono::days(365), 72h, 720h}, 10);
+  ensure_partitions(*database, std::chrono::days(365));
   EXPECT_EQ(database.number(last) - before, 53) << "a seventh of 365 days";
 }
 

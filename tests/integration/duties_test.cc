@@ -1,0 +1,126 @@
+// The dispatcher's duties beside the ticking: history's partitions, and what of one job must not stop the others.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "core/config/apply.h"
+#include "dispatcher/retention.h"
+#include "dispatcher/schedule_scan.h"
+#include "tests/support/clock.h"
+#include "tests/support/fixture.h"
+#include "tests/support/runs.h"
+#include "worker/claim.h"
+#include "worker/settle.h"
+
+namespace takt {
+namespace {
+
+using namespace std::chrono_literals;
+
+struct DutiesTest : testing::Test {
+  TestDatabase database;
+  Metrics metrics;
+  FakeClock clock;
+  Leadership leadership{*database, 60s, clock};
+
+  Term lead() {
+    EXPECT_TRUE(leadership.try_lead());
+    return leadership.term();
+  }
+  /// As after days in which nobody made any.
+  void drop_partitions_from(const std::string& time) {
+    const auto names = database.text("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE until > " + time);
+    database->exec("DROP TABLE " + names);
+  }
+  std::int64_t partitions() { return database.number("SELECT count(*) FROM takt.history_partitions"); }
+  Database with_lock_timeout(Duration time) {
+    DatabaseSettings settings;
+    settings.lock_timeout = time;
+    return Database(Secret(database.url()), settings);
+  }
+};
+
+TEST_F(DutiesTest, Finding12_WhoNeedsAPartitionThatNobodyMadeMakesIt) {
+  database.apply(plain_job("demo", "max_attempts: 1"));
+  const auto job = database.job("demo");
+  database->exec(std::string("SELECT takt.enqueue('demo') FROM generate_series(1, 3)"));
+  drop_partitions_from("now() - interval '2 days'");
+  auto claim = claim_batch(*database, {job, "due:1", Timestamp(), "due", 1, "w", 3, false});
+  ASSERT_EQ(claim.items.size(), 3U);
+  EXPECT_GT(database.number("SELECT extract(epoch FROM min(until) - now())::bigint FROM (SELECT max(until) AS until FROM "
+                            "takt.history_partitions GROUP BY parent) p"),
+            86400);
+  // Those of what failed and what ended, in a statement that is tried once.
+  database->exec("DROP TABLE " +
+                 database.text("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE parent <> 'runs'"));
+  auto run = ended("due:1", 1, job, claim);
+  for (std::size_t i = 0; i < run.items.size(); ++i) run.settlements[i].state = ItemState::dead;
+  for (auto& result : run.results) result.item_class = ItemClass::error;
+  settle_run(*database, run);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ended_items"), 3);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts"), 3);
+}
+
+TEST_F(DutiesTest, Finding13_PartitionsComeAndGoBesideAReaderAndNobodyWaits) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  database->exec(std::string("SELECT takt.enqueue('demo') FROM generate_series(1, 2000)"));
+  drop_partitions_from("now() + interval '2 days'");
+  database->exec(
+      std::string("CREATE TABLE takt.runs_20200101 PARTITION OF takt.runs FOR VALUES FROM ('2020-01-01+00') TO ('2020-01-02+00')"));
+  const auto reader = database->dedicated();
+  reader->session().script("BEGIN; SELECT count(*) FROM takt.runs");
+
+  std::atomic<bool> over{false};
+  std::atomic<int> claimed{0};
+  std::string waited;
+  std::thread worker([&] {
+    auto impatient = with_lock_timeout(100ms);
+    try {
+      for (std::int64_t run = 1; !over || run < 3; ++run) {
+        const std::string tick = "due:" + std::to_string(run);
+        claimed += static_cast<int>(claim_batch(impatient, {job, tick, Timestamp(), "due", run, "w", 1, false}).items.size());
+      }
+    } catch (const std::exception& error) {
+      waited = error.what();
+    }
+  });
+  const auto before = partitions();
+  EXPECT_GT(ensure_partitions(*database, 720h),
+            from_unix_us(database.number("SELECT (extract(epoch FROM now() + interval '3 days') * 1000000)::bigint")));
+  EXPECT_GT(partitions(), before);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(drop_old_partitions(*database, 720h).in_use, "runs_20200101") << "it is being read";
+  over = true;
+  worker.join();
+  EXPECT_EQ(waited, "");
+  EXPECT_GE(claimed.load(), 3);
+
+  reader->session().script("COMMIT");
+  EXPECT_EQ(drop_old_partitions(*database, 720h).count, 1);
+}
+
+TEST_F(DutiesTest, Finding37_SchedulesThatAreNotUnderstoodDelayNoOthers) {
+  std::string schedules = "schedules: [{name: good, cron: '* * * * * *'}";
+  for (int i = 0; i < 300; ++i) schedules += ", {name: bad" + std::to_string(i) + ", cron: '* * * * * *'}";
+  database.apply(plain_job("demo", schedules + "]"));
+  database->exec(
+      std::string("UPDATE takt.schedules SET cron = 'every now and then', next_due = now() - interval '1 h',"
+                  " next_fire = now() - interval '1 h' WHERE name <> 'good'"));
+  database->exec(std::string("UPDATE takt.schedules SET time_zone = 'Atlantis/Capital', cron = '* * * * * *' WHERE name = 'bad7'"));
+  database->exec(std::string("UPDATE takt.schedules SET next_due = date_trunc('second', now()), next_fire = now() WHERE name = 'good'"));
+  const Term term = lead();
+  ScheduleScan scan(*database, metrics);
+  std::size_t ticks = 0;
+  for (int round = 0; round < 2; ++round) ticks += scan.run_once(term, 200ms).ticks.size();
+  EXPECT_GE(ticks, 1U) << "301 schedules are two rounds";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules WHERE fault IS NOT NULL AND next_fire > now() + interval '59 min'"), 300);
+  EXPECT_NE(database.text("SELECT fault FROM takt.schedules WHERE name = 'bad7'").find("Atlantis"), std::string::npos);
+  // Mended by hand, it is tried again, and is no longer faulty.
+  database->exec(std::string("UPDATE takt.schedules SET cron = '* * * * * *', next_fire = now() WHERE name = 'bad1'"));
+  scan.run_once(term, 200ms);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules WHERE name = 'bad1' AND fault IS NULL"), 1);
+}
+
+}  // namespace
+}  // namespace takt
