@@ -35,8 +35,8 @@ constexpr std::array kDatabase{
     Field{"statement_timeout", duration, kSecond, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
     Field{"lock_timeout", duration, 100, kHour, "5s", nullptr, "PostgreSQL ends a statement that waits longer for a lock"},
     Field{"pooler", choice, 0, 0, "none", "none|transaction",
-          "`transaction` behind pgbouncer in transaction mode: nothing prepared, no session settings, no LISTEN (due items are found every "
-          "`dispatcher.scan_interval`)"},
+          "`transaction` behind pgbouncer in transaction mode: nothing prepared, timeouts set in each transaction (three round trips a "
+          "statement), no LISTEN (due items are found every `dispatcher.scan_interval`)"},
 };
 constexpr std::array kBroker{
     Field{"heartbeat", duration, kSecond, 600 * kSecond, "20s", nullptr, "a silent connection is given up after two of these"},
