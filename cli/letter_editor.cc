@@ -54,6 +54,7 @@ std::vector<std::string> editor_command() {
 
 std::vector<char*> pointers(std::vector<std::string>& words) {
   std::vector<char*> result;
+  result.reserve(words.size() + 1);
   for (auto& word : words) result.push_back(word.data());
   result.push_back(nullptr);
   return result;
@@ -74,7 +75,7 @@ int run(std::vector<std::string> command, const SignalsByHand& signals) {
   const pid_t child = ::fork();
   if (child < 0) throw CommandFailed("cannot start the editor: " + fault());
   if (child == 0) {
-    std::signal(SIGPIPE, SIG_DFL);
+    static_cast<void>(std::signal(SIGPIPE, SIG_DFL));
     ::sigprocmask(SIG_SETMASK, &signals.before(), nullptr);
     ::execvpe(arguments[0], arguments.data(), variables.data());
     ::_exit(127);
@@ -83,7 +84,7 @@ int run(std::vector<std::string> command, const SignalsByHand& signals) {
   while (true) {
     int status = 0;
     if (::waitpid(child, &status, WNOHANG) == child) {
-      if (ended_by != 0) ::raise(ended_by);  // blocked: it acts once the file is gone
+      if (ended_by != 0) static_cast<void>(::raise(ended_by));  // blocked: it acts once the file is gone
       return status;
     }
     siginfo_t info{};
@@ -122,6 +123,7 @@ void write_private(const std::string& path, std::string_view text) {
 }  // namespace
 
 SignalsByHand::SignalsByHand() {
+  static_cast<void>(std::signal(SIGCHLD, SIG_DFL));  // ignored by whoever started this, an editor's end would never be heard
   ::sigemptyset(&set_);
   for (const int signal : {SIGCHLD, SIGTERM, SIGHUP, SIGINT, SIGQUIT}) ::sigaddset(&set_, signal);
   ::sigprocmask(SIG_BLOCK, &set_, &before_);

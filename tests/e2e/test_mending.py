@@ -91,6 +91,11 @@ class Mending(TaktTest):
         self.assertFalse(os.path.exists(pwned), "no shell reads it")
         self.assertIn("give --payload or --set", self.edit(letter, "", expect=2))
         self.assertIn("holds this already", self.edit(letter, "true"))
+        ignored = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a child inherits this; this process does not wait for it meanwhile
+        process = subprocess.Popen([harness.BINARY, "dlq", "edit", letter, "--config", self.config], env=dict(self.environment, VISUAL="true"),
+                                   stdout=subprocess.DEVNULL, restore_signals=False)
+        signal.signal(signal.SIGCHLD, ignored)
+        self.assertEqual(process.wait(20), 0)
         for text in ('{"a": ', '"\\u0000"', "[" * 101 + "]" * 101, "1e1001"):
             self.takt("dlq", "edit", letter, "--payload", "-", stdin=text, expect=1)
         self.assertIn("is not JSON", self.takt("dlq", "edit", letter, "--set", "{oops}", expect=1))
