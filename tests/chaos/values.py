@@ -64,7 +64,7 @@ def text_of(size):
 
 
 def digits(count):
-    return Value(f"1e131071, {count} times", "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, %s))", count, TAKT_LARGE if count > 3 else None)
+    return Value(f"1e131071, {count} times", "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, %s))", count, TAKT_LARGE if count > 7 else None)
 
 
 def control(count):

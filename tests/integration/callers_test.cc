@@ -296,11 +296,11 @@ TEST_F(CallersTest, C2_Finding8_APayloadIsMeasuredAsTextWhateverItTakesInATable)
   database.apply(plain_job("demo"));
   database->exec(std::string("CREATE TABLE big AS SELECT jsonb_build_object('a', repeat('x', 40000000)) p"));
   database->exec(std::string("CREATE TABLE numbers AS SELECT jsonb_agg(1e131071::numeric) p FROM generate_series(1, 8300)"));
-  database->exec(std::string("CREATE TABLE few AS SELECT jsonb_agg(1e131071::numeric) p FROM generate_series(1, 4)"));
+  database->exec(std::string("CREATE TABLE few AS SELECT jsonb_agg(1e131071::numeric) p FROM generate_series(1, 8)"));
   database->exec(std::string("CREATE TABLE pairs AS SELECT jsonb_agg(1) p FROM generate_series(1, 100000)"));
   const std::string controls = "to_jsonb(repeat(chr(1), 100000))", spaces = "to_jsonb(repeat(' ', 524270))";
   for (const std::string payload : {"(SELECT p FROM big)", "(SELECT p FROM few)", "(SELECT p FROM pairs)",
-                                    "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 4))",
+                                    "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 8))",
                                     "(SELECT jsonb_agg(1) FROM generate_series(1, 100000))", controls.c_str()}) {
     refuses("takt.enqueue('demo', " + payload + ")", "more than 524288");
     refuses("takt.enqueue('demo', " + payload + ", 'k')", "more than 524288");
@@ -309,7 +309,7 @@ TEST_F(CallersTest, C2_Finding8_APayloadIsMeasuredAsTextWhateverItTakesInATable)
   refuses("takt.enqueue('demo', (SELECT p FROM numbers))", "payload has 1 GiB of bytes, more than 524288");
   EXPECT_EQ(items(), 0);
   database->exec(std::string("CREATE TABLE fine AS SELECT jsonb_build_object('a', repeat('x', 500000)) p"));
-  for (const std::string payload : {"(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 3))", "(SELECT p FROM fine)",
+  for (const std::string payload : {"(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, 7))", "(SELECT p FROM fine)",
                                     spaces.c_str(), "'\"\\u0001\\ud83d\\ude00\"'::jsonb", "'null'::jsonb", "'[]'::jsonb"}) {
     accepts("takt.enqueue('demo', " + payload + ")");
     accepts("* FROM takt.enqueue_many('demo', ARRAY[" + payload + "])");

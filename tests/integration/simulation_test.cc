@@ -180,7 +180,7 @@ class Simulation {
         "SELECT takt.enqueue('demo', priority => -2147483648)",
         "SELECT takt.enqueue('nobody')",
         "SELECT takt.enqueue('demo', to_jsonb(repeat('x', 524288)))",
-        "SELECT takt.enqueue('demo', (SELECT jsonb_agg(1e131071) FROM generate_series(1, 5)))",
+        "SELECT takt.enqueue('demo', (SELECT jsonb_agg(1e131071) FROM generate_series(1, 8)))",
         "SELECT * FROM takt.enqueue_many('demo', ARRAY['1', '2']::jsonb[], ARRAY['k0'])",
         "SELECT * FROM takt.enqueue_many('demo', ARRAY['1', NULL]::jsonb[])",
         "SELECT * FROM takt.enqueue_many('demo', '{}'::jsonb[])",
