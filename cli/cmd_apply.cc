@@ -43,7 +43,7 @@ void add_apply(CLI::App& app, Context& context) {
     std::string by;
   };
   auto options = std::make_shared<Options>();
-  auto* command = app.add_subcommand("apply", "make the definitions in the database match the file");
+  auto* command = app.add_subcommand("apply", "make the definitions in the database match the file; running services follow within a second");
   command->add_flag("--dry-run", options->dry_run, "show the difference and change nothing");
   auto* leave = command->add_flag("--leave-items", options->leave_items,
                                   "items of jobs that are removed stay, and run once a job of that name is applied again");

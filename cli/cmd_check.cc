@@ -4,6 +4,7 @@
 #include <set>
 
 #include "cli/commands.h"
+#include "cli/services.h"
 #include "core/amqp/topology.h"
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
@@ -64,13 +65,19 @@ std::string check_keys(Context& context) {
 
 std::string check_broker(Context& context) {
   amqp::Channel channel(context.broker("takt check"));
-  const auto queues = context.config().queues();
-  for (const auto& queue : queues) {
-    if (!channel.inspect_queue(amqp::tick_queue(queue)))
-      throw CommandFailed("queue " + amqp::tick_queue(queue) + " is missing; run \"takt migrate\"");
+  for (const auto& queue : {amqp::kDeadQueue, amqp::kQuarantineQueue}) {
+    if (!channel.inspect_queue(queue)) throw CommandFailed("queue " + queue + " is missing; run \"takt migrate\"");
   }
-  amqp::declare_topology(channel, queues);  // idempotent; tells where an existing one differs
-  return "reachable, " + std::to_string(queues.size()) + (queues.size() == 1 ? " queue" : " queues");
+  std::vector<std::string> there;
+  std::string to_come;
+  for (const auto& queue : known_queues(context)) {
+    if (channel.inspect_queue(amqp::tick_queue(queue)))
+      there.push_back(queue);
+    else
+      to_come += (to_come.empty() ? "; the services will declare " : ", ") + queue;
+  }
+  amqp::declare_topology(channel, there);  // idempotent; tells where an existing one differs
+  return "reachable, " + std::to_string(there.size()) + (there.size() == 1 ? " queue" : " queues") + to_come;
 }
 
 /// Connects (and agrees on TLS) without sending a request.

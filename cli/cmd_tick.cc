@@ -47,7 +47,7 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   set_timestamp(*tick.mutable_due_at(), now);
   auto broker = context.broker("takt tick");
   { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
-  amqp::Publisher publisher(std::move(broker), publisher_settings(config));
+  amqp::Publisher publisher(std::move(broker), publisher_settings(config, {}));
   publisher.start();
   const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
                                                         tick.SerializeAsString(), context.keys().ticks(), now),

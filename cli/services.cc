@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <set>
 #include <thread>
 
 #include "core/amqp/topology.h"
@@ -26,10 +27,10 @@ sigset_t end_signals() {
 }
 
 /// Fails at once, and clearly, when the broker cannot be used.
-void require_broker(Context& context, const std::string& name) {
+void require_broker(Context& context, const std::string& name, const std::vector<std::string>& queues) {
   try {
     amqp::Channel channel(context.broker(name));
-    amqp::declare_topology(channel, context.config().queues());
+    amqp::declare_topology(channel, queues);
   } catch (const amqp::BrokerUnavailable& error) {
     throw CommandFailed(std::string("TAKT_AMQP_URL: ") + error.what());
   }
@@ -37,8 +38,17 @@ void require_broker(Context& context, const std::string& name) {
 
 }  // namespace
 
-amqp::Publisher::Settings publisher_settings(const Config& config) {
-  return {static_cast<std::size_t>(config.broker.window), config.broker.confirm_timeout, config.queues()};
+std::vector<std::string> known_queues(Context& context) {
+  const auto of_file = context.config().queues();
+  std::set<std::string> queues(of_file.begin(), of_file.end());
+  const auto rows = context.current_database().exec(std::string("SELECT DISTINCT queue FROM takt.jobs WHERE removed_at IS NULL"));
+  for (std::size_t i = 0; i < rows.size(); ++i) queues.emplace(rows.text(i, 0));
+  queues.erase(amqp::kBenchQueue);
+  return {queues.begin(), queues.end()};
+}
+
+amqp::Publisher::Settings publisher_settings(const Config& config, std::vector<std::string> queues) {
+  return {static_cast<std::size_t>(config.broker.window), config.broker.confirm_timeout, std::move(queues)};
 }
 
 Dispatcher::Settings dispatcher_settings(const Config& config) {
@@ -56,8 +66,7 @@ Worker::Settings worker_settings(const Config& config) {
   settings.runs = config.worker.runs;
   settings.grace = config.worker.grace;
   settings.max_tick_age = config.worker.max_tick_age;
-  settings.queues = config.worker.queues.empty() ? config.queues() : config.worker.queues;
-  settings.all_queues = config.queues();
+  settings.queues = config.worker.queues;
   settings.host_connections = config.worker.host_connections;
   settings.http_threads = config.worker.http_threads;
   settings.payload_in_errors = config.worker.payload_in_errors;
@@ -77,15 +86,16 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   const auto& config = context.config();
   const auto& keys = context.keys();
   auto& database = context.current_database();
-  require_broker(context, "takt " + name);
+  const auto queues = known_queues(context);
+  require_broker(context, "takt " + name, queues);
 
-  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publisher_settings(config));
+  publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publisher_settings(config, queues));
   if (which.archive) {
-    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_, config.queues());
+    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_, queues);
   }
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {
-    second_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " second publisher"), publisher_settings(config));
+    second_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " second publisher"), publisher_settings(config, queues));
     lease_database_ = context.vital_database();
     dispatcher_ = std::make_unique<Dispatcher>(database, *lease_database_, *publisher_, *second_, keys, clock_, metrics_,
                                                dispatcher_settings(config));

@@ -16,8 +16,12 @@ namespace takt {
 
 class Archive;
 
-/// A publisher, a dispatcher and a worker as the configuration wants them.
-amqp::Publisher::Settings publisher_settings(const Config& config);
+/// The queues that the file and the database name, sorted, each once.
+std::vector<std::string> known_queues(Context& context);
+
+/// A publisher, a dispatcher and a worker as the configuration wants them. The publisher declares `queues` at once, others
+/// when it has a tick for them.
+amqp::Publisher::Settings publisher_settings(const Config& config, std::vector<std::string> queues);
 Dispatcher::Settings dispatcher_settings(const Config& config);
 Worker::Settings worker_settings(const Config& config);
 

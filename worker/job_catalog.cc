@@ -1,5 +1,8 @@
 #include "worker/job_catalog.h"
 
+#include <set>
+
+#include "core/amqp/topology.h"
 #include "core/log.h"
 
 namespace takt {
@@ -7,7 +10,7 @@ namespace takt {
 namespace {
 
 constexpr Statement kChanged{"catalog_changed", R"sql(
-  SELECT j.id, j.name, j.definition::text, j.removed_at IS NOT NULL, j.version, (extract(epoch FROM c.now) * 1000000)::bigint
+  SELECT j.id, j.name, j.definition::text, j.removed_at IS NOT NULL, j.version, (extract(epoch FROM c.now) * 1000000)::bigint, j.queue
     FROM (SELECT clock_timestamp() AS now) c LEFT JOIN takt.jobs j ON j.version > $1 ORDER BY j.version
 )sql"};
 
@@ -23,7 +26,7 @@ std::vector<JobCatalog::Change> JobCatalog::read_changes(std::int64_t since) {
   std::vector<Change> changes;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows.is_null(i, 0)) continue;
-    Change change{std::string(rows.text(i, 1)), rows.boolean(i, 3), {rows.integer(i, 4), nullptr}};
+    Change change{std::string(rows.text(i, 1)), rows.boolean(i, 3), {rows.integer(i, 4), std::string(rows.text(i, 6)), nullptr}};
     try {
       if (!change.removed) {
         change.entry.job = std::make_shared<const CatalogJob>(
@@ -112,6 +115,14 @@ std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
   const Lock lock(mutex_);
   const auto found = entries_.find(name);
   return found == entries_.end() ? nullptr : found->second.job;
+}
+
+std::vector<std::string> JobCatalog::queues() {
+  std::set<std::string> queues{"default"};
+  const Lock lock(mutex_);
+  for (const auto& [name, entry] : entries_) queues.insert(entry.queue);
+  queues.erase(amqp::kBenchQueue);
+  return {queues.begin(), queues.end()};
 }
 
 }  // namespace takt

@@ -46,10 +46,13 @@ class JobCatalog {
   CatalogAnswer look_up(const std::string& name);
   /// The job as of the last query; nullptr if it is unknown, removed or unreadable. Asks PostgreSQL nothing.
   std::shared_ptr<const CatalogJob> known(const std::string& name);
+  /// The queues of all jobs as of the last query, and `default`; sorted, each once.
+  std::vector<std::string> queues();
 
  private:
   struct Entry {
     std::int64_t version;
+    std::string queue;
     std::shared_ptr<const CatalogJob> job;  // null: unreadable
   };
   struct Change {

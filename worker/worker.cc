@@ -10,11 +10,11 @@ namespace takt {
 namespace {
 
 constexpr Duration kDutyInterval = std::chrono::milliseconds(500);
-constexpr Duration kCatalogInterval = std::chrono::seconds(1);
 constexpr Duration kNotNow = std::chrono::milliseconds(200);
 constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// A tick's queue dead-letters what was given back 20 times (core/amqp/topology.cc).
 constexpr int kGivenBack = 10;
+constexpr Duration kCatalogInterval = std::chrono::milliseconds(900);  // every second duty: jobs and queues are met within a second
 
 }  // namespace
 
@@ -39,7 +39,7 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
       intake_(database, keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
-  consuming.tick_queues = settings_.all_queues;
+  consuming.tick_queues = settings_.queues;
   for (const auto& queue : settings_.queues) consuming.queues.push_back(amqp::tick_queue(queue));
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(consuming), [this](amqp::Delivery&& delivery) {
     {
@@ -199,6 +199,7 @@ void Worker::duty_loop() {
       heartbeat_.beat(std::chrono::steady_clock::now());
       if (std::chrono::steady_clock::now() >= next_catalog) {
         catalog_.refresh();
+        if (settings_.queues.empty()) consumer_->consume_ticks(catalog_.queues());
         next_catalog = std::chrono::steady_clock::now() + kCatalogInterval;
       }
       if (failing) log_info("worker recovered", {});

@@ -23,7 +23,7 @@ namespace takt {
 
 /// The service. Threads: one for the consumer's connection, one for the publisher's (given), `runs` that each carry a
 /// tick from verification to acknowledgement, `http_threads` for HTTP, one for heartbeats and definitions.
-/// Memory: at most `runs` deliveries a queue are held, and at most `runs` batches.
+/// Memory: at most `runs` deliveries a queue are held, of at most amqp::kMaxTickQueues queues, and at most `runs` batches.
 /// While PostgreSQL is away the run threads wait with what they hold, and the prefetch keeps further ticks away.
 class Worker {
  public:
@@ -31,8 +31,7 @@ class Worker {
     int runs = 12;
     Duration grace{};
     Duration max_tick_age{};
-    std::vector<std::string> queues;      ///< names of design: "default"
-    std::vector<std::string> all_queues;  ///< to be declared
+    std::vector<std::string> queues;  ///< "default"; empty: those of all jobs in PostgreSQL, as they come
     int host_connections = 50;
     int http_threads = 1;
     int reserved_descriptors = HttpClient::Settings().reserved_descriptors;

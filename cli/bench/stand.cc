@@ -120,8 +120,7 @@ void Stand::fill(const std::string& job, int count) {
 }
 
 std::unique_ptr<amqp::Publisher> Stand::start_publisher(const std::string& name) const {
-  auto settings = publisher_settings(context_.config_or_defaults());
-  settings.queues = queues_;
+  auto settings = publisher_settings(context_.config_or_defaults(), queues_);
   auto publisher = std::make_unique<amqp::Publisher>(context_.broker(name), settings);
   publisher->start();
   return publisher;
@@ -143,7 +142,6 @@ void Stand::start_worker(const NativeFunctions& native) {
   auto settings = worker_settings(config);
   if (options_.runs > 0) settings.runs = options_.runs;
   settings.queues = {kQueue};
-  settings.all_queues = queues_;
   settings.host_connections = std::max(config.worker.host_connections, options_.connections);
   settings.native = native;
   heartbeat_database_ = context_.vital_database();

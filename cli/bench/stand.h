@@ -6,6 +6,7 @@
 
 #include "cli/context.h"
 #include "core/amqp/publisher.h"
+#include "core/amqp/topology.h"
 #include "core/metrics.h"
 #include "core/random.h"
 #include "dispatcher/dispatcher.h"
@@ -87,7 +88,7 @@ class Stand {
   SteadyTime asked_{};
 };
 
-inline const std::string kQueue = "takt-bench";
+inline const std::string kQueue = amqp::kBenchQueue;
 
 /// A job with the defaults that users get, in the bench's queue.
 JobDefinition plain_job(const Stand& stand, const std::string& name, HandlerConfig handler);

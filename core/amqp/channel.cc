@@ -19,6 +19,8 @@ namespace takt::amqp {
 namespace {
 
 constexpr amqp_channel_t kChannel = 1;
+// A declaration that the broker refuses closes its channel, and must not take consumers or confirms with it.
+constexpr amqp_channel_t kDeclaring = 2;
 constexpr int kFrameMax = 131072;
 constexpr auto kSystemCertificates = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -111,8 +113,10 @@ void Channel::open(const BrokerSettings& settings) {
   check_status(amqp_socket_open_noblock(socket, info.host, info.port, &connect_timeout), "connecting");
   login(settings, info);
   amqp_set_rpc_timeout(connection_, &rpc_timeout);
-  amqp_channel_open(connection_, kChannel);
-  check(amqp_get_rpc_reply(connection_), "opening a channel");
+  for (const auto channel : {kChannel, kDeclaring}) {
+    amqp_channel_open(connection_, channel);
+    check(amqp_get_rpc_reply(connection_), "opening a channel");
+  }
 }
 
 void Channel::login(const BrokerSettings& settings, const amqp_connection_info& info) {
@@ -132,8 +136,8 @@ void Channel::login(const BrokerSettings& settings, const amqp_connection_info& 
   properties[1].value.value.table = {static_cast<int>(capabilities.size()), capabilities.data()};
   const amqp_table_t property_table{static_cast<int>(properties.size()), properties.data()};
   const auto heartbeat_s = static_cast<int>(std::max<std::int64_t>(1, settings.heartbeat.count() / 1000));
-  check(amqp_login_with_properties(connection_, info.vhost, 1, kFrameMax, heartbeat_s, &property_table, AMQP_SASL_METHOD_PLAIN, info.user,
-                                   info.password),
+  check(amqp_login_with_properties(connection_, info.vhost, kDeclaring, kFrameMax, heartbeat_s, &property_table, AMQP_SASL_METHOD_PLAIN,
+                                   info.user, info.password),
         "logging in");
 }
 
@@ -165,13 +169,13 @@ void Channel::check(const amqp_rpc_reply_t& reply, const std::string& doing) {
 
 void Channel::reopen_channel() {
   amqp_channel_close_ok_t ok{};
-  amqp_send_method(connection_, kChannel, AMQP_CHANNEL_CLOSE_OK_METHOD, &ok);
-  amqp_channel_open(connection_, kChannel);
+  amqp_send_method(connection_, kDeclaring, AMQP_CHANNEL_CLOSE_OK_METHOD, &ok);
+  amqp_channel_open(connection_, kDeclaring);
   check(amqp_get_rpc_reply(connection_), "reopening the channel");
 }
 
 void Channel::declare_exchange(const std::string& name, const std::string& type) {
-  amqp_exchange_declare(connection_, kChannel, bytes_of(name), bytes_of(type), 0, 1, 0, 0, amqp_empty_table);
+  amqp_exchange_declare(connection_, kDeclaring, bytes_of(name), bytes_of(type), 0, 1, 0, 0, amqp_empty_table);
   const auto reply = amqp_get_rpc_reply(connection_);
   if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
     const auto why = channel_close_text(reply);
@@ -184,7 +188,7 @@ void Channel::declare_exchange(const std::string& name, const std::string& type)
 
 QueueInfo Channel::declare_queue(const std::string& name, const Arguments& arguments) {
   const Table table(arguments);
-  const auto* ok = amqp_queue_declare(connection_, kChannel, bytes_of(name), 0, 1, 0, 0, table.get());
+  const auto* ok = amqp_queue_declare(connection_, kDeclaring, bytes_of(name), 0, 1, 0, 0, table.get());
   const auto reply = amqp_get_rpc_reply(connection_);
   if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
     const auto why = channel_close_text(reply);
@@ -199,7 +203,7 @@ QueueInfo Channel::declare_queue(const std::string& name, const Arguments& argum
 }
 
 std::optional<QueueInfo> Channel::inspect_queue(const std::string& name) {
-  const auto* ok = amqp_queue_declare(connection_, kChannel, bytes_of(name), 1, 0, 0, 0, amqp_empty_table);
+  const auto* ok = amqp_queue_declare(connection_, kDeclaring, bytes_of(name), 1, 0, 0, 0, amqp_empty_table);
   const auto reply = amqp_get_rpc_reply(connection_);
   if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
     reopen_channel();
@@ -210,17 +214,17 @@ std::optional<QueueInfo> Channel::inspect_queue(const std::string& name) {
 }
 
 void Channel::bind_queue(const std::string& queue, const std::string& exchange, const std::string& key) {
-  amqp_queue_bind(connection_, kChannel, bytes_of(queue), bytes_of(exchange), bytes_of(key), amqp_empty_table);
+  amqp_queue_bind(connection_, kDeclaring, bytes_of(queue), bytes_of(exchange), bytes_of(key), amqp_empty_table);
   check(amqp_get_rpc_reply(connection_), "binding queue " + queue);
 }
 
 void Channel::purge_queue(const std::string& name) {
-  amqp_queue_purge(connection_, kChannel, bytes_of(name));
+  amqp_queue_purge(connection_, kDeclaring, bytes_of(name));
   check(amqp_get_rpc_reply(connection_), "purging queue " + name);
 }
 
 void Channel::delete_queue(const std::string& name) {
-  amqp_queue_delete(connection_, kChannel, bytes_of(name), 0, 0);
+  amqp_queue_delete(connection_, kDeclaring, bytes_of(name), 0, 0);
   check(amqp_get_rpc_reply(connection_), "deleting queue " + name);
 }
 

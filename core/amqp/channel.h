@@ -63,11 +63,12 @@ struct QueueInfo {
   std::uint64_t consumers;
 };
 
-/// One AMQP 0-9-1 connection with one channel, over librabbitmq. Used by one thread only. Every call is bounded by
-/// the settings' timeouts and throws BrokerUnavailable when the connection is lost.
+/// One AMQP 0-9-1 connection over librabbitmq, with a channel that carries messages and one that declares: what the broker
+/// refuses to declare disturbs no consumer and no confirm. Used by one thread only. Every call is bounded by the settings'
+/// timeouts and throws BrokerUnavailable when the connection is lost.
 class Channel {
  public:
-  /// Connects, logs in and opens the channel.
+  /// Connects, logs in and opens the channels.
   explicit Channel(const BrokerSettings& settings);
   ~Channel();
   Channel(const Channel&) = delete;

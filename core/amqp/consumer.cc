@@ -1,11 +1,20 @@
 #include "core/amqp/consumer.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "core/amqp/topology.h"
 #include "core/log.h"
 
 namespace takt::amqp {
+
+namespace {
+/// After a queue could not be declared.
+constexpr Duration kTryAgain = std::chrono::seconds(30);
+
+std::string consumer_tag(const std::string& queue) { return "takt:" + queue; }
+}  // namespace
 
 Consumer::Consumer(BrokerSettings broker, Settings settings, std::function<void(Delivery&&)> on_delivery)
     : Connection(std::move(broker)), settings_(std::move(settings)), on_delivery_(std::move(on_delivery)) {}
@@ -31,13 +40,68 @@ void Consumer::stop_consuming() {
   wake();
 }
 
+void Consumer::consume_ticks(const std::vector<std::string>& queues) {
+  std::set<std::string> wanted(queues.begin(), queues.end());
+  {
+    const std::scoped_lock lock(mutex_);
+    if (wanted == wanted_) return;
+    wanted_ = std::move(wanted);
+    wanted_changed_ = true;
+  }
+  wake();
+}
+
+/// After a reconnect: what is wanted is consumed by the next on_wake(); the rest, if it is still there, now.
+void Consumer::resume_tick_queues(Channel& channel) {
+  {
+    const std::scoped_lock lock(mutex_);
+    missing_ = wanted_;
+  }
+  next_try_ = {};
+  std::erase_if(ticking_, [&](const std::string& queue) { return missing_.contains(queue) || !channel.inspect_queue(tick_queue(queue)); });
+  for (const auto& queue : ticking_) channel.consume(tick_queue(queue), consumer_tag(tick_queue(queue)), settings_.prefetch);
+}
+
+void Consumer::consume_missing(Channel& channel) {
+  if (missing_.empty() || std::chrono::steady_clock::now() < next_try_) return;
+  for (auto queue = missing_.begin(); queue != missing_.end();) {
+    if (ticking_.size() >= kMaxTickQueues) {
+      log_error("queues left out",
+                {{"count", missing_.size()}, {"first", *queue}, {"most", kMaxTickQueues}, {"then", "let jobs share queues"}});
+      break;
+    }
+    if (try_declare_tick_queue(channel, *queue)) {
+      channel.consume(tick_queue(*queue), consumer_tag(tick_queue(*queue)), settings_.prefetch);
+      log_info("queue consumed", {{"queue", *queue}});
+      ticking_.insert(*queue);
+      queue = missing_.erase(queue);
+    } else {
+      ++queue;
+    }
+  }
+  next_try_ = std::chrono::steady_clock::now() + kTryAgain;
+}
+
+/// Whether the consumer that the broker cancelled was one of a queue that nobody needs any more.
+bool Consumer::forget_tick_queue(const std::string& consumer) {
+  const auto gone =
+      std::find_if(ticking_.begin(), ticking_.end(), [&](const auto& queue) { return consumer_tag(tick_queue(queue)) == consumer; });
+  if (gone == ticking_.end()) return false;
+  const std::scoped_lock lock(mutex_);
+  if (wanted_.contains(*gone)) return false;
+  log_info("queue gone", {{"queue", *gone}});
+  ticking_.erase(gone);
+  return true;
+}
+
 void Consumer::on_connected(Channel& channel) {
   ++epoch_;
   open_.clear();
   declare_topology(channel, settings_.tick_queues);
   cancelled_ = !consuming_;
   if (cancelled_) return;
-  for (const auto& queue : settings_.queues) channel.consume(queue, "takt:" + queue, settings_.prefetch);
+  for (const auto& queue : settings_.queues) channel.consume(queue, consumer_tag(queue), settings_.prefetch);
+  resume_tick_queues(channel);
 }
 
 void Consumer::on_event(Channel& /*channel*/, Event&& event) {
@@ -46,6 +110,7 @@ void Consumer::on_event(Channel& /*channel*/, Event&& event) {
     open_.insert(delivery->tag);
     on_delivery_(std::move(*delivery));
   } else if (const auto* cancelled = std::get_if<ConsumerCancelled>(&event)) {
+    if (forget_tick_queue(cancelled->consumer)) return;
     throw BrokerUnavailable("the broker cancelled consumer " + cancelled->consumer + ": its queue is gone");
   }
 }
@@ -53,12 +118,18 @@ void Consumer::on_event(Channel& /*channel*/, Event&& event) {
 void Consumer::on_wake(Channel& channel) {
   if (!consuming_ && !cancelled_) {
     cancelled_ = true;
-    for (const auto& queue : settings_.queues) channel.cancel("takt:" + queue);
+    for (const auto& queue : settings_.queues) channel.cancel(consumer_tag(queue));
+    for (const auto& queue : ticking_) channel.cancel(consumer_tag(tick_queue(queue)));
   }
   std::vector<Command> commands;
   {
     const std::scoped_lock lock(mutex_);
     commands.swap(commands_);
+    if (std::exchange(wanted_changed_, false)) {
+      missing_.clear();
+      std::set_difference(wanted_.begin(), wanted_.end(), ticking_.begin(), ticking_.end(), std::inserter(missing_, missing_.end()));
+      next_try_ = {};
+    }
   }
   std::vector<std::uint64_t> acks;
   for (const auto& [verb, epoch, tag] : commands) {
@@ -74,6 +145,7 @@ void Consumer::on_wake(Channel& channel) {
     }
   }
   send_acks(channel, acks);
+  if (!cancelled_) consume_missing(channel);
 }
 
 /// What is answered without a gap from the oldest open delivery on goes as one acknowledgement, which costs the broker a

@@ -8,7 +8,8 @@
 namespace takt::amqp {
 
 /// Owns one AMQP connection and the thread that alone touches it. Consumes from queues with manual acknowledgement and
-/// a prefetch per queue, which bounds what is held here: prefetch × queues messages of at most kMaxBodyBytes.
+/// a prefetch per queue, which bounds what is held here: prefetch × queues messages of at most kMaxBodyBytes, the queues
+/// being those of the settings and at most kMaxTickQueues of consume_ticks().
 /// `on_delivery` runs on the connection's thread and must not block. ack() and reject() may be called from any thread.
 class Consumer final : public Connection {
  public:
@@ -19,6 +20,11 @@ class Consumer final : public Connection {
   };
   Consumer(BrokerSettings broker, Settings settings, std::function<void(Delivery&&)> on_delivery);
   ~Consumer() override;
+
+  /// From now on these queues of ticks ("default") are consumed, too, each declared first, on the connection as it is. One
+  /// that is no longer among them is consumed until its queue is deleted, or this object ends: it may hold ticks. One that
+  /// exists with other properties is logged, left out and tried again later. Any thread; cheap when nothing is new.
+  void consume_ticks(const std::vector<std::string>& queues);
 
   void ack(const Delivery& delivery);
   /// Acknowledges this one and every earlier one that is still open.
@@ -40,16 +46,24 @@ class Consumer final : public Connection {
   void on_wake(Channel& channel) override;
   void on_lost(const std::string& why) override;
   void command(Verb verb, const Delivery& delivery);
+  void resume_tick_queues(Channel& channel);
+  void consume_missing(Channel& channel);
+  bool forget_tick_queue(const std::string& consumer);
   void send_acks(Channel& channel, std::vector<std::uint64_t>& tags);
 
   const Settings settings_;
   const std::function<void(Delivery&&)> on_delivery_;
   std::mutex mutex_;
   std::vector<Command> commands_;  // guarded by mutex_; at most one a delivery held
+  std::set<std::string> wanted_;   // queues of ticks, one a queue of the jobs; guarded by mutex_
+  bool wanted_changed_ = false;    // guarded by mutex_
   std::atomic<bool> consuming_{true};
-  bool cancelled_ = false;        // connection thread only
-  std::uint64_t epoch_ = 0;       // connection thread only
-  std::set<std::uint64_t> open_;  // tags delivered and not yet answered; connection thread only; at most prefetch × queues
+  bool cancelled_ = false;         // connection thread only
+  std::uint64_t epoch_ = 0;        // connection thread only
+  std::set<std::string> ticking_;  // queues of consume_ticks() that are consumed; connection thread only; at most kMaxTickQueues
+  std::set<std::string> missing_;  // wanted and not consumed yet; connection thread only
+  SteadyTime next_try_{};          // for what is missing; connection thread only
+  std::set<std::uint64_t> open_;   // tags delivered and not yet answered; connection thread only; at most prefetch × queues
 };
 
 }  // namespace takt::amqp

@@ -98,20 +98,32 @@ std::map<std::string, std::uint64_t> Publisher::queue_depths() {
 
 void Publisher::inspect_queues(Channel& channel) {
   std::map<std::string, std::uint64_t> depths;
-  std::vector<std::string> names{kDeadQueue, kQuarantineQueue};
-  for (const auto& queue : settings_.queues) names.push_back(tick_queue(queue));
-  for (const auto& name : names) {
-    const auto info = channel.inspect_queue(name);
-    // The refusal closed the channel and its confirms with it; connecting anew declares what is missing.
-    if (!info) throw BrokerUnavailable("broker: queue " + name + " is gone; declaring it again");
-    depths[name] = info->messages;
+  for (const auto& name : {kDeadQueue, kQuarantineQueue}) {
+    if (const auto info = channel.inspect_queue(name))
+      depths[name] = info->messages;
+    else
+      declare_topology(channel, {});
   }
+  std::erase_if(tick_queues_, [&](const std::string& queue) {
+    const auto info = channel.inspect_queue(tick_queue(queue));
+    if (info) depths[tick_queue(queue)] = info->messages;
+    return !info;  // deleted; declared again before the next message for it
+  });
   const std::scoped_lock lock(mutex_);
   depths_ = std::move(depths);
 }
 
+/// A job may have been applied a moment ago, with a queue of its own.
+void Publisher::know_queue(Channel& channel, const std::string& queue) {
+  if (tick_queues_.contains(queue) || tick_queues_.size() >= kMaxTickQueues) return;
+  tick_queues_.insert(queue);
+  try_declare_tick_queue(channel, queue);
+}
+
 void Publisher::on_connected(Channel& channel) {
-  declare_topology(channel, settings_.queues);
+  declare_topology(channel, {});
+  tick_queues_.clear();
+  for (const auto& queue : settings_.queues) know_queue(channel, queue);
   channel.select_confirms();
   last_tag_ = 0;
   blocked_ = refused_ = false;
@@ -163,12 +175,12 @@ void Publisher::on_event(Channel& /*channel*/, Event&& event) {
 }
 
 void Publisher::on_wake(Channel& channel) {
+  if (blocked_) return;  // the broker reads nothing from this connection then
   const bool inspect = [this] {
     const std::scoped_lock lock(mutex_);
     return std::exchange(depths_wanted_, false);
   }();
   if (inspect) inspect_queues(channel);
-  if (blocked_) return;
   const auto now = std::chrono::steady_clock::now();
   if (!unconfirmed_.empty() && now - unconfirmed_.begin()->second.sent > settings_.confirm_timeout) {
     throw BrokerUnavailable("broker: no confirm within " + format_duration(settings_.confirm_timeout));
@@ -182,6 +194,9 @@ void Publisher::on_wake(Channel& channel) {
       waiting_.pop_front();
     }
     if (!waiting_.empty()) wake();
+  }
+  for (auto it = unconfirmed_.lower_bound(first); it != unconfirmed_.end(); ++it) {
+    if (it->second.message.exchange == kTicksExchange) know_queue(channel, it->second.message.routing_key);
   }
   std::optional<Channel::Cork> cork;
   if (last_tag_ > first) cork.emplace(channel);

@@ -1,6 +1,7 @@
 #pragma once
 #include <deque>
 #include <map>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -30,7 +31,7 @@ class Publisher final : public Connection {
     /// gone may owe a confirm for ever (rabbitmq-server pull request 14589), or refuse for ever (3.10, looking for the
     /// leader on the node that died); a new one does neither.
     Duration confirm_timeout = std::chrono::seconds(5);
-    /// Declared after every connect; a mismatch is logged and connecting is tried again.
+    /// Declared after every connect; any other queue of ticks is declared before the first message for it.
     std::vector<std::string> queues{"default"};
   };
   Publisher(BrokerSettings broker, Settings settings);
@@ -39,8 +40,8 @@ class Publisher final : public Connection {
   /// One outcome a message, in order. Each is known within `timeout`.
   std::vector<Outcome> publish_all(std::vector<Message> messages, Duration timeout);
   Outcome publish(Message message, Duration timeout);
-  /// Messages ready in each of Takt's queues as of the last answer, and asks the broker for newer ones. Empty until the
-  /// first answer. Never waits.
+  /// Messages ready in each of Takt's queues that this publisher has declared, as of the last answer, and asks the broker for newer ones.
+  /// Empty until the first answer. Never waits.
   std::map<std::string, std::uint64_t> queue_depths();
   /// How often messages given to this object may have been lost with a connection. Any thread.
   [[nodiscard]] std::uint64_t losses() const { return losses_.load(); }
@@ -63,6 +64,7 @@ class Publisher final : public Connection {
   void on_lost(const std::string& why) override;
   [[nodiscard]] Duration next_look() const override;
   void inspect_queues(Channel& channel);
+  void know_queue(Channel& channel, const std::string& queue);
   void settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok);
   static void finish(const Entry& entry, Outcome outcome);
 
@@ -79,6 +81,7 @@ class Publisher final : public Connection {
   bool blocked_ = false;                         // connection thread only
   bool refused_ = false;                         // on this connection; connection thread only
   SteadyTime connected_{};                       // connection thread only
+  std::set<std::string> tick_queues_;            // declared on this connection; connection thread only; at most kMaxTickQueues
 };
 
 }  // namespace takt::amqp

@@ -1,5 +1,7 @@
 #include "core/amqp/topology.h"
 
+#include "core/log.h"
+
 namespace takt::amqp {
 
 namespace {
@@ -15,6 +17,18 @@ constexpr std::int64_t kQuarantineBytes = 64LL * 1024 * 1024;
 
 std::string tick_queue(const std::string& queue) { return kTicksExchange + "." + queue; }
 
+namespace {
+void declare_tick_queue(Channel& channel, const std::string& queue) {
+  channel.declare_queue(tick_queue(queue), {{"x-queue-type", "quorum"},
+                                            {"x-delivery-limit", kTickDeliveryLimit},
+                                            {"x-max-length", kTickQueueLength},
+                                            {"x-overflow", "reject-publish"},
+                                            {"x-dead-letter-exchange", kDeadExchange},
+                                            {"x-dead-letter-strategy", "at-least-once"}});
+  channel.bind_queue(tick_queue(queue), kTicksExchange, queue);
+}
+}  // namespace
+
 void declare_topology(Channel& channel, const std::vector<std::string>& queues) {
   channel.declare_exchange(kDeadExchange, "fanout");
   channel.declare_queue(kDeadQueue, {{"x-queue-type", "quorum"}, {"x-delivery-limit", kDeadDeliveryLimit}});
@@ -27,14 +41,16 @@ void declare_topology(Channel& channel, const std::vector<std::string>& queues) 
                                            {"x-overflow", "drop-head"}});
 
   channel.declare_exchange(kTicksExchange, "direct");
-  for (const auto& queue : queues) {
-    channel.declare_queue(tick_queue(queue), {{"x-queue-type", "quorum"},
-                                              {"x-delivery-limit", kTickDeliveryLimit},
-                                              {"x-max-length", kTickQueueLength},
-                                              {"x-overflow", "reject-publish"},
-                                              {"x-dead-letter-exchange", kDeadExchange},
-                                              {"x-dead-letter-strategy", "at-least-once"}});
-    channel.bind_queue(tick_queue(queue), kTicksExchange, queue);
+  for (const auto& queue : queues) declare_tick_queue(channel, queue);
+}
+
+bool try_declare_tick_queue(Channel& channel, const std::string& queue) {
+  try {
+    declare_tick_queue(channel, queue);
+    return true;
+  } catch (const TopologyMismatch& error) {
+    log_error("queue left out", {{"queue", queue}, {"error", error.what()}});
+    return false;
   }
 }
 

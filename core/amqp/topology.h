@@ -11,6 +11,12 @@ inline const std::string kDeadExchange = "takt.dlx";
 inline const std::string kDeadQueue = "takt.dead";
 inline const std::string kQuarantineQueue = "takt.quarantine";
 
+/// What `takt bench` sends its ticks through: only the worker of its own consumes it.
+inline const std::string kBenchQueue = "takt-bench";
+
+/// Queues of ticks that one process knows at most, and so what it holds, declares and looks at for them.
+constexpr std::size_t kMaxTickQueues = 100;
+
 /// "takt.ticks.<queue>".
 std::string tick_queue(const std::string& queue);
 
@@ -22,5 +28,9 @@ std::string tick_queue(const std::string& queue);
 ///  takt.dlx   (fanout) ─▶ takt.dead           quorum, no length limit: nothing that died may be dropped
 ///                         takt.quarantine     quorum, at most 10,000 messages and 64 MiB, drops the oldest
 void declare_topology(Channel& channel, const std::vector<std::string>& queues);
+
+/// One queue of ticks, when everything else is there. False, and a line in the log, where it exists with other properties:
+/// one such queue keeps nobody from the others.
+bool try_declare_tick_queue(Channel& channel, const std::string& queue);
 
 }  // namespace takt::amqp

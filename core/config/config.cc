@@ -5,6 +5,7 @@
 #include <iterator>
 #include <set>
 
+#include "core/amqp/topology.h"
 #include "core/config/reader.h"
 #include "core/cron.h"
 #include "core/db/bound_statement.h"
@@ -260,6 +261,9 @@ Config parse_config(const std::string& text, const std::string& name) {
   for_each_named(top, "jobs", faults, [&](const std::string& key, const YAML::Node& node, const std::string& path, YAML::Mark mark) {
     config.jobs.push_back(read_job(key, {"jobs.<name>", node, path, mark, faults}, config, faults));
   });
+  if (config.queues().size() > amqp::kMaxTickQueues) {
+    top.fault("jobs", "name more than " + std::to_string(amqp::kMaxTickQueues) + " queues; let jobs share them");
+  }
   if (auto lines = faults.sorted(); !lines.empty()) throw ConfigError(std::move(lines));
   return config;
 }

@@ -61,7 +61,7 @@ constexpr std::array kWorker{
     Field{"runs", integer, 1, 1000, "12", nullptr, "runs at once in one process; also the prefetch of each queue"},
     Field{"grace", duration, 0, kHour, "25s", nullptr,
           "after SIGTERM, how long requests in flight may take; what is unfinished then is handed back"},
-    Field{"queues", names, 0, 0, "", nullptr, "queues to consume; empty: those of all jobs"},
+    Field{"queues", names, 0, 0, "", nullptr, "queues to consume; empty: those of all jobs in the database, new ones within a second"},
     Field{"max_tick_age", duration, 60 * kSecond, 30 * kDay, "24h", nullptr, "a tick signed longer ago is refused"},
     Field{"host_connections", integer, 1, 10000, "50", nullptr, "HTTP connections to one host at most"},
     Field{"http_threads", integer, 1, 16, "2", nullptr, "threads that drive HTTP requests, each with its part of the connections"},
@@ -93,7 +93,7 @@ constexpr std::array kNamedDatabase{
 };
 constexpr std::array kJob{
     Field{"handler", section, 0, 0, nullptr, nullptr, "what processes an item: exactly one of `http`, `sql`, `native`"},
-    Field{"queue", name, 1, 100, "default", nullptr, "queue its ticks travel through"},
+    Field{"queue", name, 1, 100, "default", nullptr, "queue its ticks travel through; services declare it themselves. All jobs together use at most 100"},
     Field{"batch_size", integer, 1, 10000, "100", nullptr, "items a run takes at most"},
     Field{"time_budget", duration, kSecond, 24 * kHour, "60s", nullptr, "a run starts no further item after this long"},
     Field{"lease", duration, 2 * kSecond, kHour, "30s", nullptr, "a lost worker's items come back after this long; renewed while it works"},

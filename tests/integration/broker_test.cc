@@ -58,7 +58,9 @@ TEST_F(BrokerTest, ConfirmsWhatItTookAndReportsWhatNoQueueWants) {
   Publisher publisher(vhost->settings("publisher"), {});
   publisher.start();
   std::vector<Message> messages;
-  for (int i = 0; i < 3000; ++i) messages.push_back(message("m" + std::to_string(i), i == 1500 ? "nowhere" : "default"));
+  for (int i = 0; i < 3000; ++i) messages.push_back(message("m" + std::to_string(i)));
+  messages[1500].exchange = "";
+  messages[1500].routing_key = "nowhere";
   const auto outcomes = publisher.publish_all(std::move(messages), 30s);
   EXPECT_EQ(std::count(outcomes.begin(), outcomes.end(), Outcome::confirmed), 2999);
   EXPECT_EQ(outcomes[1500], Outcome::unroutable);
@@ -149,6 +151,69 @@ TEST_F(BrokerTest, NamesTheQueueAndTheDifferenceWhenOneExistsOtherwise) {
     EXPECT_NE(std::string(error.what()).find("x-dead-letter-exchange"), std::string::npos) << error.what();
   }
   EXPECT_NO_THROW(declare_topology(channel, {"default"})) << "the channel is usable after it";
+}
+
+TEST_F(BrokerTest, Finding33_APublisherDeclaresAQueueBeforeItsFirstTick) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  std::vector<Message> messages;
+  for (int i = 0; i < 300; ++i) messages.push_back(message("m" + std::to_string(i), i % 2 == 0 ? "default" : "new-" + vhost->name()));
+  for (const auto outcome : publisher.publish_all(std::move(messages), 30s)) EXPECT_EQ(outcome, Outcome::confirmed);
+  EXPECT_EQ(depth(tick_queue("new-" + vhost->name())), 150U);
+  EXPECT_TRUE(eventually([&] { return publisher.queue_depths()[tick_queue("new-" + vhost->name())] == 150; }));
+  EXPECT_EQ(publisher.reconnects(), 0U);
+}
+
+TEST_F(BrokerTest, Finding33_AConsumerTakesNewQueuesAndKeepsWhatItHoldsOfOthers) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  publisher.publish(message("held"), 10s);
+  Inbox inbox(vhost->settings("consumer"));
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  inbox.consumer.consume_ticks({"added", "another"});
+  for (const auto* queue : {"added", "another"}) ASSERT_EQ(publisher.publish(message(queue, queue), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 3; }));
+  for (auto& delivery : inbox.received) inbox.consumer.ack(delivery);
+  EXPECT_EQ(inbox.consumer.reconnects(), 0U);
+  rabbitmqctl("close_all_connections --global 'a test says so'");
+  ASSERT_TRUE(eventually([&] { return inbox.consumer.reconnects() == 1 && publisher.reconnects() == 1 && publisher.state().connected; }));
+  EXPECT_EQ(inbox.size(), 3U) << "all were acknowledged";
+  for (const auto* queue : {"default", "added", "another"}) ASSERT_EQ(publisher.publish(message("again", queue), 10s), Outcome::confirmed);
+  EXPECT_TRUE(eventually([&] { return inbox.size() == 6; }));
+}
+
+TEST_F(BrokerTest, Finding33_AQueueThatExistsOtherwiseKeepsNobodyFromTheOthers) {
+  Channel(vhost->settings("setup"))
+      .declare_queue(tick_queue("other-wise"), {{"x-queue-type", "quorum"}, {"x-delivery-limit", std::int64_t{3}}});
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  Inbox inbox(vhost->settings("consumer"));
+  publisher.publish(message("held"), 10s);
+  inbox.consumer.consume_ticks({"before", "other-wise", "zuletzt"});
+  std::vector<Message> messages;
+  for (const auto* queue : {"other-wise", "before", "zuletzt"}) messages.push_back(message(queue, queue));
+  EXPECT_EQ(publisher.publish_all(std::move(messages), 10s), (std::vector{Outcome::unroutable, Outcome::confirmed, Outcome::confirmed}));
+  EXPECT_TRUE(eventually([&] { return inbox.size() == 3; }));
+  EXPECT_EQ(inbox.consumer.reconnects() + publisher.reconnects(), 0U);
+  rabbitmqctl("delete_queue -p " + vhost->name() + " " + tick_queue("other-wise"));
+}
+
+TEST_F(BrokerTest, Finding33_AQueueThatNoJobUsesIsConsumedUntilItIsDeleted) {
+  Publisher publisher(vhost->settings("publisher"), {1000, 5s, {}});
+  publisher.start();
+  Inbox inbox(vhost->settings("consumer"));
+  inbox.consumer.consume_ticks({"kept", "left"});
+  ASSERT_EQ(publisher.publish(message("m0", "left"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  inbox.consumer.consume_ticks({"kept"});
+  ASSERT_EQ(publisher.publish(message("m1", "left"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 2; }));
+  rabbitmqctl("delete_queue -p " + vhost->name() + " " + tick_queue("left"));
+  ASSERT_EQ(publisher.publish(message("m2", "kept"), 10s), Outcome::confirmed);
+  EXPECT_TRUE(eventually([&] { return inbox.size() == 3; }));
+  EXPECT_TRUE(eventually([&] { return !publisher.queue_depths().contains(tick_queue("left")); }));
+  EXPECT_EQ(inbox.consumer.reconnects() + publisher.reconnects(), 0U);
+  EXPECT_FALSE(Channel(vhost->settings("look")).inspect_queue(tick_queue("left"))) << "nobody declared it again";
 }
 
 TEST_F(BrokerTest, RefusesWrongCredentialsWithoutShowingThem) {

@@ -120,6 +120,18 @@ TEST_F(CatalogTest, Finding19_WhatThisBinaryDoesNotUnderstandIsNotUnknown) {
   EXPECT_EQ(why_not("demo"), NoJob::unknown) << "removed";
 }
 
+TEST_F(CatalogTest, Finding33_KnowsTheQueuesOfAllJobsAlsoOfUnreadableOnes) {
+  EXPECT_EQ(catalog.queues(), std::vector<std::string>{"default"});
+  database.apply(plain_job("slow", "queue: slow") + plain_job("next", "queue: of-the-next-version") +
+                 plain_job("bench", "queue: takt-bench"));
+  database->exec("UPDATE takt.jobs SET definition = '{}' WHERE name = 'next'");
+  catalog.refresh();
+  EXPECT_EQ(catalog.queues(), (std::vector<std::string>{"default", "of-the-next-version", "slow"})) << "a measurement has its own worker";
+  database.apply(plain_job("demo"));
+  catalog.refresh();
+  EXPECT_EQ(catalog.queues(), std::vector<std::string>{"default"});
+}
+
 struct IntakeTest : CatalogTest {
   static void SetUpTestSuite() { vhost = new TestVhost(); }
   static void TearDownTestSuite() {

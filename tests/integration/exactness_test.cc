@@ -83,7 +83,7 @@ struct ExactnessTest : testing::Test {
     settings.runs = 4;
     settings.grace = 5s;
     settings.max_tick_age = 24h;
-    settings.queues = settings.all_queues = {"default"};
+    settings.queues = {"default"};
     settings.native["keeps"] = [this](const NativeItem& item) {
       {
         const std::scoped_lock lock(mutex);

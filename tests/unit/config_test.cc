@@ -163,5 +163,21 @@ TEST(ConfigurationReference, NamesEveryField) {
   }
 }
 
+TEST(Config, Finding33_JobsUseAtMostAHundredQueues) {
+  std::string jobs = "jobs:\n";
+  const auto add = [&](int n) {
+    jobs += "  j" + std::to_string(n) + ": {queue: q" + std::to_string(n) + ", handler: {native: {name: noop}}}\n";
+  };
+  for (int n = 1; n < 100; ++n) add(n);
+  EXPECT_EQ(parse_config(jobs, "takt.yaml").queues().size(), 100U) << "and default";
+  add(100);
+  try {
+    parse_config(jobs, "takt.yaml");
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("jobs: name more than 100 queues; let jobs share them"), std::string::npos) << error.what();
+  }
+}
+
 }  // namespace
 }  // namespace takt
