@@ -204,6 +204,8 @@ Duration Dispatcher::scan_round() {
       deed();
     } catch (const DatabaseError&) {
       refused = std::current_exception();
+    } catch (const SchemaChanged&) {
+      refused = std::current_exception();
     }
   };
   if (!heard_.empty() && clock_.steady() >= not_before_) part([&] { wake_heard(term); });
