@@ -104,6 +104,7 @@ void check_jobs(Findings& findings, const Config& config) {
       DatabaseSettings settings;
       settings.role = named.role;
       settings.pool = 1;
+      settings.takts_tables = false;
       Database opened(required_environment(named.url_env.c_str(), "its URL"), settings);
       opened.with_connection([&](DatabaseConnection& connection) {
         if (const auto fault = superuser_fault(connection.session(), named)) throw CommandFailed(*fault);

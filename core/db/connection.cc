@@ -106,12 +106,11 @@ pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, c
 /// made while a table was nearly empty: then the path must be the index's all the same. Where there is no index, a forbidden
 /// path costs so much that PostgreSQL would compile it.
 std::vector<std::pair<std::string, std::string>> session_settings(const DatabaseSettings& settings) {
-  return {{"statement_timeout", std::to_string(settings.statement_timeout.count())},
-          {"lock_timeout", std::to_string(settings.lock_timeout.count())},
-          {"idle_in_transaction_session_timeout", "60000"},
-          {"timezone", "UTC"},
-          {"enable_seqscan", "off"},
-          {"jit", "off"}};
+  std::vector<std::pair<std::string, std::string>> all{{"statement_timeout", std::to_string(settings.statement_timeout.count())},
+                                                       {"lock_timeout", std::to_string(settings.lock_timeout.count())},
+                                                       {"idle_in_transaction_session_timeout", "60000"}};
+  if (settings.takts_tables) all.insert(all.end(), {{"timezone", "UTC"}, {"enable_seqscan", "off"}, {"jit", "off"}});
+  return all;
 }
 
 class Listener final : public pqxx::notification_receiver {

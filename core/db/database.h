@@ -152,6 +152,9 @@ struct DatabaseSettings {
   bool transaction_pooler = false;  ///< behind pgbouncer in transaction mode: nothing prepared, timeouts set in each transaction
   std::string role;                 ///< SET ROLE after connecting; empty: none
   std::string application_name = "takt";
+  /// The time zone, and the planner's settings, that Takt's own statements and tables count on. False in databases of others:
+  /// what they and their roles say stays.
+  bool takts_tables = true;
 };
 
 /// One connection. Not thread-safe: owned by whoever holds its lease.

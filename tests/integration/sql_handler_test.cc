@@ -223,6 +223,18 @@ TEST_F(SqlHandlerTest, C19_Finding22_ADatabaseThatIsAwayCostsNoAttemptAndOneTry)
   EXPECT_EQ(seen(), "done");
 }
 
+TEST_F(SqlHandlerTest, ASessionIsAsTheDatabaseAndItsRolesHaveItAndNotAsTaktsOwn) {
+  const std::string settings =
+      "concat_ws(' ', current_setting('enable_seqscan'), current_setting('jit'), current_setting('timezone'), "
+      "current_setting('lock_timeout'))";
+  admin("ALTER ROLE " + login + " SET timezone = 'Europe/Madrid'");
+  admin("ALTER ROLE " + login + " SET jit = on");
+  const auto looks = job("INSERT INTO seen VALUES ($3, " + settings + ")");
+  EXPECT_EQ(run(looks, 2)[1].item_class, ItemClass::done);
+  EXPECT_EQ(seen(), "on on Europe/Madrid 5s on on Europe/Madrid 5s") << "also once it was put back";
+  EXPECT_EQ(database.text("SELECT " + settings), "off off UTC 5s");
+}
+
 TEST_F(SqlHandlerTest, Finding22_AConnectionThatTheServerHasClosedMeanwhileCostsNothing) {
   EXPECT_EQ(run(job("SELECT 1"))[0].item_class, ItemClass::done);
   throw_out();

@@ -136,6 +136,7 @@ DatabaseSettings SqlTarget::settings() const {
   settings.statement_timeout = named_.statement_timeout;
   settings.role = named_.role;
   settings.application_name = "takt sql";
+  settings.takts_tables = false;
   return settings;
 }
 
