@@ -7,7 +7,8 @@ namespace {
 constexpr Statement kAny{"suspects_any", "SELECT EXISTS (SELECT 1 FROM takt.items WHERE state = 6)"};
 
 // Reads the suspects through items_due, and unfinished ticks through ticks_unfinished: a handful, and only while there are
-// suspects. FOR SHARE on the leader's row keeps a successor from being elected between the check and the write.
+// suspects. An item's run_at is when the rescue made it a suspect, whatever it was before, so it is a time that a tick may bear.
+// FOR SHARE on the leader's row keeps a successor from being elected between the check and the write.
 constexpr Statement kNext{"suspects_next", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),

@@ -62,9 +62,8 @@ TEST_F(ArchiveTest, C18_Finding24_OfManyLettersTheOnesThatPostgresqlRefusesAreSe
   archive.start();
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters") == 250; }));
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE kind = 'item' AND (payload->>'n')::integer = item_id"), 248);
-  EXPECT_EQ(
-      database.text("SELECT string_agg(left(error, 60), '; ' ORDER BY error) FROM takt.dead_letters WHERE kind = 'message'"),
-      "PostgreSQL refused it as a letter: new row for relation \"dea; PostgreSQL refused it as a letter: value overflows numeric f");
+  EXPECT_EQ(database.text("SELECT string_agg(left(error, 60), '; ' ORDER BY error) FROM takt.dead_letters WHERE kind = 'message'"),
+            "PostgreSQL refused it as a letter: new row for relation \"dea; PostgreSQL refused it as a letter: value overflows numeric f");
   EXPECT_EQ(database
                 ->exec(std::string("SELECT count(*) FROM takt.dead_letters WHERE kind = 'message' AND encode(body, 'hex') = $1"),
                        Params::of(to_hex(refused)))

@@ -22,6 +22,7 @@ namespace {
 using namespace std::chrono_literals;
 
 struct DispatcherTest : testing::Test {
+  std::int64_t last_run = 0;
   TestDatabase database;
   Metrics metrics;
   FakeClock clock;
@@ -553,6 +554,80 @@ TEST_F(DispatcherTest, Finding7_AnItemThatKillsItsWorkerDiesAloneAndNoneOfItsCom
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.finished_items WHERE state = 2"), 19);
   for (const auto& [item, count] : calls) EXPECT_LE(count, 3) << "item " << item << ": once, and once for each crash it was in";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
+}
+
+// As an older version stored it: no tick may bear such a time.
+TEST_F(DispatcherTest, C1_ASuspectsTickBearsTheTimeOfItsRescueWhateverTheItemsOwnWas) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  const Term term = lead();
+  for (const char* run_at : {"-infinity", "0001-01-01 00:00:00+00", "1969-12-31 23:59:59+00"}) {
+    database->exec(std::string("DELETE FROM takt.items"));
+    database->exec(std::string("INSERT INTO takt.items (job_id, run_at) SELECT id, '") + run_at + "' FROM takt.jobs");
+    std::optional<TickRow> tick;
+    for (int crash = 1; crash <= 3 && !tick; ++crash) {
+      const auto worker = run_at + std::to_string(crash);
+      claim_batch(*database, {job, "due:" + worker, SystemClock().now(), "due", ++last_run, worker, 5});
+      claim_batch(*database, {job, "manual:" + worker, SystemClock().now(), "manual", ++last_run, worker, 0});
+      database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
+      rescue_expired_leases(*database, term, 10);
+      tick = wake_next_suspect(*database, term).tick;
+    }
+    ASSERT_TRUE(tick) << run_at;
+    EXPECT_LT(std::chrono::abs(tick->due_at - SystemClock().now()), 1min) << run_at;
+    database->exec(std::string("UPDATE takt.ticks SET finished_at = now() WHERE finished_at IS NULL"));
+  }
+}
+
+TEST_F(DispatcherTest, Finding17_ItKeepsLeadingWhileEveryConnectionOfItsPoolWaits) {
+  database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
+  DatabaseSettings four;
+  four.pool = 4;
+  Database pool(Secret(database.url()), four), vital(Secret(database.url()), one_connection());
+  amqp::Publisher first(nowhere(), {}), second(nowhere(), {});
+  const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  const SystemClock real;
+  Dispatcher::Settings settings;
+  settings.scan_interval = 200ms;
+  settings.leader_lease = 2s;
+  settings.republish_after = 1h;
+  settings.retention = {std::chrono::days(7), 72h, 720h};
+  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, settings);
+  dispatcher.start();
+  ASSERT_TRUE(eventually([&] { return dispatcher.leading(); }));
+  const auto term = database.text("SELECT term FROM takt.leader");
+
+  // Its own statements, and others' on the same pool, wait for a lock until all four connections do.
+  const auto blocker = database->dedicated();
+  blocker->session().exec(std::string("BEGIN"), {});
+  blocker->session().exec(std::string("LOCK TABLE takt.schedules, takt.ticks, takt.items"), {});
+  std::atomic<bool> over{false};
+  std::vector<std::thread> waiting;
+  for (int i = 0; i < 4; ++i) {
+    waiting.emplace_back([&] {
+      while (!over) {
+        try {
+          pool.exec(std::string("SELECT count(*) FROM takt.items"));
+        } catch (const std::exception&) {
+          // it waited for too long; the next one waits
+        }
+      }
+    });
+  }
+  const std::string waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+  EXPECT_TRUE(eventually([&] { return database.number(waits) >= 4; }));
+  const auto until = std::chrono::steady_clock::now() + 3 * settings.leader_lease;
+  while (std::chrono::steady_clock::now() < until && dispatcher.leading()) {
+    EXPECT_EQ(database.text("SELECT until > now() FROM takt.leader"), "t");
+    std::this_thread::sleep_for(20ms);
+  }
+  EXPECT_TRUE(dispatcher.leading());
+  over = true;
+  blocker->session().exec(std::string("ROLLBACK"), {});
+  for (auto& thread : waiting) thread.join();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'") > 0; }));
+  EXPECT_EQ(database.text("SELECT term FROM takt.leader"), term) << "it never lost the lead";
+  dispatcher.stop();
 }
 
 TEST_F(DispatcherTest, ASuspectWaitsForNobodysTickForLong) {

@@ -24,12 +24,6 @@ using namespace std::chrono_literals;
 
 constexpr int kRandomValues = 200;
 
-DatabaseSettings one_connection() {
-  DatabaseSettings settings;
-  settings.pool = 1;
-  return settings;
-}
-
 int depth_of(const std::string& json) {
   int depth = 0, most = 0;
   bool text = false;

@@ -12,13 +12,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-amqp::BrokerSettings nowhere() {
-  amqp::BrokerSettings settings;
-  settings.url = Secret("amqp://nobody:nothing@127.0.0.1:1/");
-  settings.name = "nowhere";
-  return settings;
-}
-
 struct OutboxTest : testing::Test {
   TestDatabase database;
   Metrics metrics;

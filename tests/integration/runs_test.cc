@@ -39,11 +39,7 @@ class ToldHandler final : public Handler {
 
 struct RunsTest : testing::Test {
   TestDatabase database;
-  Database vital{Secret(database.url()), [] {
-                   DatabaseSettings one;
-                   one.pool = 1;
-                   return one;
-                 }()};
+  Database vital{Secret(database.url()), one_connection()};
   SystemClock clock;
   SeededRandom random{1};
   Metrics metrics;

@@ -90,6 +90,15 @@ amqp::BrokerSettings TestVhost::settings(const std::string& name) const {
   return settings;
 }
 
+DatabaseSettings one_connection() { return settings(1); }
+
+amqp::BrokerSettings nowhere() {
+  amqp::BrokerSettings settings;
+  settings.url = Secret("amqp://nobody:nothing@127.0.0.1:1/");
+  settings.name = "nowhere";
+  return settings;
+}
+
 void rabbitmqctl(const std::string& arguments) {
   const std::string command = service_variable("TAKT_RABBITMQCTL") + " -q " + arguments + " >/dev/null 2>&1";
   if (std::system(command.c_str()) != 0) throw std::runtime_error("rabbitmqctl " + arguments + " failed");

@@ -50,6 +50,12 @@ class TestVhost {
   std::string name_;
 };
 
+/// A pool of one, as the services have it for leases.
+DatabaseSettings one_connection();
+
+/// A broker that refuses connections.
+amqp::BrokerSettings nowhere();
+
 /// Runs rabbitmqctl against the private broker; throws if it fails.
 void rabbitmqctl(const std::string& arguments);
 
