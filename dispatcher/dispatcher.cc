@@ -33,6 +33,9 @@ constexpr Duration kSuspectsInterval = std::chrono::seconds(1);
 constexpr Duration kNextSuspect = std::chrono::milliseconds(100);  // while there are some
 constexpr Duration kForgottenInterval = std::chrono::seconds(5);
 constexpr Duration kRetentionInterval = std::chrono::minutes(1);
+/// Between batches, while there is more: others who wait for long_reads_ get it then, for a mutex knows no turns.
+constexpr Duration kNextPrune = std::chrono::milliseconds(50);
+constexpr Duration kAfterFailedPrune = std::chrono::seconds(10);  // the kinds that did not fail go on
 constexpr Duration kPartitionsInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kLedStill = std::chrono::seconds(1);  // how long gauges outlive leadership
@@ -97,7 +100,7 @@ void Dispatcher::start() {
   spawn("suspects", &Dispatcher::suspects_round);
   spawn("forgotten", &Dispatcher::forgotten_round, kForgottenInterval);
   spawn("gauges", &Dispatcher::gauges_round, kGaugesInterval);
-  spawn("retention", &Dispatcher::retention_round, kRetentionInterval);
+  spawn("retention", &Dispatcher::retention_round, kAfterFailedPrune);
   spawn("partitions", &Dispatcher::partitions_round, kPartitionsInterval);
 }
 
@@ -352,7 +355,7 @@ Duration Dispatcher::gauges_round() {
 Duration Dispatcher::retention_round() {
   if (!leadership_.leading()) return kStandby;
   const std::scoped_lock one_of_the_long(long_reads_);
-  return prune_once(database_, settings_.retention, kPruneBatch).more(kPruneBatch) ? Duration(0) : kRetentionInterval;
+  return prune_once(database_, settings_.retention, kPruneBatch).more(kPruneBatch) ? kNextPrune : kRetentionInterval;
 }
 
 Duration Dispatcher::partitions_round() {

@@ -1,5 +1,7 @@
 #include "dispatcher/retention.h"
 
+#include <exception>
+
 #include "core/log.h"
 
 namespace takt {
@@ -42,13 +44,22 @@ constexpr Statement kPartitionsEnd{"partitions_end", R"sql(
 
 Pruned prune_once(Database& database, const RetentionSettings& settings, int batch) {
   Pruned pruned;
-  pruned.ticks = static_cast<int>(database.exec_retrying(kTicks, Params::of(settings.ticks, batch)).affected());
-  pruned.keys = static_cast<int>(database.exec_retrying(kKeys, Params::of(batch)).affected());
-  pruned.dead_letters = static_cast<int>(database.exec_retrying(kDeadLetters, Params::of(settings.dead_letters, batch)).integer(0, 0));
-  pruned.audit = prune_audit(database, settings.audit, batch);
+  std::exception_ptr first;
+  const auto part = [&first](int& removed, const auto& prune) {
+    try {
+      removed = static_cast<int>(prune());
+    } catch (const std::exception&) {
+      if (!first) first = std::current_exception();
+    }
+  };
+  part(pruned.ticks, [&] { return database.exec_retrying(kTicks, Params::of(settings.ticks, batch)).affected(); });
+  part(pruned.keys, [&] { return database.exec_retrying(kKeys, Params::of(batch)).affected(); });
+  part(pruned.dead_letters, [&] { return database.exec_retrying(kDeadLetters, Params::of(settings.dead_letters, batch)).integer(0, 0); });
+  part(pruned.audit, [&] { return prune_audit(database, settings.audit, batch); });
   if (pruned.anything()) {
     log_info("pruned", {{"ticks", pruned.ticks}, {"keys", pruned.keys}, {"dead_letters", pruned.dead_letters}, {"audit", pruned.audit}});
   }
+  if (first) std::rethrow_exception(first);
   return pruned;
 }
 

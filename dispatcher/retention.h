@@ -23,7 +23,8 @@ struct Pruned {
 };
 
 /// Removes what is older than its retention: at most `batch` rows of each kind, so that it can be repeated until nothing is
-/// left without ever holding many locks. Two at once do no harm.
+/// left without ever holding many locks. Two at once do no harm. A kind that fails keeps no other from its turn: what failed
+/// first is thrown once all were tried.
 Pruned prune_once(Database& database, const RetentionSettings& settings, int batch);
 
 /// Removes audit rows older than `keep`, at most `batch`, oldest first; returns how many.

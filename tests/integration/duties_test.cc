@@ -122,5 +122,45 @@ TEST_F(DutiesTest, Finding37_SchedulesThatAreNotUnderstoodDelayNoOthers) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.schedules WHERE name = 'bad1' AND fault IS NULL"), 1);
 }
 
+TEST_F(DutiesTest, Finding18_APruneThatFailsKeepsNoOtherFromItsTurn) {
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at)"
+                  " SELECT 't' || n, 1, 'due', now(), now() - interval '9 days', now() - interval '9 days' FROM generate_series(1, 9) n"));
+  database->exec(std::string("INSERT INTO takt.item_keys SELECT 1, 'k' || n, n, now() - interval '1 s' FROM generate_series(1, 9) n"));
+  database->exec(
+      std::string("INSERT INTO takt.dead_letters (id, kind, job, reason, error, died_at)"
+                  " SELECT 'd' || n, 'item', 'demo', 'max_attempts', '', now() - interval '90 days' FROM generate_series(1, 9) n"));
+  database->exec(
+      std::string("INSERT INTO takt.audit (at, who, origin, action, subject)"
+                  " SELECT now() - interval '900 days', 'ann', 'command line', 'dlq replay', 'd' FROM generate_series(1, 9)"));
+  const auto left = [&] {
+    return database.text(
+        "SELECT concat_ws(' ', (SELECT count(*) FROM takt.ticks), (SELECT count(*) FROM takt.item_keys),"
+        " (SELECT count(*) FROM takt.dead_letters), (SELECT count(*) FROM takt.audit))");
+  };
+  const RetentionSettings settings{720h, 72h, 720h, std::chrono::days(365)};
+  database->with_connection([](DatabaseConnection& connection) {
+    connection.session().script(
+        R"(CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE '% is broken', TG_TABLE_NAME; END $$;
+      CREATE TRIGGER broken BEFORE DELETE ON takt.ticks FOR EACH ROW EXECUTE FUNCTION refuse();
+      CREATE TRIGGER broken BEFORE DELETE ON takt.audit FOR EACH ROW EXECUTE FUNCTION refuse())");
+  });
+  try {
+    prune_once(*database, settings, 5);
+    ADD_FAILURE() << "a failure must be told";
+  } catch (const DatabaseError& error) {
+    EXPECT_NE(std::string(error.what()).find("ticks is broken"), std::string::npos) << "the first: " << error.what();
+  }
+  EXPECT_EQ(left(), "9 4 4 9");
+  database->exec(std::string("DROP TRIGGER broken ON takt.audit"));
+  for (const auto* then : {"9 0 0 4", "9 0 0 0"}) {
+    EXPECT_THROW(prune_once(*database, settings, 5), DatabaseError);
+    EXPECT_EQ(left(), then);
+  }
+  database->exec(std::string("DROP TRIGGER broken ON takt.ticks"));
+  EXPECT_TRUE(prune_once(*database, settings, 5).more(5));
+  EXPECT_EQ(left(), "4 0 0 0");
+}
+
 }  // namespace
 }  // namespace takt
