@@ -223,7 +223,7 @@ class ExactWriter : public Listener {
     printed_ += bytes;
     return printed_ <= most_;
   }
-  /// PostgreSQL prints no exponents, but all their zeros.
+  /// PostgreSQL prints no exponents, but all their zeros: what is taken must be so again once it is printed.
   bool count_number(std::string_view written) {
     if (written.size() > kMaxNumberCharacters) return false;
     const auto exponent = written.find_first_of("eE");
@@ -231,7 +231,8 @@ class ExactWriter : public Listener {
     int shift = 0;
     const auto* from = written.data() + exponent + (written[exponent + 1] == '+' ? 2 : 1);
     if (std::from_chars(from, written.data() + written.size(), shift).ec != std::errc{}) return false;
-    return std::abs(shift) <= static_cast<int>(kMaxNumberCharacters) && count(static_cast<std::size_t>(std::abs(shift)));
+    const auto zeros = static_cast<std::size_t>(std::abs(static_cast<long>(shift)));
+    return written.size() + zeros <= kMaxNumberCharacters && count(zeros);
   }
 
   const std::size_t most_;

@@ -17,7 +17,7 @@ constexpr int kMaxJsonDepth = 100;
 
 /// The text again without its white space, every number, text and key as it was written, in their order with their repeats: so
 /// PostgreSQL makes the same jsonb of it as of `text`. Refused: U+0000, which jsonb cannot hold; numbers of more than 1,000
-/// characters, or with an exponent beyond 1,000; and a text that PostgreSQL would print in more than `most` bytes.
+/// characters, the zeros of their exponents among them; and a text that PostgreSQL would print in more than `most` bytes.
 /// Pure. Memory: twice the text.
 ExactJson exact_json(std::string_view text, std::size_t most);
 

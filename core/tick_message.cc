@@ -16,7 +16,7 @@ amqp::Message signed_message(const std::string& exchange, const std::string& rou
   return message;
 }
 
-amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now) {
+std::optional<amqp::Message> tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now) {
   v1::JobTick message;
   message.set_id(tick.id);
   message.set_job(tick.job);
@@ -25,10 +25,12 @@ amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp n
   message.set_dry_run(tick.dry_run);
   if (!tick.items.empty()) {
     auto carried = tick_from_json("{\"items\":" + tick.items + "}");
-    if (!std::holds_alternative<v1::JobTick>(carried)) throw std::runtime_error("tick " + tick.id + ": its items cannot be carried");
+    if (!std::holds_alternative<v1::JobTick>(carried)) return std::nullopt;
     message.mutable_items()->Swap(std::get<v1::JobTick>(carried).mutable_items());
   }
-  return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, message.SerializeAsString(), keys.ticks(), now);
+  auto body = message.SerializeAsString();
+  if (body.size() > kMaxTickBytes) return std::nullopt;
+  return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, std::move(body), keys.ticks(), now);
 }
 
 std::optional<std::string> dead_letter_body(std::string_view rest, std::string_view payload) {

@@ -26,8 +26,8 @@ struct TickRow {
 amqp::Message signed_message(const std::string& exchange, const std::string& routing_key, const std::string& id,
                              std::string_view content_type, std::string body, const SigningKeys& keys, Timestamp now);
 
-/// The signed message of a tick, for the exchange takt.ticks.
-amqp::Message tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
+/// The signed message of a tick, for the exchange takt.ticks. nullopt: its items are beyond what a tick carries (core/tick.h).
+std::optional<amqp::Message> tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
 
 /// A takt.v1.DeadLetter as protobuf, from the JSON of everything but its payload, and the payload's own text, which is carried
 /// as it is. nullopt: `rest` is no letter.

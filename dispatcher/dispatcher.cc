@@ -309,7 +309,7 @@ Duration Dispatcher::sweep_round() {
   const Term term = leadership_.term();
   if (slots_term_ != term.number) return kLookAgain;  // what goes back to its schedule must not be sent first
   const auto swept = outbox_.sweep(term);
-  if (swept.all_confirmed && (swept.ticks >= 1000 || swept.dead_letters > 0)) return Duration(0);
+  if (swept.all_confirmed && (swept.more || swept.dead_letters > 0)) return Duration(0);
   return quiet_ ? kQuietSweepInterval : kSweepInterval;
 }
 

@@ -13,17 +13,40 @@ namespace takt {
 namespace {
 
 constexpr std::size_t kMaxFresh = 20'000;
+constexpr std::size_t kMaxFreshBytes = 64 * 1024 * 1024;
+constexpr std::size_t kMaxSwept = 1000;
 constexpr std::size_t kBatch = 500;
 constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 
-// Served by ticks_unpublished.
+// Served by ticks_unpublished. At most 1,000, and 8 MiB of items' text, but at least one; the last column: how many there are,
+// up to 1,000.
 constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
-  SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint, t.items::text,
-         coalesce(t.batch_size, 0), coalesce(t.dry_run, false)
-    FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
-   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'
-   ORDER BY t.created_at
-   LIMIT 1000
+  SELECT id, name, queue, source, due_us, items, batch_size, dry_run, count
+    FROM (SELECT o.*, sum(octet_length(coalesce(o.items, ''))) OVER w AS bytes, row_number() OVER w AS n, count(*) OVER () AS count
+            FROM (SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint AS due_us,
+                         t.items::text AS items, coalesce(t.batch_size, 0) AS batch_size, coalesce(t.dry_run, false) AS dry_run, t.created_at
+                    FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
+                   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'
+                   ORDER BY t.created_at LIMIT 1000) o
+          WINDOW w AS (ORDER BY o.created_at, o.id)) x
+   WHERE bytes <= 8388608 OR n = 1
+   ORDER BY n
+)sql"};
+
+// A tick that no message can carry becomes a letter, which shows it and stops nothing else.
+constexpr Statement kUnfit{"outbox_unfit_ticks", R"sql(
+  WITH in_term AS (
+    SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
+  ended AS (
+    UPDATE takt.ticks t SET finished_at = now() FROM in_term
+     WHERE t.id = ANY ($3::text[]) AND t.finished_at IS NULL AND t.begun_at IS NULL
+    RETURNING t.id, t.job_id, t.due_at, t.items)
+  INSERT INTO takt.dead_letters (id, kind, job, reason, error, payload, died_at)
+  SELECT 'tick-' || e.id, 'tick', j.name, 'field_limit', 'its items do not fit into a message of 1 MiB, or are beyond a tick''s limits',
+         jsonb_build_object('id', e.id, 'job', j.name, 'items', e.items,
+                            'dueAt', to_char(e.due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')), now()
+    FROM ended e JOIN takt.jobs j ON j.id = e.job_id
+  ON CONFLICT (id) DO NOTHING
 )sql"};
 
 // One cheap look for both kinds, since most often there is neither.
@@ -74,8 +97,10 @@ constexpr Statement kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
 Outbox::Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics)
     : database_(database), publisher_(publisher), keys_(keys), clock_(clock), metrics_(metrics) {}
 
-Outbox::Signed Outbox::sign(const TickRow& tick, Timestamp now) const {
-  return {tick.id, tick.source, tick.due_at, tick_message(tick, keys_, std::max(now, tick.fire_at))};
+std::optional<Outbox::Signed> Outbox::sign(const TickRow& tick, Timestamp now) const {
+  auto message = tick_message(tick, keys_, std::max(now, tick.fire_at));
+  if (!message) return std::nullopt;
+  return Signed{tick.id, tick.source, tick.due_at, std::move(*message)};
 }
 
 void Outbox::offer(const std::vector<TickRow>& ticks) {
@@ -83,11 +108,16 @@ void Outbox::offer(const std::vector<TickRow>& ticks) {
   const SteadyTime steady = clock_.steady();
   for (const auto& tick : ticks) {
     auto ready = sign(tick, now);
+    if (!ready) continue;  // the sweep ends it
     // By the monotonic clock from here on, and not for longer than a slot is stored ahead, whatever PostgreSQL's clock does.
     const auto in = std::clamp<std::chrono::microseconds>(tick.fire_at - now, std::chrono::microseconds(0), ScheduleScan::kAhead);
     const std::scoped_lock lock(mutex_);
-    if (fresh_.size() >= kMaxFresh) break;
-    fresh_.emplace(steady + in, std::move(ready));
+    fresh_bytes_ += ready->message.body.size();
+    if (fresh_.size() >= kMaxFresh || fresh_bytes_ > kMaxFreshBytes) {
+      fresh_bytes_ -= ready->message.body.size();
+      break;
+    }
+    fresh_.emplace(steady + in, std::move(*ready));
   }
   offered_.notify_all();  // more than one batch may be due at the same moment
 }
@@ -95,6 +125,7 @@ void Outbox::offer(const std::vector<TickRow>& ticks) {
 void Outbox::forget_offers() {
   const std::scoped_lock lock(mutex_);
   fresh_.clear();
+  fresh_bytes_ = 0;
 }
 
 void Outbox::stop() {
@@ -112,6 +143,7 @@ std::vector<Outbox::Signed> Outbox::take_offered(Duration timeout) {
   while (true) {
     const SteadyTime now = clock_.steady();
     while (!fresh_.empty() && fresh_.begin()->first <= now && batch.size() < kBatch) {
+      fresh_bytes_ -= fresh_.begin()->second.message.body.size();
       batch.push_back(std::move(fresh_.begin()->second));
       fresh_.erase(fresh_.begin());
     }
@@ -179,32 +211,42 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
 Outbox::Swept Outbox::sweep(const Term& term) {
   Swept swept;
   const auto anything = database_.exec(kAnything, Params::of(kSweepAfter));
-  if (anything.boolean(0, 0)) swept.all_confirmed = publish_unpublished(term, swept.ticks);
+  if (anything.boolean(0, 0)) swept.all_confirmed = publish_unpublished(term, swept);
   if (anything.boolean(0, 1)) swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
   return swept;
 }
 
-bool Outbox::publish_unpublished(const Term& term, int& count) {
+bool Outbox::publish_unpublished(const Term& term, Swept& swept) {
   const auto rows = database_.exec(kUnpublished, Params::of(kSweepAfter));
   std::vector<Signed> ticks;
+  std::vector<std::string> unfit;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    ticks.push_back(sign({std::string(rows.text(i, 0)),
-                          std::string(rows.text(i, 1)),
-                          std::string(rows.text(i, 2)),
-                          std::string(rows.text(i, 3)),
-                          rows.time(i, 4),
-                          std::string(rows.text(i, 5)),
-                          {},
-                          static_cast<std::uint32_t>(rows.integer(i, 6)),
-                          rows.boolean(i, 7)},
-                         clock_.now()));
+    TickRow tick{std::string(rows.text(i, 0)),
+                 std::string(rows.text(i, 1)),
+                 std::string(rows.text(i, 2)),
+                 std::string(rows.text(i, 3)),
+                 rows.time(i, 4),
+                 std::string(rows.text(i, 5)),
+                 {},
+                 static_cast<std::uint32_t>(rows.integer(i, 6)),
+                 rows.boolean(i, 7)};
+    if (auto ready = sign(tick, clock_.now())) {
+      ticks.push_back(std::move(*ready));
+    } else {
+      log_error("tick dead-lettered", {{"reason", "field_limit"}, {"job", tick.job}, {"tick", tick.id}});
+      metrics_.dead_letter("field_limit");
+      unfit.push_back(tick.id);
+    }
   }
-  count = static_cast<int>(ticks.size());
+  if (!unfit.empty()) database_.exec_retrying(kUnfit, Params::of(term.holder, term.number, unfit));
+  swept.ticks = static_cast<int>(rows.size());
+  swept.more = !rows.empty() && (rows.size() >= kMaxSwept || rows.integer(0, 8) > static_cast<std::int64_t>(rows.size()));
   return publish(publisher_, term, std::move(ticks));
 }
 
 bool Outbox::publish_unwatched(const TickRow& tick) {
-  const bool taken = publisher_.publish_unwatched(tick_message(tick, keys_, clock_.now()));
+  auto message = tick_message(tick, keys_, clock_.now());
+  const bool taken = message && publisher_.publish_unwatched(std::move(*message));
   if (taken) metrics_.tick_published(tick.source);
   return taken;
 }

@@ -20,6 +20,7 @@ class Outbox {
     int ticks = 0;
     int dead_letters = 0;
     bool all_confirmed = true;
+    bool more = false;  ///< further ticks could be swept now
   };
 
   /// A tick's message, signed, and what is to be known of it once it is confirmed.
@@ -36,7 +37,7 @@ class Outbox {
   Outbox(Database& database, amqp::Publisher& publisher, const KeyRing& keys, const Clock& clock, Metrics& metrics);
 
   /// Fresh tick rows, so that they need not wait for a sweep; each is signed now, with the time of its fire_at, and kept
-  /// until then. Any thread. Holds at most 20,000; further ones are left to the sweep.
+  /// until then. Any thread. Holds at most 20,000, and 64 MiB; further ones are left to the sweep.
   void offer(const std::vector<TickRow>& ticks);
   /// Waits up to `timeout` for offers whose time has come: the earliest, at most 500. Once stopped, it waits for those that
   /// are held, and for nothing else.
@@ -47,14 +48,16 @@ class Outbox {
   void forget_offers();
   /// No further offers will come.
   void stop();
-  /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 of each, and 8 MiB of letters.
+  /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 and 8 MiB of each. A tick that no
+  /// message can carry is ended and becomes a letter.
   Swept sweep(const Term& term);
   /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
   bool publish_unwatched(const TickRow& tick);
 
  private:
-  [[nodiscard]] Signed sign(const TickRow& tick, Timestamp now) const;
-  bool publish_unpublished(const Term& term, int& count);
+  /// Nothing where no message can carry it.
+  [[nodiscard]] std::optional<Signed> sign(const TickRow& tick, Timestamp now) const;
+  bool publish_unpublished(const Term& term, Swept& swept);
   bool publish_dead_letters(const Term& term, int& count);
 
   Database& database_;
@@ -65,6 +68,7 @@ class Outbox {
   std::mutex mutex_;
   std::condition_variable offered_;
   std::multimap<SteadyTime, Signed> fresh_;  // by when they leave; guarded by mutex_
+  std::size_t fresh_bytes_ = 0;              // of their bodies; guarded by mutex_
   bool stopping_ = false;                    // guarded by mutex_
 };
 

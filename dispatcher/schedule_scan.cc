@@ -59,12 +59,15 @@ constexpr Statement kFaulty{"schedules_faulty", R"sql(
 )sql"};
 
 // Served by ticks_unpublished. A tick names its schedule by its id only: job, "/", schedule, "@", slot; no name holds an "@".
+// The items of the latest 64 MiB; `left` are those of the others, which the sweep sends.
 constexpr Statement kUnsent{"schedules_unsent", R"sql(
   SELECT s.id, t.id, j.name, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
          (extract(epoch FROM t.due_at) * 1000000)::bigint, (extract(epoch FROM t.created_at) * 1000000)::bigint,
-         (extract(epoch FROM now()) * 1000000)::bigint, j.queue, t.items::text
-    FROM (SELECT * FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
-           ORDER BY created_at DESC LIMIT 20000) t
+         (extract(epoch FROM now()) * 1000000)::bigint, j.queue,
+         CASE WHEN t.bytes <= 67108864 THEN t.items::text END, t.bytes > 67108864
+    FROM (SELECT *, sum(coalesce(pg_column_size(items), 0)) OVER (ORDER BY created_at DESC, id) AS bytes
+            FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
+           ORDER BY created_at DESC, id LIMIT 20000) t
     JOIN takt.jobs j ON j.id = t.job_id
     JOIN takt.schedules s ON s.job_id = t.job_id AND s.name = substr(split_part(t.id, '@', 1), length(j.name) + 2)
 )sql"};
@@ -191,7 +194,7 @@ ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_a
       schedules.push_back(rows.integer(i, 0));
       ids.emplace_back(rows.text(i, 1));
       dues.push_back(format_rfc3339(due));
-    } else if (fire > now - sweep_after) {
+    } else if (fire > now - sweep_after && !rows.boolean(i, 11)) {
       inherited.ticks.push_back(
           {std::string(rows.text(i, 1)), job, std::string(rows.text(i, 9)), "schedule", due, std::string(rows.text(i, 10)), fire});
     }

@@ -1,6 +1,7 @@
 #include "dlq/letter.h"
 
 #include <openssl/evp.h>
+#include <charconv>
 
 #include <array>
 
@@ -75,6 +76,16 @@ std::string payload_of(const v1::DeadLetter& letter) {
 
 /// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick.cc), but for an
 /// item's payload, which was in PostgreSQL before: its size, depth and numbers are judged there.
+/// As takt.dead_letter_id() makes it: "item-ITEM-REPLAY". A replay reads the latter there.
+bool is_item_letter_id(std::string_view id, std::int64_t item) {
+  const std::string start = "item-" + std::to_string(item) + "-";
+  if (!id.starts_with(start)) return false;
+  id.remove_prefix(start.size());
+  std::int16_t replay = -1;
+  const auto got = std::from_chars(id.data(), id.data() + id.size(), replay);
+  return got.ec == std::errc{} && got.ptr == id.data() + id.size() && replay >= 0;
+}
+
 std::optional<std::string> fault_of(const v1::DeadLetter& letter) {
   const auto has_nul = [](const std::string& text) { return text.find('\0') != std::string::npos; };
   for (const auto* text : {&letter.id(), &letter.job(), &letter.reason(), &letter.error(), &letter.key()}) {
@@ -91,6 +102,7 @@ std::optional<std::string> fault_of(const v1::DeadLetter& letter) {
     return within_limits(letter.tick()) ? std::nullopt : std::optional("the tick in it is beyond a tick's limits");
   }
   if (letter.item_id() <= 0) return "it names no item";
+  if (!is_item_letter_id(letter.id(), letter.item_id())) return "its id is not made of its item's and how often it was replayed";
   if (json_refusal(payload_of(letter))) return "its payload is no JSON that PostgreSQL holds";
   return std::nullopt;
 }

@@ -694,15 +694,21 @@ END $$;
 -- Where the next due items of a job lie, at most `most`, and at most so many that their payloads' text has 256 MiB together; one
 -- at least. Locks them. For claims of more than 512: fewer have no more by the limit of a payload.
 CREATE FUNCTION takt.claimable(the_job integer, from_priority smallint, from_run_at timestamptz, from_id bigint, most integer) RETURNS tid[]
-LANGUAGE sql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-  SELECT coalesce(array_agg(sized.place), '{}')
-    FROM (SELECT due.place, row_number() OVER in_order AS n, sum(octet_length(due.payload::text)) OVER in_order AS bytes
-            FROM (SELECT d.ctid AS place, d.priority, d.run_at, d.id, d.payload FROM takt.items d
-                   WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
-                     AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
-                   ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED) due
-          WINDOW in_order AS (ORDER BY due.priority, due.run_at, due.id)) sized
-   WHERE sized.n = 1 OR sized.bytes <= 268435456 $$;
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+  due record; places tid[] := '{}'; total bigint := 0;
+BEGIN
+  -- A loop, so that no more is read and locked than is taken, and fifty beyond it.
+  FOR due IN SELECT d.ctid AS place, octet_length(d.payload::text) AS bytes FROM takt.items d
+              WHERE d.job_id = the_job AND d.state = 0 AND d.run_at <= now()
+                AND (d.priority, d.run_at, d.id) > (from_priority, from_run_at, from_id)
+              ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED LOOP
+    total := total + due.bytes;
+    EXIT WHEN total > 268435456 AND places <> '{}';
+    places := places || due.place;
+  END LOOP;
+  RETURN places;
+END $$;
 
 -- Begins a run: the ledger entry, the overlap lock where the job is exclusive, and at most `most` due items, oldest first
 -- within priority, which leave takt.items for the run's row; for a tick with the source 'alone', one suspect. No row: the tick was seen before, finished or under another

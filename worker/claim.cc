@@ -130,7 +130,7 @@ Params claim_params(const ClaimRequest& request) {
 }
 
 bool too_large_together(const DatabaseError& error) {
-  return error.sqlstate() == kTooLarge || error.sqlstate() == "53200";  // and out of memory
+  return error.sqlstate() == kTooLarge || error.sqlstate() == "53200" || error.sqlstate() == "57014";  // out of memory, or time
 }
 
 Claim claim_batch(Database& database, const ClaimRequest& request) {

@@ -188,7 +188,7 @@ void Worker::publish_continuation(const CatalogJob& job, const std::string& tick
   crash_point("worker.before_continuation");
   const TickRow next{tick_id, job.definition.name, job.definition.queue, "more", clock_.now(), {}};
   // Its row is stored: if this message is lost, the due-scan replaces it.
-  if (publisher_.publish_unwatched(tick_message(next, keys_, clock_.now()))) metrics_.tick_published("more");
+  if (publisher_.publish_unwatched(*tick_message(next, keys_, clock_.now()))) metrics_.tick_published("more");
 }
 
 void Worker::duty_loop() {

@@ -55,8 +55,8 @@ Figures measure_ticks(Stand& stand) {
     for (std::size_t first = 0; first < count; first += kBatch) {
       std::vector<amqp::Message> messages;
       for (std::size_t n = first; n < std::min(count, first + kBatch); ++n) {
-        messages.push_back(tick_message({"due:" + std::to_string(n), "takt-bench.ticks", kQueue, "due", stand.clock().now(), {}}, keys,
-                                        stand.clock().now()));
+        messages.push_back(*tick_message({"due:" + std::to_string(n), "takt-bench.ticks", kQueue, "due", stand.clock().now(), {}}, keys,
+                                         stand.clock().now()));
       }
       for (const auto outcome : stand.publisher().publish_all(std::move(messages), std::chrono::seconds(stand.options().seconds))) {
         if (outcome == amqp::Outcome::confirmed) ++confirmed;

@@ -153,7 +153,7 @@ struct IntakeTest : CatalogTest {
   }
   /// What the intake makes of a genuine tick.
   auto judge(const std::string& id, const std::string& job, bool redelivered = false) {
-    const auto message = tick_message({id, job, "default", "schedule", clock.now(), {}}, keys, clock.now());
+    const auto message = *tick_message({id, job, "default", "schedule", clock.now(), {}}, keys, clock.now());
     amqp::Delivery delivery;
     delivery.redelivered = redelivered;
     delivery.content_type = message.content_type;

@@ -123,7 +123,8 @@ struct ExactnessTest : testing::Test {
                                  R"({"a": 1, "b": {"x": 1, "x": 2}, "a": 3})",
                                  R"({"\u0061": "\ud83d\ude00 \u00e4 \u2028 \\u0000 \/", "": ""})",
                                  nested(kMaxJsonDepth),
-                                 std::string(999, '7') + "1"};
+                                 std::string(999, '7') + "1",
+                                 "[1e995, -1e994, 5e-990, 1.5e-980]"};  // as long as a number may be, printed
     while (all.size() < kRandomValues) all.push_back(random_json(dice));
     return all;
   }
@@ -252,11 +253,15 @@ TEST_F(ExactnessTest, NoWayTakesNulOrWhatIsBeyondABound) {
   }
   EXPECT_THROW(database.apply(job("demo", ", schedules: [{name: s, cron: '0 0 1 1 *', payload: " + nested(34) + "}]")), ConfigError);
   EXPECT_THROW(database.apply(job("demo", ", schedules: [{name: s, cron: '0 0 1 1 *', payload: 1e1001}]")), ConfigError);
+  for (const std::string number : {"1e1000", "1e996", "-1e999", "1.5e-1000", "12e999"}) {
+    EXPECT_THROW(database.apply(job("demo", ", schedules: [{name: s, cron: '0 0 1 1 *', payload: " + number + "}]")), ConfigError)
+        << number;
+  }
 
   int ticks = 0;
   for (const std::string& payload :
        {std::string(R"("\u0000")"), std::string(R"({"a\u0000": 1})"), nested(kMaxJsonDepth + 1), std::string("1e1001"),
-        std::string(1001, '7'), "[" + std::string(600, '1') + "e1000" + "]" + std::string(1, '\0')}) {
+        std::string("1e1000"), std::string(1001, '7'), "[" + std::string(600, '1') + "e1000" + "]" + std::string(1, '\0')}) {
     for (const bool as_json : {true, false}) {
       const std::string id = "refused-" + std::to_string(ticks++);
       v1::JobTick tick;

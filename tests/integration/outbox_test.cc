@@ -117,6 +117,30 @@ TEST_F(DispatcherOutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) 
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND due_at < now() - interval '1 s'"), 0);
 }
 
+TEST_F(DispatcherOutboxTest, Finding18_ATickThatNoMessageCanCarryStopsNoOther) {
+  database.apply(plain_job("demo"));
+  database->exec(
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, items) SELECT t.id, j.id, 'replay', now(), now() - "
+                  "interval '1 min', t.items::jsonb"
+                  "  FROM takt.jobs j, (VALUES ('a-number', '[{\"payload\": 1e1000}]'), ('too-large', '[{\"payload\": \"' || repeat('x', "
+                  "1100000) || '\"}]'),"
+                  "                            ('sound', '[{\"payload\": 7}]')) t(id, items)"));
+  database->exec(
+      std::string("INSERT INTO takt.dead_letter_outbox (id, body) SELECT 'item-1-0', takt.dead_letter(1, 0::smallint, 'demo', 'fatal', '', "
+                  "NULL, '1', 1, 0::smallint)"));
+  first.start();
+  publisher.start();
+  ASSERT_TRUE(first.wait_connected(20s));
+  Dispatcher dispatcher(*database, *database, first, publisher, keys, real, metrics, settings());
+  dispatcher.start();
+  EXPECT_TRUE(
+      eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE id = 'sound' AND published_at IS NOT NULL") == 1; }));
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letter_outbox") == 0; })) << "letters leave, too";
+  EXPECT_EQ(database.text("SELECT string_agg(id || ' ' || reason, ', ' ORDER BY id) FROM takt.dead_letters"),
+            "tick-a-number field_limit, tick-too-large field_limit");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND published_at IS NULL"), 0);
+}
+
 TEST_F(DispatcherOutboxTest, ANewLeaderSendsInTimeWhatTheOneBeforeItHadStoredAhead) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '0 0 1 1 *'}]"));
   amqp::Publisher second(vhost.settings("second"), {});

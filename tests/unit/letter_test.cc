@@ -23,7 +23,7 @@ struct LetterTest : testing::Test {
   }
   amqp::Delivery tick_delivery() {
     auto delivery = delivered(
-        tick_message({"demo/daily@x", "demo", "default", "schedule", clock.now(), R"([{"payload":1,"key":"k"}])"}, keys, clock.now()));
+        *tick_message({"demo/daily@x", "demo", "default", "schedule", clock.now(), R"([{"payload":1,"key":"k"}])"}, keys, clock.now()));
     delivery.headers["x-death"] = {{{"reason", "delivery_limit"}, {"queue", "takt.ticks.default"}, {"count", 1}}};
     return delivery;
   }

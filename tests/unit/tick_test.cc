@@ -164,7 +164,7 @@ TEST(TickMessage, IsVerifiedByItsOwnKeys) {
   const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   const TickRow row{
       "demo/daily@2026-11-21T10:00:00Z", "demo", "default", "schedule", clock.now(), R"([{"payload":{"a":[1,null,"x"]},"key":"k"}])"};
-  const auto message = tick_message(row, keys, clock.now());
+  const auto message = *tick_message(row, keys, clock.now());
   const TickMessage received{message.body,
                              message.body.size(),
                              message.content_type,
