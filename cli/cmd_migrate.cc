@@ -1,6 +1,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/services.h"
 #include "core/amqp/topology.h"
 #include "core/db/migrator.h"
 
@@ -16,8 +17,8 @@ void add_migrate(CLI::App& app, Context& context) {
     std::cout << "database: version " << report.version << (report.applied == 0 ? ", nothing to do" : "") << "\n";
     if (*database_only) return;
     amqp::Channel channel(context.broker("takt migrate"));
-    const auto queues = context.config_or_defaults().queues();
-    amqp::declare_topology(channel, queues);
+    const auto& config = context.config_or_defaults();
+    const auto queues = declare_queues(channel, config.worker.queues, config.queues());
     std::cout << "broker: queues";
     for (const auto& queue : queues) std::cout << " " << amqp::tick_queue(queue);
     std::cout << " " << amqp::kDeadQueue << " " << amqp::kQuarantineQueue << "\n";

@@ -27,10 +27,11 @@ sigset_t end_signals() {
 }
 
 /// Fails at once, and clearly, when the broker cannot be used.
-void require_broker(Context& context, const std::string& name, const std::vector<std::string>& queues) {
+void require_broker(Context& context, const std::string& name, const std::vector<std::string>& needed,
+                    const std::vector<std::string>& all) {
   try {
     amqp::Channel channel(context.broker(name));
-    amqp::declare_topology(channel, queues);
+    declare_queues(channel, needed, all);
   } catch (const amqp::BrokerUnavailable& error) {
     throw CommandFailed(std::string("TAKT_AMQP_URL: ") + error.what());
   }
@@ -45,6 +46,17 @@ std::vector<std::string> known_queues(Context& context) {
   for (std::size_t i = 0; i < rows.size(); ++i) queues.emplace(rows.text(i, 0));
   queues.erase(amqp::kBenchQueue);
   return {queues.begin(), queues.end()};
+}
+
+std::vector<std::string> declare_queues(amqp::Channel& channel, const std::vector<std::string>& needed,
+                                        const std::vector<std::string>& all) {
+  std::set<std::string> there{amqp::kDefaultQueue};
+  there.insert(needed.begin(), needed.end());
+  amqp::declare_topology(channel, {there.begin(), there.end()});
+  for (const auto& queue : all) {
+    if (!there.contains(queue) && amqp::try_declare_tick_queue(channel, queue)) there.insert(queue);
+  }
+  return {there.begin(), there.end()};
 }
 
 amqp::Publisher::Settings publisher_settings(const Config& config, std::vector<std::string> queues) {
@@ -87,11 +99,11 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   const auto& keys = context.keys();
   auto& database = context.current_database();
   const auto queues = known_queues(context);
-  require_broker(context, "takt " + name, queues);
+  require_broker(context, "takt " + name, which.worker ? config.worker.queues : std::vector<std::string>{}, queues);
 
   publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publisher_settings(config, queues));
   if (which.archive) {
-    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_, queues);
+    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_);
   }
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {

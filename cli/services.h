@@ -19,6 +19,12 @@ class Archive;
 /// The queues that the file and the database name, sorted, each once.
 std::vector<std::string> known_queues(Context& context);
 
+/// Declares what Takt needs. Throws TopologyMismatch where something of Takt's own, "default" or one of the `needed` queues exists with
+/// other properties. One that only some job names is left out then, with a line in the log: it keeps nobody from the others.
+/// Returns those that are there.
+std::vector<std::string> declare_queues(amqp::Channel& channel, const std::vector<std::string>& needed,
+                                        const std::vector<std::string>& all);
+
 /// A publisher, a dispatcher and a worker as the configuration wants them. The publisher declares `queues` at once, others
 /// when it has a tick for them.
 amqp::Publisher::Settings publisher_settings(const Config& config, std::vector<std::string> queues);

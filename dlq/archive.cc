@@ -17,10 +17,9 @@ constexpr Duration kDatabasePause = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics,
-                 std::vector<std::string> tick_queues)
+Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics)
     : database_(database), keys_(keys), clock_(clock), metrics_(metrics) {
-  amqp::Consumer::Settings settings{{amqp::kDeadQueue}, kPrefetch, std::move(tick_queues)};
+  amqp::Consumer::Settings settings{{amqp::kDeadQueue}, kPrefetch, {}};
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(settings), [this](amqp::Delivery&& delivery) {
     {
       const std::scoped_lock lock(mutex_);

@@ -20,8 +20,7 @@ namespace takt {
 /// While PostgreSQL is away it waits with what it holds; several archives may run.
 class Archive {
  public:
-  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics,
-          std::vector<std::string> tick_queues);
+  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics);
   ~Archive();
   Archive(const Archive&) = delete;
   Archive& operator=(const Archive&) = delete;

@@ -1,5 +1,8 @@
 #include "core/amqp/topology.h"
 
+#include <map>
+#include <mutex>
+
 #include "core/log.h"
 
 namespace takt::amqp {
@@ -18,6 +21,22 @@ constexpr std::int64_t kQuarantineBytes = 64LL * 1024 * 1024;
 std::string tick_queue(const std::string& queue) { return kTicksExchange + "." + queue; }
 
 namespace {
+/// What is left out is met by each connection of the process, and again with every reconnect.
+constexpr Duration kNextLine = std::chrono::seconds(20);
+
+/// Whether this queue had no line for a while. Thread-safe; remembers at most kMaxTickQueues queues.
+bool line_due(const std::string& queue) {
+  static std::mutex mutex;
+  static std::map<std::string, SteadyTime> last_lines;
+  const std::scoped_lock lock(mutex);
+  const auto now = std::chrono::steady_clock::now();
+  const auto last = last_lines.find(queue);
+  if (last != last_lines.end() && now - last->second < kNextLine) return false;
+  if (last == last_lines.end() && last_lines.size() >= kMaxTickQueues) last_lines.clear();
+  last_lines[queue] = now;
+  return true;
+}
+
 void declare_tick_queue(Channel& channel, const std::string& queue) {
   channel.declare_queue(tick_queue(queue), {{"x-queue-type", "quorum"},
                                             {"x-delivery-limit", kTickDeliveryLimit},
@@ -49,7 +68,7 @@ bool try_declare_tick_queue(Channel& channel, const std::string& queue) {
     declare_tick_queue(channel, queue);
     return true;
   } catch (const TopologyMismatch& error) {
-    log_error("queue left out", {{"queue", queue}, {"error", error.what()}});
+    if (line_due(queue)) log_error("queue left out", {{"queue", queue}, {"error", error.what()}});
     return false;
   }
 }

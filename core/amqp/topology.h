@@ -11,6 +11,9 @@ inline const std::string kDeadExchange = "takt.dlx";
 inline const std::string kDeadQueue = "takt.dead";
 inline const std::string kQuarantineQueue = "takt.quarantine";
 
+/// The queue of jobs that name none.
+inline const std::string kDefaultQueue = "default";
+
 /// What `takt bench` sends its ticks through: only the worker of its own consumes it.
 inline const std::string kBenchQueue = "takt-bench";
 
@@ -29,8 +32,8 @@ std::string tick_queue(const std::string& queue);
 ///                         takt.quarantine     quorum, at most 10,000 messages and 64 MiB, drops the oldest
 void declare_topology(Channel& channel, const std::vector<std::string>& queues);
 
-/// One queue of ticks, when everything else is there. False, and a line in the log, where it exists with other properties:
-/// one such queue keeps nobody from the others.
+/// One queue of ticks, when everything else is there. False, and a line in the log each 20 s at most, where it exists with other
+/// properties: one such queue keeps nobody from the others.
 bool try_declare_tick_queue(Channel& channel, const std::string& queue);
 
 }  // namespace takt::amqp

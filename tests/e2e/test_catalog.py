@@ -1,6 +1,9 @@
 """Jobs and queues that come and go while all services run: nobody restarts anything, and no tick is lost over it."""
 import json
+import re
 import time
+import urllib.error
+import urllib.request
 
 import pika
 
@@ -55,6 +58,14 @@ class Catalog(TaktTest):
 
     def logs(self):
         return "".join(self.log_of(process) for process in self.processes)
+
+    def ready(self, process):
+        port = re.search(r"metrics_port=(\d+)", self.log_of(process))[1]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                return answer.status == 200
+        except urllib.error.HTTPError:
+            return False
 
     def check_nothing_was_restarted(self):
         for process in self.processes:
@@ -121,6 +132,21 @@ class Catalog(TaktTest):
         self.assertIn("takt.ticks.odd exists with other properties", self.logs())
         self.assertNotIn("broker lost", self.logs())
         self.assertIn("takt.ticks.odd exists with other properties", self.takt("check", expect=1))
+        # Nor does it keep anything from starting, or the archive from connecting.
+        self.stop(self.processes[0])
+        self.takt("migrate")
+        done = len(self.ledger.of("/demo"))
+        for service in (("dispatcher",), ("worker",), ("dlq", "archive"), ("up",)):
+            process = self.start(*service)
+            eventually(lambda process=process: self.ready(process), what=f"readiness of takt {service[-1]}")
+            self.assertIn("queue left out queue=odd", self.log_of(process))
+            self.assertNotIn("broker lost", self.log_of(process))
+        self.enqueue("demo")
+        eventually(lambda: len(self.ledger.of("/demo")) > done, what="work after the restarts")
+        # A list that names it needs it.
+        with open(self.config, "w", encoding="utf-8") as file:
+            file.write(CONFIG.replace("QUEUES", "odd").replace("{url}", self.ledger.url))
+        self.assertIn("takt.ticks.odd exists with other properties", self.takt("worker", expect=1))
 
     def test_finding33_check_says_which_queues_are_still_to_be_declared(self):
         self.install(ALL)

@@ -22,7 +22,7 @@ struct ArchiveTest : testing::Test {
   Metrics metrics;
   const KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   amqp::Publisher publisher{vhost.settings("publisher"), {}};
-  Archive archive{*database, vhost.settings("archive"), keys, clock, metrics, {"default"}};
+  Archive archive{*database, vhost.settings("archive"), keys, clock, metrics};
 
   void SetUp() override {
     database.apply(plain_job("demo"));
