@@ -1,6 +1,8 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
+#include <optional>
 #include <thread>
 
 #include "cli/commands.h"
@@ -40,6 +42,53 @@ std::vector<Fault> read_faults(Database& database) {
   return faults;
 }
 
+constexpr std::size_t kJobsAtOnce = 200;
+
+struct JobStatus {
+  std::string name, state;
+  std::int64_t due;
+  double oldest_due;
+  std::int64_t blocked, dead_letters, runs, failed, done, error;
+  std::optional<double> last_run;
+};
+
+constexpr Statement kJobs{"status_jobs", R"sql(
+  SELECT j.id, j.name, CASE WHEN j.paused THEN 'paused' WHEN j.held_until > now() THEN 'held' ELSE 'active' END,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
+         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (SELECT i.run_at FROM takt.items i
+            WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
+         r.runs, r.failed, r.done, r.error, r.last
+    FROM takt.jobs j
+    LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
+                              coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at)) AS last
+                         FROM (SELECT status, started_at, done, noop, error, dead FROM takt.runs
+                                WHERE job_id = j.id AND started_at > now() - interval '24 hours'
+                                ORDER BY started_at DESC LIMIT 10000) newest
+                        WHERE status <> 'running') r ON true
+   WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
+)sql"};
+
+/// By name. One statement counts at most 10,000 rows of each kind for kJobsAtOnce jobs, so that more jobs never bring it to its
+/// timeout.
+std::vector<JobStatus> read_jobs(Database& database) {
+  std::vector<JobStatus> jobs;
+  std::int64_t last = 0;
+  for (bool more = true; more;) {
+    const auto rows = database.exec(kJobs, Params::of(last, static_cast<std::int64_t>(kJobsAtOnce)));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      last = rows.integer(i, 0);
+      jobs.push_back({std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), rows.integer(i, 3), rows.real(i, 4), rows.integer(i, 5),
+                      rows.integer(i, 6), rows.integer(i, 7), rows.integer(i, 8), rows.integer(i, 9), rows.integer(i, 10),
+                      rows.is_null(i, 11) ? std::nullopt : std::optional(rows.real(i, 11))});
+    }
+    more = rows.size() == kJobsAtOnce;
+  }
+  std::sort(jobs.begin(), jobs.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return jobs;
+}
+
 /// A number that stopped at the most that is counted, or is the sum of so many runs, says so.
 nlohmann::json counted(std::int64_t number, std::int64_t rows) {
   if (rows < kMostCounted) return number;
@@ -56,23 +105,7 @@ void print_status(Database& database, bool json) {
            (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
            (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '60 s' AND NOT paused AND NOT job_paused)
   )sql"));
-  const auto jobs = database.exec(std::string(R"sql(
-    SELECT j.name, CASE WHEN j.paused THEN 'paused' WHEN j.held_until > now() THEN 'held' ELSE 'active' END,
-           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
-           (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (SELECT i.run_at FROM takt.items i
-              WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
-           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
-           (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
-           r.runs, r.failed, r.done, r.error, r.last
-      FROM takt.jobs j
-      LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
-                                coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at)) AS last
-                           FROM (SELECT status, started_at, done, noop, error, dead FROM takt.runs
-                                  WHERE job_id = j.id AND started_at > now() - interval '24 hours'
-                                  ORDER BY started_at DESC LIMIT 10000) newest
-                          WHERE status <> 'running') r ON true
-     WHERE j.removed_at IS NULL ORDER BY j.name
-  )sql"));
+  const auto jobs = read_jobs(database);
   const auto removed = removed_with_items(database);
   const auto faults = read_faults(database);
   if (json) {
@@ -87,17 +120,17 @@ void print_status(Database& database, bool json) {
                           {"removed_jobs", nlohmann::json::array()}};
     for (const auto& job : removed)
       status["removed_jobs"].push_back({{"job", job.job}, {"waiting", job.waiting}, {"running", job.running}});
-    for (std::size_t i = 0; i < jobs.size(); ++i) {
-      status["jobs"].push_back({{"job", jobs.text(i, 0)},
-                                {"state", jobs.text(i, 1)},
-                                {"due", jobs.integer(i, 2)},
-                                {"oldest_due_s", jobs.real(i, 3)},
-                                {"blocked", jobs.integer(i, 4)},
-                                {"dead_letters", jobs.integer(i, 5)},
-                                {"runs_24h", jobs.integer(i, 6)},
-                                {"runs_failed_24h", jobs.integer(i, 7)},
-                                {"items_done_24h", jobs.integer(i, 8)},
-                                {"items_failed_24h", jobs.integer(i, 9)}});
+    for (const auto& job : jobs) {
+      status["jobs"].push_back({{"job", job.name},
+                                {"state", job.state},
+                                {"due", job.due},
+                                {"oldest_due_s", job.oldest_due},
+                                {"blocked", job.blocked},
+                                {"dead_letters", job.dead_letters},
+                                {"runs_24h", job.runs},
+                                {"runs_failed_24h", job.failed},
+                                {"items_done_24h", job.done},
+                                {"items_failed_24h", job.error}});
     }
     for (const auto& fault : faults) status["faults"].push_back({{"what", fault.what}, {"why", fault.why}});
     std::cout << status.dump(2) << "\n";
@@ -112,12 +145,10 @@ void print_status(Database& database, bool json) {
   for (const auto& fault : faults) std::cout << "SET ASIDE: " << fault.what << ": " << fault.why << "\n";
   std::cout << "\n";
   Table table({"job", "state", "due", "oldest", "blocked", "dead", "runs 24h", "lost", "done 24h", "failed 24h", "last run"});
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    const auto runs = jobs.integer(i, 6);
-    table.add({std::string(jobs.text(i, 0)), std::string(jobs.text(i, 1)), counted(jobs.integer(i, 2)), short_age(jobs.real(i, 3)),
-               counted(jobs.integer(i, 4)), counted(jobs.integer(i, 5)), counted(runs), counted(jobs.integer(i, 7), runs),
-               counted(jobs.integer(i, 8), runs), counted(jobs.integer(i, 9), runs),
-               jobs.is_null(i, 10) ? nlohmann::json(nullptr) : nlohmann::json(short_age(jobs.real(i, 10)) + " ago")});
+  for (const auto& job : jobs) {
+    table.add({job.name, job.state, counted(job.due), short_age(job.oldest_due), counted(job.blocked), counted(job.dead_letters),
+               counted(job.runs), counted(job.failed, job.runs), counted(job.done, job.runs), counted(job.error, job.runs),
+               job.last_run ? nlohmann::json(short_age(*job.last_run) + " ago") : nlohmann::json(nullptr)});
   }
   table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
   for (const auto& job : removed) {
