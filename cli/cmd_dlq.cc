@@ -190,10 +190,9 @@ std::string edited(const LetterToMend& letter) {
     const auto payload = mended_payload(letter, editor.edit());
     if (const auto* text = std::get_if<std::string>(&payload)) return *text;
     const auto& fault = std::get<MendFault>(payload).text;
-    std::string line;
     if (::isatty(STDIN_FILENO) == 0) throw CommandFailed(fault + "; nothing changed");
     std::cerr << fault << "\nEnter: edit again; Ctrl-D: give up " << std::flush;
-    if (!std::getline(std::cin, line)) throw CommandFailed("nothing changed");
+    if (!editor.wait_for_enter()) throw CommandFailed("nothing changed");
   }
 }
 

@@ -44,16 +44,15 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
   }
 }
 
-/// Where no dispatcher leads, this command may be all that runs: then it does for history what the leader would.
-void keep_history(Database& database, const RetentionSettings& retention) {
+/// Where no dispatcher leads, this command may be all that runs: then it does for history what the leader would. Whatever fails of it
+/// keeps nobody from the work.
+void keep_history(Database& database, const RetentionSettings& retention) try {
   if (database.exec(std::string("SELECT until > now() FROM takt.leader WHERE name = 'dispatcher'")).boolean(0, 0)) return;
-  try {
-    ensure_partitions(database, retention.history);
-    drop_old_partitions(database, retention.history);
-    prune_once(database, retention, kPruneBatch);
-  } catch (const DatabaseError& error) {
-    log_warn("history not kept", {{"error", error.what()}, {"then", "tried again by the next call"}});
-  }
+  ensure_partitions(database, retention.history);
+  drop_old_partitions(database, retention.history);
+  prune_once(database, retention, kPruneBatch);
+} catch (const std::exception& error) {
+  log_warn("history not kept", {{"error", error.what()}, {"then", "tried again by the next call"}});
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "cli/letter_editor.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -166,6 +168,29 @@ std::string LetterEditor::edit() {
   if (WIFSIGNALED(status)) throw CommandFailed("the editor, " + name + ", was ended by signal " + std::to_string(WTERMSIG(status)));
   if (WEXITSTATUS(status) == 127) throw CommandFailed("the editor, " + name + ", cannot be run; set VISUAL or EDITOR to another");
   throw CommandFailed("the editor, " + name + ", ended with " + std::to_string(WEXITSTATUS(status)));
+}
+
+bool LetterEditor::wait_for_enter() const {
+  sigset_t ending = signals_.set();
+  ::sigdelset(&ending, SIGCHLD);
+  const Descriptor told(::signalfd(-1, &ending, SFD_CLOEXEC));
+  if (told.get() < 0) throw CommandFailed("cannot wait for signals: " + fault());
+  pollfd either[] = {{STDIN_FILENO, POLLIN, 0}, {told.get(), POLLIN, 0}};
+  while (true) {
+    if (::poll(either, 2, -1) < 0) {
+      if (errno == EINTR) continue;
+      throw CommandFailed("cannot wait for an answer: " + fault());
+    }
+    if (either[1].revents != 0) {
+      signalfd_siginfo info{};
+      if (::read(told.get(), &info, sizeof(info)) == sizeof(info)) static_cast<void>(::raise(static_cast<int>(info.ssi_signo)));
+      throw CommandFailed("nothing changed");
+    }
+    char part[256];
+    const auto got = ::read(STDIN_FILENO, part, sizeof(part));
+    if (got <= 0) return false;
+    if (std::string_view(part, static_cast<std::size_t>(got)).ends_with('\n')) return true;
+  }
 }
 
 }  // namespace takt

@@ -34,6 +34,10 @@ class LetterEditor {
   /// run or fails.
   std::string edit();
 
+  /// Waits for a line on the terminal; false: the end of input. A signal that would end this process acts once the file is gone:
+  /// CommandFailed then unwinds to there.
+  [[nodiscard]] bool wait_for_enter() const;
+
  private:
   const SignalsByHand signals_;  // until after the folder is gone
   std::string folder_, file_;

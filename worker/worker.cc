@@ -14,6 +14,8 @@ constexpr Duration kNotNow = std::chrono::milliseconds(200);
 constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// A tick's queue dead-letters what was given back 20 times (core/amqp/topology.cc).
 constexpr int kGivenBack = 10;
+/// Kinds of lines: each is one a second, whatever the number of ticks.
+constexpr std::size_t kAway = 0, kFailed = 1;
 constexpr Duration kCatalogInterval = std::chrono::milliseconds(900);  // every second duty: jobs and queues are met within a second
 
 }  // namespace
@@ -27,7 +29,7 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
       clock_(clock),
       metrics_(metrics),
       settings_(std::move(settings)),
-      not_now_(clock, 1),
+      given_back_(clock, 2),
       catalog_(vital, clock_),
       heartbeat_(vital),
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors,
@@ -106,11 +108,12 @@ void Worker::run_loop() {
     try {
       process(delivery);
     } catch (const DatabaseUnavailable& error) {
-      if (const auto ticks = not_now_.due(0); ticks > 0) log_error("ticks given back", {{"ticks", ticks}, {"error", error.what()}});
+      if (const auto ticks = given_back_.due(kAway); ticks > 0) log_error("ticks given back", {{"ticks", ticks}, {"error", error.what()}});
       log_debug("tick given back", {{"tick", delivery.message_id}, {"times", delivery.times_returned()}});
       give_back(delivery);
     } catch (const std::exception& error) {
-      log_error("tick failed", {{"tick", delivery.message_id}, {"error", error.what()}});
+      if (const auto ticks = given_back_.due(kFailed); ticks > 0)
+        log_error("tick failed", {{"tick", delivery.message_id}, {"ticks", ticks}, {"error", error.what()}});
       if (!stopping()) std::this_thread::sleep_for(kNotNow);
       consumer_->reject(delivery, true);
     }

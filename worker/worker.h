@@ -73,7 +73,7 @@ class Worker {
   DatabaseClock clock_;  // by which ticks are verified and requests signed
   Metrics& metrics_;
   const Settings settings_;
-  LogThrottle not_now_;  // ticks given back, since every one may be while something is away
+  LogThrottle given_back_;  // ticks, since every one may be while something is away or refuses
   JobCatalog catalog_;
   Heartbeat heartbeat_;
   HttpClient http_client_;

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "core/log.h"
+#include "core/log_throttle.h"
 #include "core/random.h"
 
 namespace takt {
@@ -115,7 +116,10 @@ Rows Database::exec(const std::string& sql, const Params& params) {
 }
 
 void Database::make_partitions() {
-  log_warn("partitions missing", {{"then", "made now; a leading dispatcher makes them days before"}});
+  static const SystemClock clock;
+  static LogThrottle lines(clock, 1);  // of all pools: each statement that needs a partition comes here
+  if (const auto times = lines.due(0); times > 0)
+    log_warn("partitions missing", {{"times", times}, {"then", "made now; a leading dispatcher makes them days before"}});
   exec(std::string("SELECT takt.ensure_partitions()"));
 }
 

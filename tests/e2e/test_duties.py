@@ -110,6 +110,20 @@ class Status(DutiesTest):
         job = next(job for job in json.loads(self.takt("status", "--json"))["jobs"] if job["job"] == "work")
         self.assertEqual((job["runs_24h"], job["items_done_24h"], job["dead_letters"]), (10000, 20000, 10000))
 
+    def test_Finding39_status_reads_many_jobs_some_at_a_time_and_shows_each_once_by_name(self):
+        self.install(CONFIG)
+        self.db.cursor().execute("""
+            INSERT INTO takt.jobs (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source, removed_at)
+            SELECT 'more-' || (n * 7919 % 450), queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source, CASE WHEN n = 450 THEN now() END
+              FROM takt.jobs, generate_series(1, 450) n WHERE name = 'work'""")
+        self.db.cursor().execute("UPDATE takt.jobs SET paused = true WHERE name = 'more-100'")
+        expected = sorted(["every", "work"] + [f"more-{n}" for n in range(1, 450)])
+        jobs = json.loads(self.takt("status", "--json"))["jobs"]
+        self.assertEqual([job["job"] for job in jobs], expected)
+        self.assertEqual([job["job"] for job in jobs if job["state"] == "paused"], ["more-100"])
+        lines = [line.split()[0] for line in self.takt("status").splitlines() if line.startswith(("every ", "work ", "more-"))]
+        self.assertEqual(lines, expected)
+
 
 class WithoutADispatcher(DutiesTest):
     def days_pass(self):
@@ -133,6 +147,33 @@ class WithoutADispatcher(DutiesTest):
             eventually(lambda: len(self.ledger.of("/work")) == 1 + 5 * (day + 1), what="the items' handling")
             eventually(lambda: self.done() == 5, what="their settling")  # those before went with their day
         self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
+
+    def test_Finding18_once_works_though_its_housekeeping_cannot(self):
+        self.install(CONFIG)
+        self.enqueue("work")
+        self.db.cursor().execute("ALTER FUNCTION takt.drop_old_partition RENAME TO gone")
+        self.takt("worker", "--once")
+        self.assertEqual(self.done(), 1)
+
+
+class Lines(DutiesTest):
+    def test_Finding18_ticks_that_fail_are_a_line_a_second(self):
+        self.install(CONFIG)
+        worker = self.start("worker")
+        channel = self.channel()
+        self.db.cursor().execute("CREATE FUNCTION takt.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no tick today'; END $$;"
+                                 " CREATE TRIGGER broken BEFORE INSERT OR UPDATE ON takt.ticks FOR EACH ROW EXECUTE FUNCTION takt.refuse()")
+        for n in range(12):
+            self.publish(channel, {"id": f"outside-{n}", "job": "work", "items": [{"payload": {"n": n}}]}, message_id=f"outside-{n}")
+
+        def failures():
+            return [int(count) for count in re.findall(r"tick failed tick=\S+ ticks=(\d+) error=.*no tick today", self.log_of(worker))]
+
+        began = time.monotonic()
+        eventually(lambda: sum(failures()) >= 20, what="many failures, told in few lines")
+        self.assertLessEqual(len(failures()), time.monotonic() - began + 2)
+        self.db.cursor().execute("DROP TRIGGER broken ON takt.ticks")
+        eventually(lambda: self.done() == 12, what="the items' settling")
 
 
 class TwoVersions(DutiesTest):

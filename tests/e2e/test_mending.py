@@ -1,7 +1,11 @@
 """Dead letters are mended by hand or by command, and replayed as they are then."""
+import fcntl
 import os
+import pty
+import select
 import signal
 import subprocess
+import termios
 import time
 
 import harness
@@ -158,3 +162,35 @@ class Mending(TaktTest):
         self.assertLess(time.monotonic() - began, 10, "the editor was told")
         self.assertEqual(os.listdir(scratch), [])
         self.assertEqual(self.payload(letter), PAYLOAD)
+
+    def test_finding40_ctrl_c_at_the_prompt_ends_the_command_and_leaves_no_file(self):
+        letter = self.dead()
+        scratch = os.path.join(self.folder, "scratch")
+        os.makedirs(scratch)
+        editor = self.editor(': > "$1"')
+        for how, code in ((b"\x03", -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM), (b"\n\x04", 1)):
+            terminal, ours = pty.openpty()
+            process = subprocess.Popen([harness.BINARY, "dlq", "edit", letter, "--config", self.config], stdin=ours, stdout=ours, stderr=ours,
+                                       start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                                       env=dict(self.environment, VISUAL=editor, TMPDIR=scratch))
+            self.addCleanup(process.kill)
+            os.close(ours)
+            self.read_until(terminal, b"give up ")
+            if how == b"\n\x04":
+                os.write(terminal, b"\n")
+                self.read_until(terminal, b"give up ")
+                os.write(terminal, b"\x04")
+            elif isinstance(how, bytes):
+                os.write(terminal, how)
+            else:
+                process.send_signal(how)
+            self.assertEqual(process.wait(10), code)
+            os.close(terminal)
+            self.assertEqual(os.listdir(scratch), [])
+        self.assertEqual(self.payload(letter), PAYLOAD)
+
+    def read_until(self, terminal, text):
+        said = b""
+        while text not in said:
+            self.assertTrue(select.select([terminal], [], [], 20)[0], said)
+            said += os.read(terminal, 4096)

@@ -405,5 +405,21 @@ TEST(Prepared, APlanThatWasMadeForAnEmptyTableReadsByKeyWhenItIsFull) {
   on.script("ROLLBACK");
 }
 
+TEST(Pool, Finding12_PartitionsThatAreMissingAreALineASecondAndNotOneAStatement) {
+  TestDatabase database;
+  database->exec(std::string("CREATE TABLE nowhere (n integer) PARTITION BY RANGE (n)"));
+  const auto began = std::chrono::steady_clock::now();
+  testing::internal::CaptureStderr();
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_THROW(database->exec_retrying(Statement{"nowhere", "INSERT INTO nowhere VALUES (1)"}, {}), DatabaseError);
+  }
+  const auto log = testing::internal::GetCapturedStderr();
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - began).count();
+  std::int64_t lines = 0;
+  for (auto at = log.find("partitions missing"); at != std::string::npos; at = log.find("partitions missing", at + 1)) ++lines;
+  EXPECT_GE(lines, 1);
+  EXPECT_LE(lines, seconds + 1) << log;
+}
+
 }  // namespace
 }  // namespace takt
