@@ -197,13 +197,15 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
   }
 }
 
-Settled RunExecutor::settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
+Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                             const std::function<bool()>& give_up, std::optional<Held>& next) {
   bool waited = false;
   const auto between = [&] {
     waited = true;
     heartbeat_.renew(run.run_id);
   };
+  while_unavailable(
+      "settling", give_up, [&] { spare_lost_attempts(database_, run, random_.uniform()); }, between);
   if (!next_job || !run.drains || next_job->definition.concurrency != run.job->definition.concurrency) {
     return while_unavailable(
         "settling", give_up, [&] { return settle_run(database_, run); }, between);

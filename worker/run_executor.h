@@ -66,7 +66,7 @@ class RunExecutor {
   Handler& handler_of(const JobDefinition& job) const;
   Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
-  Settled settle(const RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
+  Settled settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                  const std::function<bool()>& give_up, std::optional<Held>& next);
   void report(const RunRecord& run, const Settled& settled, bool lost);
   std::int64_t next_run_id();

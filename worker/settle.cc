@@ -1,6 +1,7 @@
 #include "worker/settle.h"
 
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 namespace takt {
@@ -30,6 +31,15 @@ constexpr std::size_t kEndColumns = 3;
 constexpr Statement kGoOn{"go_on", "SELECT * FROM takt.go_on($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"};
 constexpr std::size_t kGoOnColumns = 2;  // the number of a run that was still ours; what is due all the same
 constexpr std::size_t kGoOnItem = kGoOnColumns + 2;
+
+// By the tick's row, which names the run as long as it is ours; then served by failed_attempts_item.
+constexpr Statement kLostAttempts{"lost_attempts", R"sql(
+  SELECT h.id, count(*)
+    FROM takt.ticks t JOIN takt.runs r ON r.id = t.run_id AND r.started_at = t.begun_at CROSS JOIN LATERAL takt.items_of(r) h
+    JOIN takt.failed_attempts a ON a.item_id = h.id AND a.replay = h.replay AND a.class = 'lost'
+   WHERE t.id = $1 AND t.run_id = $2 AND h.id = ANY ($3)
+   GROUP BY h.id
+)sql"};
 
 struct Counts {
   int done = 0, noop = 0, skipped = 0, blocked = 0, error = 0, dead = 0, handed_back = 0;
@@ -228,6 +238,25 @@ std::string_view to_string(RunStatus status) {
 std::string continuation_id(std::int64_t run_id) { return "more:" + std::to_string(run_id); }
 
 std::string next_tick_id(const RunRecord& run) { return leaves_nothing(run) ? run.tick_id : continuation_id(run.run_id); }
+
+void spare_lost_attempts(Database& database, RunRecord& run, double uniform) {
+  std::vector<std::int64_t> dying;
+  for (std::size_t i = 0; i < run.items.size(); ++i) {
+    const auto& settlement = run.settlements[i];
+    const bool dies = settlement.state == ItemState::dead && run.results[i].item_class == ItemClass::error;
+    if (dies && run.items[i].attempt > 1 && settlement.reason == "max_attempts") dying.push_back(run.items[i].id);
+  }
+  if (dying.empty()) return;
+  const auto rows = database.exec_retrying(kLostAttempts, Params::of(run.tick_id, run.run_id, dying), kOneTry);
+  std::map<std::int64_t, int> lost;
+  for (std::size_t row = 0; row < rows.size(); ++row) lost[rows.integer(row, 0)] = static_cast<int>(rows.integer(row, 1));
+  const Duration took(static_cast<std::int64_t>(run.duration_ms));
+  for (std::size_t i = 0; i < run.items.size(); ++i) {
+    const auto found = lost.find(run.items[i].id);
+    if (found == lost.end()) continue;
+    run.settlements[i] = settle_item(run.items[i], run.results[i], run.job->definition, run.items[i].age + took, uniform, found->second);
+  }
+}
 
 Settled settle_run(Database& database, const RunRecord& run) {
   const auto rows =

@@ -44,6 +44,10 @@ std::string continuation_id(std::int64_t run_id);
 /// serves a whole chain, as long as every item ends done.
 std::string next_tick_id(const RunRecord& run);
 
+/// Settles anew what was to die of `max_attempts`, with those attempts left out that were lost with their worker: somebody else
+/// in that process may have been the cause. Asks PostgreSQL only if there is such an item. `uniform`: see settle_item().
+void spare_lost_attempts(Database& database, RunRecord& run, double uniform);
+
 /// Writes a run's whole outcome in one statement: items, history, attempts, dead-letter outbox, overlap lock, tick, run,
 /// and the row of the continuation tick. A run that is no longer this worker's is left alone. Committed when this
 /// returns; repeating it after a lost connection changes nothing that was written. Throws a retryable DatabaseError after half

@@ -32,7 +32,8 @@ Duration pause_after(const HandlerResult& result, const JobDefinition& job, int 
 
 }  // namespace
 
-Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, const JobDefinition& job, Duration age, double uniform) {
+Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, const JobDefinition& job, Duration age, double uniform,
+                       int lost) {
   Settlement settlement{ItemState::pending, Duration(0), true, result.reason};
   switch (result.item_class) {
     case ItemClass::done:
@@ -54,7 +55,7 @@ Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, con
       settlement.delay = pause_after(result, job, item.attempt, uniform);
       break;
     case ItemClass::error:
-      if (item.attempt >= job.max_attempts) {
+      if (item.attempt - lost >= job.max_attempts) {
         settlement.state = ItemState::dead;
         settlement.reason = "max_attempts";
         return settlement;

@@ -12,7 +12,9 @@ struct Settlement {
   std::string reason;  ///< for dead: why (max_attempts, max_age, or the result's own)
 };
 
-/// Pure: no I/O, no clock, no logger. `age` is the item's age now; `uniform` in [0, 1) is the jitter.
-Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, const JobDefinition& job, Duration age, double uniform);
+/// Pure: no I/O, no clock, no logger. `age` is the item's age now; `uniform` in [0, 1) is the jitter; `lost` are those of its
+/// attempts that ended with their worker, which are no failures of the item's own.
+Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, const JobDefinition& job, Duration age, double uniform,
+                       int lost = 0);
 
 }  // namespace takt

@@ -142,13 +142,41 @@ class DispatcherFaults(ChaosTest):
         for delivery in self.ledger.of("/work"):
             self.assertLess(abs(int(delivery["headers"]["webhook-timestamp"]) - self.now()), 120, "a receiver would refuse the signature")
 
-    def test_D4c_clock_of_the_database_jumps_an_hour_ahead_and_back(self):
+    def clock_of_the_database(self):
+        """PostgreSQL starts anew with a clock that can be turned."""
         os.chmod(self.folder, 0o755)
         clock = FakeClock(os.path.join(self.folder, "clock"), "+0", "libfaketime.so.1")
         self.postgresql.stop("fast")
         self.postgresql.start(**clock.environment)
         self.addCleanup(lambda: (self.postgresql.stop("fast"), self.postgresql.start()))
         self.reconnect()
+        return clock
+
+    def test_C13_ten_days_pass_without_a_dispatcher_and_nobody_made_partitions(self):
+        clock = self.clock_of_the_database()
+        self.install(CONFIG)
+        worker = self.start("worker")
+        channel = self.channel()
+        done = "SELECT count(*) FROM takt.finished_items WHERE state = 2"
+        for days in (0, 10, 20):
+            before = self.one(done)
+            clock.turn(f"+{days}d")
+            self.assertEqual(self.one("SELECT count(*) FROM takt.history_partitions WHERE until > now()") == 0, days > 0, "the days that partitions were made for")
+            for n in range(5):
+                self.publish(channel, {"id": f"outside-{days}-{n}", "job": "work", "items": [{"payload": {"n": n}}]}, message_id=f"outside-{days}-{n}",
+                             age=-days * 86400)  # their publisher sees the same day
+            eventually(lambda count=before + 5: self.one(done) == count, what="the settling of what an external ticker brought")
+        self.stop(worker)
+        # By cron alone, after ten days more: the worker's clock is what the database's is.
+        clock.turn("+30d")
+        self.enqueue("work", {"n": 0})
+        before = self.one(done)
+        self.takt("worker", "--once", environment=dict(self.environment, **FakeClock(os.path.join(self.folder, "cron"), "+30d", "libfaketimeMT.so.1").environment))
+        self.assertEqual(self.one(done), before + 1)
+        self.assertEqual(self.queue_depth(channel, "takt.dead") + self.queue_depth(channel, "takt.quarantine"), 0)
+
+    def test_D4c_clock_of_the_database_jumps_an_hour_ahead_and_back(self):
+        clock = self.clock_of_the_database()
         self.running(CONFIG + MISFIRES)
         eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE source = 'schedule'") >= 6, what="the first slots")
         load = self.load(20)

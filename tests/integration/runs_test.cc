@@ -106,6 +106,29 @@ class Services {
   std::thread thread_;
 };
 
+TEST_F(RunsTest, C10_Finding7_WhatOthersLostLeavesAnItemItsOwnAttempts) {
+  database.apply(plain_job("demo", "batch_size: 2, max_attempts: 2, backoff: [1s]"));
+  Leadership leadership(vital, 60s, clock);
+  ASSERT_TRUE(leadership.try_lead());
+  enqueue(2);
+  // Its worker vanishes while it holds both.
+  ASSERT_EQ(claim_batch(*database, {*job(), "due:lost", clock.now(), "due", 1, "gone", 2}).items.size(), 2U);
+  database->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s'"));
+  ASSERT_EQ(rescue_expired_leases(vital, leadership.term(), 10).returned, 2);
+
+  handler.behave = [](const auto&, auto& results) {
+    results[0].item_class = ItemClass::error;
+    results[0].reason = "http_500";
+  };
+  run(job(), "due:1");  // attempt 2 of both, the first failure that is an item's own
+  EXPECT_EQ(states(), "done 1, pending 1");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE run_at > now()"), 1) << "after its pause";
+  database->exec(std::string("UPDATE takt.items SET run_at = now()"));
+  run(job(), "due:2");
+  EXPECT_EQ(states(), "dead 1, done 1");
+  EXPECT_EQ(database.text("SELECT body->>'reason' || ' ' || (body->>'attempts') FROM takt.dead_letter_outbox"), "max_attempts 3");
+}
+
 TEST_F(RunsTest, C7_Finding9_AHandlerThatThrowsIsItsItemsErrorAndHoldsNothing) {
   database.apply(plain_job("demo", "lease: 2s, backoff: [1h]"));
   enqueue(3);

@@ -296,6 +296,7 @@ class Simulation {
     RunRecord run = std::move(*worker.held);
     worker.held.reset();
     judge(run, all_done || chance(40));
+    spare_lost_attempts(*database_, run, 0.5);
     Claim next;
     const bool goes_on = run.drains && chance(50);
     const ClaimRequest request{*run.job, next_tick_id(run), clock_.now(), "more", ++last_run_, "w", run.job->definition.batch_size};
@@ -373,6 +374,11 @@ class Simulation {
         EXPECT_TRUE(done_.insert({id, lives_[id]}).second) << "item " << id << " was done twice";
       }
       if (!settlement.spent) unspent_.insert({id, lives_[id] * 1000 + run.items[i].attempt});
+      if (run.results[i].item_class != ItemClass::error && run.results[i].item_class != ItemClass::interrupted) continue;
+      const int own = settlement.spent ? ++own_attempts_[{id, lives_[id]}] : 0;
+      if (settlement.reason == "max_attempts") {
+        EXPECT_GE(own, run.job->definition.max_attempts) << "item " << id << " died of attempts that were lost with their worker";
+      }
     }
   }
 
@@ -572,10 +578,11 @@ class Simulation {
     int replay;
     bool operator==(const State&) const = default;
   };
-  std::map<std::int64_t, State> states_;                 ///< as of the last check
-  std::map<std::int64_t, int> lives_;                    ///< how often an item began anew
-  std::set<std::pair<std::int64_t, int>> calls_, done_;  ///< item and life × 1000 + attempt; item and life
-  std::set<std::pair<std::int64_t, int>> unspent_;       ///< attempts that may come again under their number
+  std::map<std::int64_t, State> states_;                      ///< as of the last check
+  std::map<std::int64_t, int> lives_;                         ///< how often an item began anew
+  std::set<std::pair<std::int64_t, int>> calls_, done_;       ///< item and life × 1000 + attempt; item and life
+  std::set<std::pair<std::int64_t, int>> unspent_;            ///< attempts that may come again under their number
+  std::map<std::pair<std::int64_t, int>, int> own_attempts_;  ///< of an item and life: spent, and not lost with their worker
 };
 
 // TAKT_SIMULATION_SEEDS: how many, from 1 on; TAKT_SIMULATION_SEED: that one alone.

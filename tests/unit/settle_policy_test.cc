@@ -70,6 +70,19 @@ TEST(SettleItem, DiesOfAgeInsteadOfWaitingBeyondIt) {
   EXPECT_EQ(old.reason, "max_age");
 }
 
+TEST(SettleItem, Finding7_ALostAttemptIsNoFailureOfTheItem) {
+  const auto failed = result(ItemClass::error);
+  EXPECT_EQ(settle_item(item(3), failed, job(), 0ms, 0.5).state, ItemState::dead);
+  const auto spared = settle_item(item(3), failed, job(), 0ms, 0.5, 1);
+  EXPECT_EQ(spared.state, ItemState::pending);
+  EXPECT_EQ(spared.delay, 40s);
+  EXPECT_EQ(settle_item(item(4), failed, job(), 0ms, 0.5, 1).state, ItemState::dead);
+  EXPECT_EQ(settle_item(item(3), result(ItemClass::fatal), job(), 0ms, 0.5, 2).state, ItemState::dead);
+  auto definition = job();
+  definition.max_age = 1min;
+  EXPECT_EQ(settle_item(item(3), failed, definition, 55s, 0.5, 1).reason, "max_age");
+}
+
 TEST(Backoff, FollowsAListAndRepeatsItsLast) {
   Backoff backoff;
   backoff.list = {1min, 5min, 30min};
