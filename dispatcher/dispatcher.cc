@@ -317,7 +317,13 @@ Duration Dispatcher::rescue_round() {
   if (!leadership_.leading()) return kStandby;
   // Leases are those of unfinished ticks.
   if (quiet_ || leadership_.contact() < kBeforeRescue) return kRescueInterval;
-  const auto rescued = rescue_expired_leases(database_, leadership_.term(), kRescueBatch);
+  Rescued rescued;
+  try {
+    rescued = rescue_expired_leases(database_, leadership_.term(), kRescueBatch);
+  } catch (...) {
+    suspects_ = true;  // as far as anybody knows: some may have been rescued
+    throw;
+  }
   if (rescued.runs == 0) return kRescueInterval;
   log_warn("leases rescued",
            {{"runs", rescued.runs}, {"items_returned", rescued.returned}, {"suspect", rescued.suspect}, {"items_dead", rescued.dead}});

@@ -1,8 +1,16 @@
 #include "dispatcher/lease_rescue.h"
 
+#include <algorithm>
+#include <optional>
+
+#include "core/log.h"
+
 namespace takt {
 
 namespace {
+
+constexpr int kTries = 5;  // where others were in the way
+constexpr int kOneTry = 1;
 
 // Served by ticks_leased (twice: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost run's
 // items are in its row. A run that is settling at this moment holds its tick's row:
@@ -14,8 +22,8 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
     SELECT t.id, t.run_id, t.begun_at,
            t.source IN ('due', 'more', 'alone', 'once')
              OR EXISTS (SELECT 1 FROM takt.jobs j WHERE j.id = t.job_id AND j.removed_at IS NOT NULL) AS ends,
-           t.source = 'alone' OR NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker
-                                                AND o.id <> t.id) AS by_itself
+           t.source = 'alone' OR ($4 AND t.worker IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker AND o.id <> t.id)) AS by_itself
       FROM takt.ticks t, in_term
      WHERE t.lease_until < now()
      ORDER BY t.lease_until
@@ -66,6 +74,17 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
          (SELECT count(*) FROM held WHERE suspect AND NOT dies)
 )sql"};
 
+// Served by ticks_leased. Without its worker's name it is nobody's company, and held by nobody alone, when it is looked at again:
+// by then the worker's other leases are gone. Its worker may still settle it.
+constexpr Statement kSetAside{"lease_set_aside", R"sql(
+  WITH in_term AS (
+    SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
+  first AS (
+    SELECT t.id FROM takt.ticks t, in_term WHERE t.lease_until < now() ORDER BY t.lease_until LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
+  UPDATE takt.ticks t SET lease_until = now() + interval '1 min', worker = NULL FROM first f WHERE t.id = f.id
+  RETURNING t.id, t.run_id
+)sql"};
+
 // Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows.
 constexpr Statement kForgotten{"ticks_forgotten", R"sql(
   WITH in_term AS (
@@ -83,12 +102,56 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
   SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM forgotten)
 )sql"};
 
+/// The first `most` of them; none if they are too large together, which is tried once: the time that it took may be all there is.
+std::optional<Rescued> rescue_first(Database& database, const Term& term, int most, bool all_at_once) {
+  for (int attempt = 1;; ++attempt) {
+    try {
+      const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, most, all_at_once), kOneTry);
+      return Rescued{static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
+                     static_cast<int>(rows.integer(0, 3))};
+    } catch (const DatabaseError& error) {
+      if (too_large_together(error)) {
+        log_warn("leases too large to rescue together", {{"leases", most}, {"error", error.what()}});
+        return std::nullopt;
+      }
+      if (!error.retryable() || attempt >= kTries) throw;
+    }
+  }
+}
+
+/// The first lease, which cannot be rescued even alone, so that the others can.
+void set_aside(Database& database, const Term& term) {
+  const auto aside = database.exec_retrying(kSetAside, Params::of(term.holder, term.number));
+  if (aside.empty()) return;
+  log_error("lease not rescued", {{"tick", aside.text(0, 0)},
+                                  {"run", aside.integer(0, 1)},
+                                  {"then", "again in a minute; raise PostgreSQL's memory, or database.statement_timeout"}});
+}
+
 }  // namespace
 
 Rescued rescue_expired_leases(Database& database, const Term& term, int batch) {
-  const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, batch));
-  return {static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
-          static_cast<int>(rows.integer(0, 3))};
+  Rescued all;
+  int most = batch;
+  for (int left = batch; left > 0;) {
+    most = std::min(most, left);
+    const auto rescued = rescue_first(database, term, most, most == batch);
+    if (!rescued) {
+      if (most == 1) {
+        set_aside(database, term);
+        --left;
+      }
+      most = std::max(1, most / 2);
+      continue;
+    }
+    all.runs += rescued->runs;
+    all.returned += rescued->returned;
+    all.dead += rescued->dead;
+    all.suspect += rescued->suspect;
+    if (rescued->runs < most) break;
+    left -= rescued->runs;
+  }
+  return all;
 }
 
 int republish_forgotten_ticks(Database& database, const Term& term, Duration after) {

@@ -129,10 +129,6 @@ Params claim_params(const ClaimRequest& request) {
                     request.job.definition.lease, request.job.definition.concurrency == 1, request.batch_size, request.dry_run);
 }
 
-bool too_large_together(const DatabaseError& error) {
-  return error.sqlstate() == kTooLarge || error.sqlstate() == "53200" || error.sqlstate() == "57014";  // out of memory, or time
-}
-
 Claim claim_batch(Database& database, const ClaimRequest& request) {
   Rows rows(nullptr);
   try {

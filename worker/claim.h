@@ -45,11 +45,9 @@ int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::str
 
 /// Begins a run: ledger entry, overlap lock, and at most batch_size due items, oldest first within priority, under a
 /// lease with the fencing token. One statement, committed when this returns. If PostgreSQL was lost in between, call
-/// it again with the same run_id: what was committed is found, not claimed twice. Items of a paused job stay.
+/// it again with the same run_id: what was committed is found, not claimed twice. Items of a paused job stay. What is too large
+/// together is claimed an item at a time, and one that is too large by itself is blocked.
 Claim claim_batch(Database& database, const ClaimRequest& request);
-/// Whether PostgreSQL could not hand out so much at once (over 1 GB of text, or of memory). claim_batch() then claims one item,
-/// and blocks one that is too large by itself.
-bool too_large_together(const DatabaseError& error);
 /// The claim that was committed under this run_id, if it was and is still the run's.
 Claim recover_claim(Database& database, const std::string& tick_id, std::int64_t run_id);
 

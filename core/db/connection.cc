@@ -301,6 +301,10 @@ bool DatabaseError::retryable() const {
   return sqlstate_ == "40001" || sqlstate_ == "40P01" || sqlstate_ == "55P03" || sqlstate_ == "57014";
 }
 
+bool too_large_together(const DatabaseError& error) {
+  return error.sqlstate() == "54000" || error.sqlstate() == "53200" || error.sqlstate() == "57014";
+}
+
 Rows::Rows(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 std::size_t Rows::size() const { return static_cast<std::size_t>(impl_->result.size()); }
 std::size_t Rows::affected() const { return static_cast<std::size_t>(impl_->result.affected_rows()); }

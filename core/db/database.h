@@ -53,6 +53,9 @@ class DatabaseError : public std::runtime_error {
   std::string sqlstate_;
 };
 
+/// Whether PostgreSQL could not do so much at once: over 1 GB of text, of memory, or the time for a statement.
+bool too_large_together(const DatabaseError& error);
+
 /// A statement and the name it is prepared under, once a connection.
 struct Statement {
   const char* name;

@@ -556,6 +556,49 @@ TEST_F(DispatcherTest, Finding7_AnItemThatKillsItsWorkerDiesAloneAndNoneOfItsCom
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
 }
 
+// A rescue of many large runs is beyond PostgreSQL's limits, or the time for a statement; here, of more than so many.
+TEST_F(DispatcherTest, C10_Finding7_LeasesThatAreTooLargeTogetherAreRescuedInParts) {
+  for (const std::string sqlstate : {"54000", "53200", "57014"}) {
+    TestDatabase other;
+    other.apply(plain_job("demo", "max_attempts: 1"));
+    const auto job = other.job("demo");
+    Leadership leads(*other, 60s, clock);
+    ASSERT_TRUE(leads.try_lead());
+    other->exec(std::string("SELECT takt.enqueue('demo', jsonb_build_object('n', n)) FROM generate_series(1, 12) n"));
+    for (int run = 1; run <= 12; ++run) {
+      ASSERT_EQ(claim_batch(*other, {job, "due:" + std::to_string(run), SystemClock().now(), "due", run, "gone", 1}).items.size(), 1U);
+    }
+    other->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' * run_id"));
+    // Item 7 is too large by itself. A sequence counts the statements, since what fails is rolled back.
+    other->exec("CREATE SEQUENCE public.statements");
+    other->exec(R"(CREATE FUNCTION public.limited() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM nextval('public.statements');
+        IF (SELECT count(*) > 3 OR bool_or(payload->>'n' = '7') FROM stored) THEN RAISE 'too much' USING ERRCODE = ')" +
+                sqlstate + R"('; END IF;
+        RETURN NULL; END $$)");
+    other->exec(
+        std::string("CREATE TRIGGER limited AFTER INSERT ON takt.items REFERENCING NEW TABLE AS stored"
+                    " FOR EACH STATEMENT EXECUTE FUNCTION public.limited()"));
+
+    const auto rescued = rescue_expired_leases(*other, leads.term(), 100);
+    EXPECT_EQ(rescued.runs, 11) << sqlstate;
+    EXPECT_EQ(rescued.returned, 11) << "one at its last attempt is not blamed for what its worker did with the others";
+    EXPECT_EQ(rescued.dead, 0);
+    EXPECT_EQ(other.number("SELECT count(*) FROM takt.items"), 11);
+    EXPECT_EQ(other.text("SELECT payload->>'n' FROM takt.running_items"), "7");
+    EXPECT_EQ(other.number("SELECT count(*) FROM takt.ticks WHERE lease_until > now() AND run_id = 7"), 1) << "it is looked at again";
+    EXPECT_LE(other.number("SELECT last_value FROM public.statements"), 20) << "each size is tried once";
+    EXPECT_EQ(rescue_expired_leases(*other, leads.term(), 100).runs, 0) << "and holds up nobody meanwhile";
+
+    // Its minute is over, and so is what was in the way.
+    other->exec(std::string("DROP TRIGGER limited ON takt.items"));
+    other->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
+    EXPECT_EQ(rescue_expired_leases(*other, leads.term(), 100).returned, 1) << "its worker's other leases are gone, and it had them";
+    EXPECT_EQ(other.number("SELECT count(*) FROM takt.items"), 12);
+    EXPECT_EQ(other.number("SELECT count(*) FROM takt.runs WHERE status = 'failed'"), 12);
+  }
+}
+
 // As an older version stored it: no tick may bear such a time.
 TEST_F(DispatcherTest, C1_ASuspectsTickBearsTheTimeOfItsRescueWhateverTheItemsOwnWas) {
   database.apply(plain_job("demo"));
