@@ -1,13 +1,13 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/native_functions.h"
 #include "cli/services.h"
 #include "cli/table.h"
 #include "core/log.h"
 #include "core/random.h"
 #include "dispatcher/retention.h"
 #include "worker/handlers/http_handler.h"
-#include "worker/handlers/native_handler.h"
 #include "worker/handlers/sql_handler.h"
 #include "worker/run_executor.h"
 
@@ -84,7 +84,7 @@ void run_once(Context& context, const OnceOptions& options) {
   HttpClient client({worker.host_connections, 100, worker.outbound});
   HttpHandler http(client, context.keys(), clock, metrics, worker.payload_in_errors);
   SqlHandler sql(config.databases, clock, metrics);
-  NativeHandler native({}, metrics);
+  NativeHandler native(native_functions(), metrics);
   const auto vital = context.vital_database();
   Heartbeat heartbeat(*vital);
   RunExecutor executor(database, {http, sql, native}, heartbeat, clock, random, metrics, "once-" + random_id().substr(0, 8));

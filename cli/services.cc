@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "cli/native_functions.h"
 #include "core/amqp/topology.h"
 #include "core/start_pages.h"
 #include "dlq/archive.h"
@@ -84,6 +85,7 @@ Worker::Settings worker_settings(const Config& config) {
   settings.payload_in_errors = config.worker.payload_in_errors;
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
+  settings.native = native_functions();
   // Beside two connections to RabbitMQ, who reads /metrics, and files of certificates, the worker may open its pools.
   settings.reserved_descriptors += config.database.pool + 1;  // and the heartbeat's connection
   for (const auto& [name, database] : config.databases) settings.reserved_descriptors += database.pool;

@@ -12,9 +12,10 @@ namespace {
 constexpr int kTries = 5;  // where others were in the way
 constexpr int kOneTry = 1;
 
-// Served by ticks_leased (twice: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost run's
-// items are in its row. A run that is settling at this moment holds its tick's row:
+// Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
+// run's items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
+// What its worker holds beside, and is rescued later, loses the worker's name: it was in company, although it is the last then.
 constexpr Statement kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
@@ -22,8 +23,9 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
     SELECT t.id, t.run_id, t.begun_at,
            t.source IN ('due', 'more', 'alone', 'once')
              OR EXISTS (SELECT 1 FROM takt.jobs j WHERE j.id = t.job_id AND j.removed_at IS NOT NULL) AS ends,
-           t.source = 'alone' OR ($4 AND t.worker IS NOT NULL
-             AND NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker AND o.id <> t.id)) AS by_itself
+           t.source = 'alone' OR (t.worker IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker AND o.id <> t.id)) AS by_itself,
+           t.worker
       FROM takt.ticks t, in_term
      WHERE t.lease_until < now()
      ORDER BY t.lease_until
@@ -64,6 +66,12 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
            priorities = '{}', run_ats = '{}', enqueued_ats = '{}', keys = NULL, payloads = '{}',
            errors = '[{"reason": "worker_lost", "error": "the worker vanished; its lease ran out"}]'
       FROM lost l WHERE r.id = l.run_id AND r.started_at = l.begun_at),
+  company AS MATERIALIZED (
+    SELECT o.id FROM lost l CROSS JOIN LATERAL (
+      SELECT t.id FROM takt.ticks t
+       WHERE t.lease_until IS NOT NULL AND t.worker = l.worker AND NOT EXISTS (SELECT 1 FROM lost s WHERE s.id = t.id)
+         FOR UPDATE OF t SKIP LOCKED) o),
+  in_company AS (UPDATE takt.ticks t SET worker = NULL FROM company c WHERE t.id = c.id),
   unlocked AS (DELETE FROM takt.job_locks k USING lost l WHERE k.run_id = l.run_id),
   ticks AS (
     UPDATE takt.ticks t
@@ -74,14 +82,13 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
          (SELECT count(*) FROM held WHERE suspect AND NOT dies)
 )sql"};
 
-// Served by ticks_leased. Without its worker's name it is nobody's company, and held by nobody alone, when it is looked at again:
-// by then the worker's other leases are gone. Its worker may still settle it.
+// Served by ticks_leased. Its worker may still settle it.
 constexpr Statement kSetAside{"lease_set_aside", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   first AS (
     SELECT t.id FROM takt.ticks t, in_term WHERE t.lease_until < now() ORDER BY t.lease_until LIMIT 1 FOR UPDATE OF t SKIP LOCKED)
-  UPDATE takt.ticks t SET lease_until = now() + interval '1 min', worker = NULL FROM first f WHERE t.id = f.id
+  UPDATE takt.ticks t SET lease_until = now() + interval '1 min' FROM first f WHERE t.id = f.id
   RETURNING t.id, t.run_id
 )sql"};
 
@@ -103,10 +110,10 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
 )sql"};
 
 /// The first `most` of them; none if they are too large together, which is tried once: the time that it took may be all there is.
-std::optional<Rescued> rescue_first(Database& database, const Term& term, int most, bool all_at_once) {
+std::optional<Rescued> rescue_first(Database& database, const Term& term, int most) {
   for (int attempt = 1;; ++attempt) {
     try {
-      const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, most, all_at_once), kOneTry);
+      const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, most), kOneTry);
       return Rescued{static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
                      static_cast<int>(rows.integer(0, 3))};
     } catch (const DatabaseError& error) {
@@ -135,7 +142,7 @@ Rescued rescue_expired_leases(Database& database, const Term& term, int batch) {
   int most = batch;
   for (int left = batch; left > 0;) {
     most = std::min(most, left);
-    const auto rescued = rescue_first(database, term, most, most == batch);
+    const auto rescued = rescue_first(database, term, most);
     if (!rescued) {
       if (most == 1) {
         set_aside(database, term);

@@ -1,5 +1,7 @@
 """SIGKILL between any two effects whose order matters, under load; what is left is looked at from outside."""
 import collections
+import os
+import signal
 import time
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
@@ -51,42 +53,86 @@ class WorkerCrashes(ChaosTest):
     def test_W3b_worker_killed_after_its_handler_before_it_settled(self):
         self.crash_worker("worker.before_settle:3")
 
-    def test_C10_finding7_one_item_of_twenty_kills_its_worker_and_dies_alone(self):
-        self.install(CONFIG.replace("jobs:", """jobs:
+    def one_of_twenty_kills_its_worker(self, handler, calls_of, signal_of_crash):
+        """Two of its company fail once by themselves, and another job's items run in the same processes all the time.
+        `calls_of` gives the items that were called, a call each."""
+        self.install(CONFIG.replace("jobs:", f"""jobs:
   poisoned:
     lease: 2s
     batch_size: 20
     max_attempts: 3
-    handler: {http: {url: "{url}/poisoned", method: POST, parallel: 1, circuit_failures: 0}}""", 1))
-
-        def workers():
-            return [process for process in self.processes if "worker" in process.args]
-
-        def behave(_):
-            if b"poison" in self.ledger.of("/poisoned")[-1]["body"]:
-                for worker in workers():
-                    worker.kill()
-                time.sleep(0.5)  # whoever asked is gone
-            return 200, {}, b""
+    backoff: [200ms]
+    handler: {handler}
+  beside:
+    lease: 2s
+    batch_size: 3
+    max_attempts: 3
+    handler: {{http: {{url: "{{url}}/beside", method: POST, circuit_failures: 0}}}}""", 1))
+        self.workers = []
 
         def ended():
-            if not workers() or workers()[-1].poll() is not None:
-                self.start_crashing("nowhere", "worker")  # which does not wait for it to be up
-            return self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0
+            if not self.workers or self.workers[-1].poll() is not None:
+                self.workers.append(self.start_crashing("nowhere", "worker"))  # which does not wait for it to be up
+            return self.one("""SELECT count(*) FROM takt.all_items i JOIN takt.jobs j ON j.id = i.job_id
+                WHERE j.name = 'poisoned' AND i.state IN ('pending', 'running')""") == 0
 
-        self.ledger.behave["/poisoned"] = behave
-        for n in range(20):
-            self.enqueue("poisoned", {"poison": 1} if n == 7 else {"n": n})
+        def slow(_):
+            time.sleep(0.3)  # so that some are under way at each crash
+            return 200, {}, b""
+
+        self.ledger.behave["/beside"] = slow
+        payloads = {7: {"poison": 1}, 3: {"slip": 3}, 12: {"slip": 12}}
+        items = [self.enqueue("poisoned", payloads.get(n, {"n": n})) for n in range(20)]
+        slips = {f"item-{items[n]}" for n in (3, 12)}
+        load = self.load(20, "beside")
         self.start("dispatcher")
         self.start("dlq", "archive")
         eventually(ended, 60, "the end of all twenty")
         eventually(lambda: self.rows("SELECT payload FROM takt.dead_letters"), what="the letter")
+        beside = load.stop()
+        self.drained()
         self.assertEqual(self.rows("SELECT payload, reason FROM takt.dead_letters"), [({"poison": 1}, "max_attempts")])
-        self.assertEqual(sum(worker.poll() is not None for worker in workers()), 3, "crashes")
-        self.assertEqual(self.one("SELECT count(*) FROM takt.finished_items WHERE state = 2"), 19)
-        calls = collections.Counter(d["item"] for d in self.ledger.of("/poisoned"))
-        self.assertLessEqual(max(calls.values()), 3, "a call of an innocent item that no crash asked for")
+        crashes = [worker.returncode for worker in self.workers if worker.poll() is not None]
+        self.assertEqual(crashes, [-signal_of_crash] * 3, "the poison has three attempts")
+        done = {f"item-{row[0]}" for row in self.rows("SELECT id FROM takt.finished_items WHERE state = 2")}
+        self.assertEqual({f"item-{item}" for item in items + beside} - done, {f"item-{items[7]}"}, "all others are done")
+        self.assertGreater(self.one("""SELECT count(*) FROM takt.failed_attempts a JOIN takt.jobs j ON j.id = a.job_id
+            WHERE j.name = 'beside' AND a.class = 'lost'"""), 0, "no other job's item was in a crash")
+        self.assertGreater(self.one("SELECT count(*) FROM takt.failed_attempts WHERE item_id = %s AND class = 'error'", items[12]), 0, "no slip was settled")
+        calls = collections.Counter(calls_of())
+        self.assertLessEqual(max(count for item, count in calls.items() if item not in slips), 3, "a call of an innocent item that no crash asked for")
+        self.assertLessEqual(max(calls[item] for item in slips), 4, "once more than that, for its own failure")
+        called = collections.Counter(d["item"] for d in self.ledger.of("/beside"))
+        self.assertLessEqual(max(called.values()), 4, "once, and once for each crash")
         self.check_invariants()
+
+    def test_C10_finding7_one_item_of_twenty_kills_its_worker_and_dies_alone(self):
+        slipped = set()
+
+        def behave(_):
+            call = self.ledger.of("/poisoned")[-1]
+            if b"poison" in call["body"]:
+                for worker in self.workers:
+                    worker.kill()
+                time.sleep(0.5)  # whoever asked is gone
+            if b"slip" in call["body"] and call["item"] not in slipped:
+                slipped.add(call["item"])
+                return 503, {}, b""
+            return 200, {}, b""
+
+        self.ledger.behave["/poisoned"] = behave
+        self.one_of_twenty_kills_its_worker('{http: {url: "{url}/poisoned", method: POST, parallel: 1, circuit_failures: 0}}',
+                                            lambda: [d["item"] for d in self.ledger.of("/poisoned")], signal.SIGKILL)
+
+    def test_C10_finding7_one_item_of_twenty_aborts_in_a_native_handler_and_dies_alone(self):
+        calls = os.path.join(self.folder, "calls")
+        self.environment["TAKT_CALLS_FILE"] = calls
+
+        def lines():
+            with open(calls, encoding="utf-8") as file:
+                return file.read().split()
+
+        self.one_of_twenty_kills_its_worker("{native: {name: aborting}}", lines, signal.SIGABRT)
 
     def test_W4_worker_killed_after_it_settled_before_its_acknowledgement(self):
         self.crash_worker("worker.before_ack:2")

@@ -556,6 +556,19 @@ TEST_F(DispatcherTest, Finding7_AnItemThatKillsItsWorkerDiesAloneAndNoneOfItsCom
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0);
 }
 
+TEST_F(DispatcherTest, C10_Finding7_WhatALostWorkerHeldIsNoLessItsCompanyWhereItsLeasesEndOneAfterTheOther) {
+  database.apply(plain_job("demo", "max_attempts: 1") + plain_job("other", "lease: 5m"));
+  const Term term = lead();
+  database->exec(std::string("SELECT takt.enqueue('demo'), takt.enqueue('other')"));
+  ASSERT_EQ(claim_batch(*database, {database.job("other"), "due:1", SystemClock().now(), "due", 1, "gone", 1}).items.size(), 1U);
+  ASSERT_EQ(claim_batch(*database, {database.job("demo"), "due:2", SystemClock().now(), "due", 2, "gone", 1}).items.size(), 1U);
+  for (int run = 1; run <= 2; ++run) {
+    database->exec("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE run_id = " + std::to_string(run));
+    EXPECT_EQ(rescue_expired_leases(*database, term, 10).returned, 1) << run;
+  }
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 2) << "the last one was not all that its worker held";
+}
+
 // A rescue of many large runs is beyond PostgreSQL's limits, or the time for a statement; here, of more than so many.
 TEST_F(DispatcherTest, C10_Finding7_LeasesThatAreTooLargeTogetherAreRescuedInParts) {
   for (const std::string sqlstate : {"54000", "53200", "57014"}) {
