@@ -27,7 +27,7 @@ void list_jobs(Context& context, bool json) {
                 ELSE 'sql ' || (j.definition->'handler'->'sql'->>'database') END,
            j.batch_size, j.max_attempts, j.concurrency,
            (SELECT count(*) FROM takt.schedules s WHERE s.job_id = j.id),
-           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x)
       FROM takt.jobs j WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));

@@ -52,11 +52,14 @@ struct JobStatus {
   std::optional<double> last_run;
 };
 
+// Suspects (state 6) are due like any other.
 constexpr Statement kJobs{"status_jobs", R"sql(
   SELECT j.id, j.name, CASE WHEN j.paused THEN 'paused' WHEN j.held_until > now() THEN 'held' ELSE 'active' END,
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
-         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (SELECT i.run_at FROM takt.items i
-            WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
+         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (
+            (SELECT i.run_at FROM takt.items i
+              WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000)
+            UNION ALL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 6 AND i.run_at <= now() LIMIT 10000)) x),
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
          (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
          r.runs, r.failed, r.done, r.error, r.last
@@ -103,7 +106,8 @@ void print_status(Database& database, bool json) {
            (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x),
            (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
-           (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '60 s' AND NOT paused AND NOT job_paused)
+           (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '60 s' AND NOT paused AND NOT job_paused),
+           (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE job = '' AND state = 'archived' LIMIT 10000) x)
   )sql"));
   const auto jobs = read_jobs(database);
   const auto removed = removed_with_items(database);
@@ -115,6 +119,7 @@ void print_status(Database& database, bool json) {
                           {"outbox_dead_letters", totals.integer(0, 2)},
                           {"runs_active", totals.integer(0, 3)},
                           {"schedules_late", totals.integer(0, 4)},
+                          {"dead_messages", totals.integer(0, 5)},
                           {"faults", nlohmann::json::array()},
                           {"jobs", nlohmann::json::array()},
                           {"removed_jobs", nlohmann::json::array()}};
@@ -151,6 +156,10 @@ void print_status(Database& database, bool json) {
                job.last_run ? nlohmann::json(short_age(*job.last_run) + " ago") : nlohmann::json(nullptr)});
   }
   table.print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
+  if (const auto dead = totals.integer(0, 5); dead > 0) {
+    std::cout << "dead letters of no job: " << dead << (dead < kMostCounted ? "" : "+")
+              << ", messages that could not be read; see \"takt dlq list --kind message\"\n";
+  }
   for (const auto& job : removed) {
     std::cout << "removed, but not done: " << job.job << ", " << job.text()
               << "; apply a job of that name to have them run, or end them with \"takt items cancel --job " << job.job << "\"\n";

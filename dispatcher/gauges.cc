@@ -6,15 +6,16 @@ namespace {
 
 constexpr std::size_t kJobsAtOnce = 200;
 
-// Served by items_due, at most 10,000 entries a job.
+// Served by items_due, at most 10,000 entries a job and state. Suspects (6) are due like any other.
 constexpr Statement kJobs{"gauges_jobs", R"sql(
   SELECT j.id, j.name,
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
          (SELECT coalesce(extract(epoch FROM now() - min(greatest(h.run_at, 'epoch'))), 0)
-            FROM (SELECT DISTINCT p.priority FROM (SELECT i.priority FROM takt.items i WHERE i.job_id = j.id AND i.state = 0
-                                                    ORDER BY i.priority LIMIT 10000) p) d
-            CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 0 AND i.priority = d.priority
-                                 AND i.run_at <= now() ORDER BY i.run_at LIMIT 1) h),
+            FROM (VALUES (0), (6)) s(state)
+            CROSS JOIN LATERAL (SELECT DISTINCT p.priority FROM (SELECT i.priority FROM takt.items i WHERE i.job_id = j.id
+                                                    AND i.state = s.state ORDER BY i.priority LIMIT 10000) p) d
+            CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = s.state
+                                 AND i.priority = d.priority AND i.run_at <= now() ORDER BY i.run_at LIMIT 1) h),
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x)
     FROM takt.jobs j WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
 )sql"};

@@ -125,6 +125,24 @@ class Status(DutiesTest):
         self.assertEqual(lines, expected)
 
 
+    def test_suspects_are_due_and_messages_of_no_job_have_their_line(self):
+        self.install(CONFIG)
+        self.assertNotIn("of no job", self.takt("status"))
+        for n in range(3):
+            self.enqueue("work", {"n": n})
+        self.db.cursor().execute("UPDATE takt.items SET state = 6, run_at = now() - interval '1 h' WHERE id = (SELECT min(id) FROM takt.items)")
+        self.db.cursor().execute("INSERT INTO takt.dead_letters (id, kind, job, reason, error, died_at) VALUES ('m', 'message', '', 'not_protobuf', '', now())")
+        self.assertRegex(self.takt("status"), r"\nwork +active +3 +1h")
+        self.assertIn('dead letters of no job: 1, messages that could not be read; see "takt dlq list --kind message"', self.takt("status"))
+        status = json.loads(self.takt("status", "--json"))
+        work = next(job for job in status["jobs"] if job["job"] == "work")
+        self.assertEqual((work["due"], round(work["oldest_due_s"], -2), status["dead_messages"]), (3, 3600, 1))
+        self.assertEqual(next(job["due"] for job in json.loads(self.takt("jobs", "--json")) if job["job"] == "work"), 3)
+        dispatcher = self.start("dispatcher")
+        eventually(lambda: self.metric(dispatcher, 'takt_job_due_items{job="work"}') == 3, what="the gauge")
+        self.assertGreater(self.metric(dispatcher, 'takt_job_oldest_due_seconds{job="work"}'), 3599)
+
+
 class WithoutADispatcher(DutiesTest):
     def days_pass(self):
         """Ten days in which nobody made partitions."""
