@@ -9,9 +9,6 @@ namespace takt {
 
 namespace {
 
-constexpr int kTries = 5;  // where others were in the way
-constexpr int kOneTry = 1;
-
 // Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
 // run's items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
@@ -109,20 +106,16 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
   SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM forgotten)
 )sql"};
 
-/// The first `most` of them; none if they are too large together, which is tried once: the time that it took may be all there is.
+/// The first `most` of them; none if they are too large together.
 std::optional<Rescued> rescue_first(Database& database, const Term& term, int most) {
-  for (int attempt = 1;; ++attempt) {
-    try {
-      const auto rows = database.exec_retrying(kRescue, Params::of(term.holder, term.number, most), kOneTry);
-      return Rescued{static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
-                     static_cast<int>(rows.integer(0, 3))};
-    } catch (const DatabaseError& error) {
-      if (too_large_together(error)) {
-        log_warn("leases too large to rescue together", {{"leases", most}, {"error", error.what()}});
-        return std::nullopt;
-      }
-      if (!error.retryable() || attempt >= kTries) throw;
-    }
+  try {
+    const auto rows = database.exec_divisible(kRescue, Params::of(term.holder, term.number, most));
+    return Rescued{static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
+                   static_cast<int>(rows.integer(0, 3))};
+  } catch (const DatabaseError& error) {
+    if (!too_large_together(error)) throw;
+    log_warn("leases too large to rescue together", {{"leases", most}, {"error", error.what()}});
+    return std::nullopt;
   }
 }
 

@@ -16,8 +16,8 @@ struct Rescued {
 /// suspect: from then on it is claimed alone (suspects.h). An item dies only of a loss in which it was alone: under a tick
 /// of its own, or as all that its worker held. So an item that kills its worker ends dead, and none of its company does.
 /// One round, at most `batch` runs; cheap when there is nothing to do (one index probe). If they are too large together
-/// for one statement, they are rescued in parts, by halves. A run that is too large by itself is left for a minute. What was rescued when a
-/// part throws stays rescued.
+/// for one statement, they are rescued in parts, by halves. A run that is too large by itself is left for a minute. What was
+/// rescued when a part throws stays rescued.
 Rescued rescue_expired_leases(Database& database, const Term& term, int batch);
 
 /// Publishes again what the broker seems to have lost: ticks of schedules, operators and replays that were published

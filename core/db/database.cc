@@ -124,7 +124,7 @@ void Database::make_partitions() {
 }
 
 template <typename Body>
-auto Database::retrying(int tries, Body body) {
+auto Database::retrying(int tries, Body body, bool divisible) {
   bool partitions_made = false;
   for (int attempt = 1;;) {
     try {
@@ -135,7 +135,7 @@ auto Database::retrying(int tries, Body body) {
         make_partitions();
         continue;
       }
-      if (!error.retryable() || attempt >= tries) throw;
+      if (!error.retryable() || attempt >= tries || (divisible && too_large_together(error))) throw;
       pause_before_retry(attempt++);
     }
   }
@@ -150,6 +150,11 @@ void Database::transaction(const std::function<void(Session&)>& body, int tries)
 
 Rows Database::exec_retrying(const Statement& statement, const Params& params, int tries) {
   return retrying(tries, [&] { return exec(statement, params); });
+}
+
+Rows Database::exec_divisible(const Statement& statement, const Params& params) {
+  return retrying(
+      kTries, [&] { return exec(statement, params); }, true);
 }
 
 std::unique_ptr<DatabaseConnection> Database::dedicated() const { return connect_database(url_, settings_); }

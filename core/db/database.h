@@ -193,6 +193,8 @@ std::string connection_refusal(const Secret& url, const DatabaseSettings& settin
 /// A bounded pool that opens connections when needed and throws away broken ones. Thread-safe.
 class Database {
  public:
+  static constexpr int kTries = 5;
+
   Database(Secret url, DatabaseSettings settings);
   ~Database();
   Database(const Database&) = delete;
@@ -206,9 +208,12 @@ class Database {
   Rows exec(const std::string& sql, const Params& params = {});
   /// The whole body again on a retryable error, at most `tries` times with a short random pause. Once more, whatever `tries`
   /// says, after a row found no partition of history: then those of the coming days are made first.
-  void transaction(const std::function<void(Session&)>& body, int tries = 5);
+  void transaction(const std::function<void(Session&)>& body, int tries = kTries);
   /// exec(), again as transaction() is.
-  Rows exec_retrying(const Statement& statement, const Params& params, int tries = 5);
+  Rows exec_retrying(const Statement& statement, const Params& params, int tries = kTries);
+  /// exec_retrying(), but what is too_large_together() is thrown at once: the caller asks for less, and the time that the
+  /// first try took may be all there is.
+  Rows exec_divisible(const Statement& statement, const Params& params);
 
   /// A dedicated connection outside the pool, for LISTEN.
   std::unique_ptr<DatabaseConnection> dedicated() const;
@@ -221,7 +226,7 @@ class Database {
  private:
   class Lease;
   template <typename Body>
-  auto retrying(int tries, Body body);
+  auto retrying(int tries, Body body, bool divisible = false);
   void make_partitions();
   std::unique_ptr<DatabaseConnection> take();
   void give_back(std::unique_ptr<DatabaseConnection> connection);

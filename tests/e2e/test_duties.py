@@ -124,7 +124,6 @@ class Status(DutiesTest):
         lines = [line.split()[0] for line in self.takt("status").splitlines() if line.startswith(("every ", "work ", "more-"))]
         self.assertEqual(lines, expected)
 
-
     def test_suspects_are_due_and_messages_of_no_job_have_their_line(self):
         self.install(CONFIG)
         self.assertNotIn("of no job", self.takt("status"))
