@@ -657,7 +657,8 @@ BEGIN
 END $$;
 
 -- The set form: arrays in, one row an element out. keys, run_ats and priorities may be NULL; a key that is NULL or empty is none.
--- Where there is nothing but payloads, each is judged in the statement that stores it: a pass less.
+-- Where there is nothing but payloads, each is judged in the statement that stores it: a pass less. An element of an array is
+-- never compressed, so the smallest are known by their size alone (payload_is_large says why 128).
 CREATE FUNCTION takt.enqueue_many(job text, payloads jsonb[], keys text[] DEFAULT NULL,
                                   run_ats timestamptz[] DEFAULT NULL, priorities integer[] DEFAULT NULL)
 RETURNS TABLE (ordinal integer, item_id bigint, created boolean)
@@ -674,13 +675,16 @@ BEGIN
   END IF;
   IF keys IS NULL AND run_ats IS NULL AND priorities IS NULL THEN
     RETURN QUERY
-      WITH stored AS (
-        INSERT INTO takt.items AS i (job_id, payload)
-        SELECT the_job, CASE WHEN payload IS NULL OR takt.payload_is_large(payload)
-                             THEN takt.refuse_element(payload, NULL, NULL, NULL, n, false, false) ELSE payload END
-          FROM unnest(payloads) WITH ORDINALITY AS u(payload, n)
-        RETURNING i.id)
-      SELECT (row_number() OVER (ORDER BY id))::integer, id, true FROM stored;
+      WITH given AS (
+        SELECT o.n::integer AS n, nextval('takt.items_id_seq') AS id,
+               CASE WHEN pg_column_size(o.payload) <= 128 THEN o.payload
+                    WHEN o.payload IS NULL OR takt.payload_is_large(o.payload)
+                    THEN takt.refuse_element(o.payload, NULL, NULL, NULL, o.n, false, false)
+                    ELSE o.payload END AS payload
+          FROM unnest(payloads) WITH ORDINALITY AS o(payload, n)),
+      stored AS (
+        INSERT INTO takt.items (id, job_id, payload) SELECT id, the_job, payload FROM given)
+      SELECT n, id, true FROM given ORDER BY n;
     RETURN;
   END IF;
   PERFORM takt.refuse_element(payload, key, run_at, priority, n, run_ats IS NOT NULL, priorities IS NOT NULL)
