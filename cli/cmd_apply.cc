@@ -35,6 +35,17 @@ void print_text(const std::vector<DefinitionChange>& changes, bool nothing_chang
             << "\n";
 }
 
+/// The definitions are applied; some items are not cancelled.
+std::string uncancelled(const std::vector<DefinitionChange>& changes) {
+  std::string text;
+  for (const auto& change : changes) {
+    if (change.not_cancelled.empty()) continue;
+    text += (text.empty() ? "the file is applied, but not all items are cancelled: " : "; ") + change.backlog->job + " (" +
+            change.not_cancelled + ")";
+  }
+  return text.empty() ? "" : text + ". \"takt items cancel --job JOB\" ends what is left of a job";
+}
+
 }  // namespace
 
 void add_apply(CLI::App& app, Context& context) {
@@ -43,7 +54,8 @@ void add_apply(CLI::App& app, Context& context) {
     std::string by;
   };
   auto options = std::make_shared<Options>();
-  auto* command = app.add_subcommand("apply", "make the definitions in the database match the file; running services follow within a second");
+  auto* command =
+      app.add_subcommand("apply", "make the definitions in the database match the file; running services follow within a second");
   command->add_flag("--dry-run", options->dry_run, "show the difference and change nothing");
   auto* leave = command->add_flag("--leave-items", options->leave_items,
                                   "items of jobs that are removed stay, and run once a job of that name is applied again");
@@ -62,6 +74,7 @@ void add_apply(CLI::App& app, Context& context) {
       print_json(changes);
     else
       print_text(changes, options->dry_run || refused);
+    if (const auto left = uncancelled(changes); !left.empty()) throw CommandFailed(left);
     if (refused && options->dry_run)
       std::cerr << kRefused << "\n";
     else if (refused)

@@ -158,7 +158,7 @@ class Apply {
         Params::of(id));
     end_unbegun_ticks(on_, id);
     if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
-    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; " + std::to_string(cancel_waiting(on_, id)) + " cancelled";
+    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; what waits is cancelled";
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
   }
@@ -235,6 +235,19 @@ class Apply {
   std::vector<DefinitionChange> changes_;
 };
 
+/// What it finds of one job's is tried whatever became of another's, unless PostgreSQL is away.
+void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes, const std::string& who) {
+  std::string away;
+  for (auto& change : changes) {
+    if (!change.backlog || !change.backlog->has_items()) continue;
+    Cancelled cancelled{0, away};
+    if (away.empty()) cancelled = cancel_waiting(database, *change.backlog, who, true);
+    if (!cancelled.stopped_by.empty() && !database.healthy()) away = cancelled.stopped_by;
+    change.detail = change.backlog->text() + "; " + std::to_string(cancelled.items) + " cancelled";
+    change.not_cancelled = cancelled.stopped_by;
+  }
+}
+
 /// Thrown to end a transaction without committing it: a dry run's, or one that would remove a job with items.
 struct RolledBack {};
 
@@ -287,6 +300,7 @@ std::vector<DefinitionChange> apply_definitions(Database& database, const Config
   } catch (const RolledBack&) {
     return changes;
   }
+  if (leftovers == Leftovers::cancel) cancel_leftovers(database, changes, who);
   return changes;
 }
 

@@ -15,19 +15,21 @@ struct DefinitionChange {
   std::string subject;               ///< "job billing.renewals", "schedule billing.renewals/daily"
   std::string detail;                ///< what changes, "batch_size: 10 → 20"; of a removed job what is left of its work; else empty
   std::optional<Backlog> backlog{};  ///< of a removed job
+  std::string not_cancelled{};       ///< of a removed job: what kept its items from being cancelled; empty: nothing did
 };
 
 /// What becomes of the items of jobs that the file no longer names.
 enum class Leftovers {
   refuse,  ///< where there are any, nothing is applied
   leave,   ///< they stay, and run once a job of that name is applied again
-  cancel,  ///< they are cancelled; those running end by themselves
+  cancel,  ///< they are cancelled once the definitions are applied; those running end by themselves
 };
 
 /// Makes the database's definitions match the file, in one transaction under a lock, and returns what differed; with
-/// `dry_run` changes nothing. Definitions made by the API are left alone. Safe at every start, from many pods at once.
-/// A schedule whose expression changed goes on from now. A removed job keeps its history; its ticks that nobody has begun are
-/// finished. What is enqueued for it in a transaction that is open at this moment is found by removed_with_items().
+/// `dry_run` changes nothing. Items are cancelled after it, in transactions of their own (cancel_waiting()). Definitions made by the API
+/// are left alone. Safe at every start, from many pods at once. A schedule whose expression changed goes on from now. A removed job keeps
+/// its history; its ticks that nobody has begun are finished. What is enqueued for it in a transaction that is open at this moment is found
+/// by removed_with_items().
 std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run,
                                                 Leftovers leftovers = Leftovers::refuse);
 

@@ -4,8 +4,6 @@ namespace takt {
 
 namespace {
 
-constexpr int kCancelBatch = 5000;
-
 // Served by items_due (a probe a state) and ticks_unfinished; what a run holds is in its row.
 #define TAKT_BACKLOG                                                                                                       \
   "SELECT j.id, j.name, w.waiting + u.carried, w.blocked, u.running, u.ticks FROM takt.jobs j"                             \
@@ -41,12 +39,13 @@ constexpr Statement kEndTicks{"end_unbegun_ticks", R"sql(
    CROSS JOIN LATERAL takt.store_items($1, c.payloads, c.keys, c.run_ats, c.priorities) s WHERE c.payloads IS NOT NULL
 )sql"};
 
-// Served by items_due; $3 to $5: where the batch before ended, so that none walks over what that one deleted. What is locked
-// is being claimed.
+// Served by items_due; $3 to $5: where the batch before ended, so that none walks over what that one deleted; $7: the youngest
+// item there was when it began, so that it ends however much is enqueued meanwhile. What is locked is being claimed.
 constexpr Statement kCancelWaiting{"cancel_waiting", R"sql(
   WITH batch AS MATERIALIZED (
     SELECT i.ctid AS place, i.priority, i.run_at, i.id FROM takt.items i
      WHERE i.job_id = $1 AND i.state = $2 AND (i.priority, i.run_at, i.id) > ($3::smallint, $4::timestamptz, $5::bigint)
+       AND i.id <= $7
      ORDER BY i.priority, i.run_at, i.id LIMIT $6 FOR UPDATE SKIP LOCKED),
   gone AS (
     DELETE FROM takt.items i WHERE i.ctid = ANY (ARRAY(SELECT place FROM batch)) RETURNING i.*),
@@ -66,18 +65,66 @@ std::string counted(std::int64_t number) {
   return number > Backlog::kMostCounted ? "more than " + std::to_string(Backlog::kMostCounted) : std::to_string(number);
 }
 
-std::int64_t cancel_in_state(Session& on, std::int64_t job_id, int state) {
-  std::int64_t cancelled = 0;
+constexpr Statement kCancelled{"cancel_noted",
+                               "INSERT INTO takt.audit (who, origin, action, subject, detail)"
+                               " VALUES ($1, 'command line', 'cancel', $2, jsonb_build_object('items', $3::bigint))"};
+
+/// Where a batch ended in items_due.
+struct Place {
   std::string priority = "-32768", run_at = "-infinity", id = "-1";
-  while (true) {
-    const auto rows = on.exec(kCancelWaiting, Params::of(job_id, state, priority, run_at, id, kCancelBatch));
-    if (rows.empty()) return cancelled;
-    cancelled += rows.integer(0, 0);
-    priority = rows.text(0, 1);
-    run_at = rows.text(0, 2);
-    id = rows.text(0, 3);
+};
+
+/// Goes through what waits of one job in one state, a transaction a batch.
+class Cancelling {
+ public:
+  Cancelling(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch)
+      : database_(database),
+        of_(of),
+        who_(who),
+        while_removed_(while_removed),
+        batch_(batch),
+        youngest_(database.exec(std::string("SELECT last_value FROM takt.items_id_seq")).integer(0, 0)) {}
+
+  /// Adds to `cancelled` what was committed. False if the job is no longer removed.
+  bool in_state(int state, std::int64_t& cancelled) {
+    Place place;
+    while (true) {
+      std::optional<Place> ended;
+      std::int64_t count = 0;
+      bool stays = true;
+      database_.transaction([&](Session& on) {
+        count = 0;
+        stays = !while_removed_ || is_removed(on);
+        ended = stays ? one_batch(on, state, place, count) : std::nullopt;
+      });
+      cancelled += count;
+      if (!ended) return stays;
+      place = *std::move(ended);
+    }
   }
-}
+
+ private:
+  /// Nobody defines it anew before the batch has ended.
+  bool is_removed(Session& on) {
+    return !on.exec(std::string("SELECT FROM takt.jobs WHERE id = $1 AND removed_at IS NOT NULL FOR SHARE"), Params::of(of_.job_id))
+                .empty();
+  }
+
+  std::optional<Place> one_batch(Session& on, int state, const Place& after, std::int64_t& count) {
+    const auto rows = on.exec(kCancelWaiting, Params::of(of_.job_id, state, after.priority, after.run_at, after.id, batch_, youngest_));
+    if (rows.empty()) return std::nullopt;
+    count = rows.integer(0, 0);
+    on.exec(kCancelled, Params::of(who_, "job " + of_.job, count));
+    return Place{std::string(rows.text(0, 1)), std::string(rows.text(0, 2)), std::string(rows.text(0, 3))};
+  }
+
+  Database& database_;
+  const Backlog& of_;
+  const std::string& who_;
+  const bool while_removed_;
+  const int batch_;
+  const std::int64_t youngest_;
+};
 
 }  // namespace
 
@@ -110,20 +157,20 @@ std::vector<Backlog> removed_with_items(Database& database) {
 
 void end_unbegun_ticks(Session& on, std::int64_t job_id) { on.exec(kEndTicks, Params::of(job_id)); }
 
-std::int64_t cancel_waiting(Session& on, std::int64_t job_id) {
-  std::int64_t cancelled = 0;
-  for (const int state : {0, 5, 6}) cancelled += cancel_in_state(on, job_id, state);
-  return cancelled;
-}
-
-std::int64_t cancel_waiting(Database& database, const Backlog& of, const std::string& who) {
-  std::int64_t cancelled = 0;
-  database.transaction([&](Session& on) {
-    cancelled = cancel_waiting(on, of.job_id);
-    on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject, detail)"
-                        " VALUES ($1, 'command line', 'cancel', $2, jsonb_build_object('items', $3::bigint))"),
-            Params::of(who, "job " + of.job, cancelled));
-  });
+Cancelled cancel_waiting(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch) {
+  Cancelled cancelled;
+  try {
+    Cancelling cancelling(database, of, who, while_removed, batch);
+    for (const int state : {0, 5, 6}) {
+      if (cancelling.in_state(state, cancelled.items)) continue;
+      cancelled.stopped_by = "the job was applied again meanwhile";
+      break;
+    }
+  } catch (const DatabaseError& error) {
+    cancelled.stopped_by = error.what();
+  } catch (const DatabaseUnavailable& error) {
+    cancelled.stopped_by = error.what();
+  }
   return cancelled;
 }
 

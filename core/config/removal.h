@@ -31,9 +31,14 @@ std::vector<Backlog> removed_with_items(Database& database);
 
 /// Finishes the ticks of a job that no worker has begun, so that none is published again, and stores the items they carry.
 void end_unbegun_ticks(Session& on, std::int64_t job_id);
-/// Cancels what waits, in batches of 5,000 rows a statement; returns how many. Running items stay: a worker may be at them.
-std::int64_t cancel_waiting(Session& on, std::int64_t job_id);
-/// The same in a transaction of its own, with a line in the audit.
-std::int64_t cancel_waiting(Database& database, const Backlog& of, const std::string& who);
+struct Cancelled {
+  std::int64_t items = 0;  ///< that are known to be cancelled, whatever stopped the rest; one batch more if a commit's answer was lost
+  std::string stopped_by;  ///< why some may be left; empty: none are
+};
+constexpr int kCancelBatch = 5000;
+/// Cancels what waited when it was called, `batch` items a transaction, each with its line in the audit: what is done stays done, and
+/// a key is held by nobody for longer than a batch takes. Running items stay: a worker may be at them. With `while_removed` it
+/// stops where the job is defined again. Throws nothing of the database's.
+Cancelled cancel_waiting(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch = kCancelBatch);
 
 }  // namespace takt

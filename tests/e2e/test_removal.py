@@ -1,6 +1,9 @@
 """Jobs that leave the file while they have items or ticks under way: what apply says, and what becomes of the work."""
+import contextlib
 import json
 import time
+
+import psycopg2
 
 from harness import TaktTest, eventually
 
@@ -68,7 +71,8 @@ class Removal(TaktTest):
         self.write(KEPT)
         self.assertIn("- job old: 1 item waiting; 1 cancelled\n", self.takt("apply", "--cancel-items", "--by", "ann"))
         self.assertEqual(self.state(item), "cancelled")
-        self.assertEqual(self.rows("SELECT who, detail #>> '{}' FROM takt.audit WHERE action = 'remove'"), [("ann", "1 item waiting; 1 cancelled")])
+        self.assertEqual(self.rows("SELECT who, action, detail #>> '{}' FROM takt.audit WHERE subject = 'job old' AND action <> 'create' ORDER BY id"),
+                         [("ann", "remove", "1 item waiting; what waits is cancelled"), ("ann", "cancel", '{"items": 1}')])
         self.write(OLD)
         self.takt("apply")
         self.start("up")
@@ -76,6 +80,23 @@ class Removal(TaktTest):
         eventually(lambda: self.state(again) == "done", what="the new item with the old key")
         self.assertEqual([d["item"] for d in self.ledger.of("/old")], [f"item-{again}"])
         self.check_invariants()
+
+    def test_C17_finding38_a_key_that_somebody_holds_keeps_items_and_apply_says_which(self):
+        self.install(OLD)
+        items = [self.enqueue("old", key=f"k{n}") for n in range(3)]
+        self.write("database: {lock_timeout: 100ms}" + KEPT)
+        with contextlib.closing(psycopg2.connect(self.database_url)) as somebody:
+            somebody.cursor().execute("SELECT FROM takt.item_keys WHERE key = 'k1' FOR UPDATE")
+            told = self.takt("apply", "--cancel-items", expect=1)
+            for part in ("- job old: 3 items waiting; 0 cancelled\n1 difference, applied\n", "the file is applied, but not all items are cancelled: old (",
+                         "lock timeout", "takt items cancel --job JOB"):
+                self.assertIn(part, told)
+            self.assertTrue(self.removed())
+            told = self.takt("items", "cancel", "--job", "old", "--yes", expect=1)
+            self.assertIn("0 items cancelled\n", told)
+            self.assertIn("repeat the command for the rest", told)
+        self.assertEqual(self.takt("items", "cancel", "--job", "old", "--yes"), "3 items cancelled\n")
+        self.assertEqual([self.state(item) for item in items], ["cancelled"] * 3)
 
     def test_C17_finding38_what_was_left_of_a_removed_job_is_ended_by_its_name(self):
         self.install(OLD)

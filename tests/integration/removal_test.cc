@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+
 #include "core/config/apply.h"
 #include "dispatcher/leadership.h"
 #include "dispatcher/lease_rescue.h"
@@ -108,10 +111,78 @@ TEST_F(RemovalTest, C17_Finding38_CancelsWhatWaitsInBatchesAndReleasesItsKeys) {
   EXPECT_EQ(
       database.number("SELECT count(*) FROM takt.ended_items WHERE class = 'cancelled' AND payload = '{\"a\": 1}' AND key IS NOT NULL"),
       11998);
-  EXPECT_THAT(database.text("SELECT detail #>> '{}' FROM takt.audit WHERE who = 'ann' AND subject = 'job old'"),
-              HasSubstr("11998 cancelled"));
+  EXPECT_THAT(database.text("SELECT detail #>> '{}' FROM takt.audit WHERE who = 'ann' AND action = 'remove' AND subject = 'job old'"),
+              HasSubstr("what waits is cancelled"));
+  EXPECT_EQ(database.text("SELECT count(*) || ' ' || sum((detail->>'items')::int) FROM takt.audit WHERE who = 'ann' AND action = 'cancel'"),
+            "5 11998")
+      << "a line a batch: 5,000, 5,000 and 1,988 pending, 5 blocked, 5 suspect";
   apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
   EXPECT_GT(database.number("SELECT takt.enqueue('old', key => '1-6000')"), 12000) << "a new item: its key was free";
+}
+
+/// 25 keyed items of `old`, and somebody who holds the key of the 15th.
+struct BlockedRemovalTest : RemovalTest {
+  std::unique_ptr<DatabaseConnection> somebody = database->dedicated();
+
+  void SetUp() override {
+    RemovalTest::SetUp();
+    database->exec(std::string("SELECT takt.enqueue('old', key => 'k' || n) FROM generate_series(1, 25) n"));
+    somebody->session().script("BEGIN; SELECT FROM takt.item_keys WHERE key = 'k15' FOR UPDATE");
+  }
+  Cancelled cancel(bool while_removed) {
+    DatabaseSettings settings = one_connection();
+    settings.lock_timeout = 100ms;
+    Database impatient(Secret(database.url()), settings);
+    return cancel_waiting(impatient, *backlog_of(*database, "old"), "ann", while_removed, 10);
+  }
+  std::int64_t cancelled() { return database.number("SELECT count(*) FROM takt.ended_items WHERE class = 'cancelled'"); }
+  std::int64_t audited() {
+    return database.number("SELECT coalesce(sum((detail->>'items')::int), 0) FROM takt.audit WHERE action = 'cancel' AND who = 'ann'");
+  }
+};
+
+TEST_F(BlockedRemovalTest, C17_Finding38_WhatWasCancelledStaysSoWhereALaterBatchFails) {
+  const auto stopped = cancel(false);
+  EXPECT_EQ(stopped.items, 10);
+  EXPECT_THAT(stopped.stopped_by, HasSubstr("lock timeout"));
+  EXPECT_EQ(cancelled(), 10);
+  EXPECT_EQ(audited(), 10);
+  somebody->session().script("ROLLBACK");
+  const auto rest = cancel(false);
+  EXPECT_EQ(rest.items, 15);
+  EXPECT_EQ(rest.stopped_by, "");
+  EXPECT_EQ(cancelled(), 25);
+  EXPECT_EQ(audited(), 25);
+}
+
+TEST_F(BlockedRemovalTest, C17_Finding38_StopsWhereTheJobIsAppliedAgainMeanwhile) {
+  remove_old(Leftovers::leave);
+  std::thread applying([&] {
+    EXPECT_TRUE(eventually([&] { return cancelled() == 10; }));
+    apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  });
+  const auto stopped = cancel(true);
+  applying.join();
+  EXPECT_EQ(stopped.items, 10);
+  EXPECT_THAT(stopped.stopped_by, HasSubstr("applied again"));
+  EXPECT_EQ(cancelled(), 10);
+  EXPECT_FALSE(removed());
+}
+
+TEST_F(RemovalTest, C17_Finding38_WhatIsEnqueuedWhileItCancelsIsLeft) {
+  database->exec(std::string("SELECT takt.enqueue('old') FROM generate_series(1, 25)"));
+  std::atomic<bool> over = false;
+  std::thread enqueuing([&] {
+    Database other(Secret(database.url()), one_connection());
+    while (!over) other.exec(std::string("SELECT takt.enqueue('old') FROM generate_series(1, 50)"));
+  });
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.items") > 500; }));
+  const auto ended = cancel_waiting(*database, *backlog_of(*database, "old"), "ann", false, 10);
+  over = true;
+  enqueuing.join();
+  EXPECT_GT(ended.items, 500);
+  EXPECT_EQ(ended.stopped_by, "");
+  EXPECT_GT(database.number("SELECT count(*) FROM takt.items"), 0);
 }
 
 TEST_F(RemovalTest, Finding20_FinishesTheTicksNobodyHasBegunAndKeepsWhatTheyCarry) {
