@@ -38,12 +38,14 @@ void print_text(const std::vector<DefinitionChange>& changes, bool nothing_chang
 /// The definitions are applied; some items are not cancelled.
 std::string uncancelled(const std::vector<DefinitionChange>& changes) {
   std::string text;
+  bool to_be_ended = false;
   for (const auto& change : changes) {
     if (change.not_cancelled.empty()) continue;
     text += (text.empty() ? "the file is applied, but not all items are cancelled: " : "; ") + change.backlog->job + " (" +
             change.not_cancelled + ")";
+    to_be_ended |= !change.is_back;
   }
-  return text.empty() ? "" : text + ". \"takt items cancel --job JOB\" ends what is left of a job";
+  return to_be_ended ? text + ". \"takt items cancel --job JOB\" ends what is left of a removed job" : text;
 }
 
 }  // namespace

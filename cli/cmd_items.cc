@@ -128,7 +128,7 @@ void cancel_of_job(Database& database, const ActingOptions& options) {
   if (!backlog) throw CommandFailed("there is no job \"" + options.job + "\", and there was none");
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
-  const auto cancelled = cancel_waiting(database, *backlog, Context::who(options.by), false);
+  const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, std::nullopt);
   std::cout << cancelled.items << " items cancelled\n";
   if (!cancelled.stopped_by.empty())
     throw CommandFailed("stopped before the end: " + cancelled.stopped_by + "; repeat the command for the rest");

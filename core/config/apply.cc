@@ -152,15 +152,15 @@ class Apply {
   void remove_job(const std::string& name, std::int64_t id) {
     auto backlog = backlog_of(on_, id);
     std::string detail = backlog.text();
-    on_.exec(
-        std::string(
-            "UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'), updated_at = now() WHERE id = $1"),
-        Params::of(id));
+    const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'),"
+                                           " updated_at = now() WHERE id = $1 RETURNING version"),
+                               Params::of(id));
     end_unbegun_ticks(on_, id);
     if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
     if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; what waits is cancelled";
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
+    changes_.back().removal = rows.integer(0, 0);
   }
 
   std::int64_t put_job(const JobDefinition& job, std::map<std::string, StoredJob>& stored) {
@@ -241,10 +241,11 @@ void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes
   for (auto& change : changes) {
     if (!change.backlog || !change.backlog->has_items()) continue;
     Cancelled cancelled{0, away};
-    if (away.empty()) cancelled = cancel_waiting(database, *change.backlog, who, true);
+    if (away.empty()) cancelled = cancel_waiting(database, *change.backlog, {who, "file"}, change.removal);
     if (!cancelled.stopped_by.empty() && !database.healthy()) away = cancelled.stopped_by;
     change.detail = change.backlog->text() + "; " + std::to_string(cancelled.items) + " cancelled";
     change.not_cancelled = cancelled.stopped_by;
+    change.is_back = cancelled.job_is_back;
   }
 }
 

@@ -15,6 +15,8 @@ struct DefinitionChange {
   std::string subject;               ///< "job billing.renewals", "schedule billing.renewals/daily"
   std::string detail;                ///< what changes, "batch_size: 10 → 20"; of a removed job what is left of its work; else empty
   std::optional<Backlog> backlog{};  ///< of a removed job
+  std::int64_t removal = 0;          ///< of a removed job: its version since
+  bool is_back = false;              ///< of a removed job: it was applied again before its items were cancelled
   std::string not_cancelled{};       ///< of a removed job: what kept its items from being cancelled; empty: nothing did
 };
 

@@ -67,7 +67,7 @@ std::string counted(std::int64_t number) {
 
 constexpr Statement kCancelled{"cancel_noted",
                                "INSERT INTO takt.audit (who, origin, action, subject, detail)"
-                               " VALUES ($1, 'command line', 'cancel', $2, jsonb_build_object('items', $3::bigint))"};
+                               " VALUES ($1, $2, 'cancel', $3, jsonb_build_object('items', $4::bigint))"};
 
 /// Where a batch ended in items_due.
 struct Place {
@@ -77,15 +77,15 @@ struct Place {
 /// Goes through what waits of one job in one state, a transaction a batch.
 class Cancelling {
  public:
-  Cancelling(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch)
+  Cancelling(Database& database, const Backlog& of, const Actor& by, std::optional<std::int64_t> removal, int batch)
       : database_(database),
         of_(of),
-        who_(who),
-        while_removed_(while_removed),
+        by_(by),
+        removal_(removal),
         batch_(batch),
         youngest_(database.exec(std::string("SELECT last_value FROM takt.items_id_seq")).integer(0, 0)) {}
 
-  /// Adds to `cancelled` what was committed. False if the job is no longer removed.
+  /// Adds to `cancelled` what was committed. False if the job was defined again.
   bool in_state(int state, std::int64_t& cancelled) {
     Place place;
     while (true) {
@@ -94,7 +94,7 @@ class Cancelling {
       bool stays = true;
       database_.transaction([&](Session& on) {
         count = 0;
-        stays = !while_removed_ || is_removed(on);
+        stays = !removal_ || is_as_removed(on);
         ended = stays ? one_batch(on, state, place, count) : std::nullopt;
       });
       cancelled += count;
@@ -105,8 +105,8 @@ class Cancelling {
 
  private:
   /// Nobody defines it anew before the batch has ended.
-  bool is_removed(Session& on) {
-    return !on.exec(std::string("SELECT FROM takt.jobs WHERE id = $1 AND removed_at IS NOT NULL FOR SHARE"), Params::of(of_.job_id))
+  bool is_as_removed(Session& on) {
+    return !on.exec(std::string("SELECT FROM takt.jobs WHERE id = $1 AND version = $2 FOR SHARE"), Params::of(of_.job_id, *removal_))
                 .empty();
   }
 
@@ -114,14 +114,14 @@ class Cancelling {
     const auto rows = on.exec(kCancelWaiting, Params::of(of_.job_id, state, after.priority, after.run_at, after.id, batch_, youngest_));
     if (rows.empty()) return std::nullopt;
     count = rows.integer(0, 0);
-    on.exec(kCancelled, Params::of(who_, "job " + of_.job, count));
+    on.exec(kCancelled, Params::of(by_.who, by_.origin, "job " + of_.job, count));
     return Place{std::string(rows.text(0, 1)), std::string(rows.text(0, 2)), std::string(rows.text(0, 3))};
   }
 
   Database& database_;
   const Backlog& of_;
-  const std::string& who_;
-  const bool while_removed_;
+  const Actor& by_;
+  const std::optional<std::int64_t> removal_;
   const int batch_;
   const std::int64_t youngest_;
 };
@@ -157,13 +157,14 @@ std::vector<Backlog> removed_with_items(Database& database) {
 
 void end_unbegun_ticks(Session& on, std::int64_t job_id) { on.exec(kEndTicks, Params::of(job_id)); }
 
-Cancelled cancel_waiting(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch) {
+Cancelled cancel_waiting(Database& database, const Backlog& of, const Actor& by, std::optional<std::int64_t> removal, int batch) {
   Cancelled cancelled;
   try {
-    Cancelling cancelling(database, of, who, while_removed, batch);
+    Cancelling cancelling(database, of, by, removal, batch);
     for (const int state : {0, 5, 6}) {
       if (cancelling.in_state(state, cancelled.items)) continue;
       cancelled.stopped_by = "the job was applied again meanwhile";
+      cancelled.job_is_back = true;
       break;
     }
   } catch (const DatabaseError& error) {

@@ -31,14 +31,23 @@ std::vector<Backlog> removed_with_items(Database& database);
 
 /// Finishes the ticks of a job that no worker has begun, so that none is published again, and stores the items they carry.
 void end_unbegun_ticks(Session& on, std::int64_t job_id);
+
+/// Who acts, and by what, for the audit.
+struct Actor {
+  std::string who;
+  std::string origin;  ///< "command line" or "file"
+};
 struct Cancelled {
-  std::int64_t items = 0;  ///< that are known to be cancelled, whatever stopped the rest; one batch more if a commit's answer was lost
-  std::string stopped_by;  ///< why some may be left; empty: none are
+  std::int64_t items = 0;    ///< that are known to be cancelled, whatever stopped the rest; one batch more if a commit's answer was lost
+  std::string stopped_by;    ///< why some may be left; empty: none are
+  bool job_is_back = false;  ///< it stopped because of that: what is left is the job's work
 };
 constexpr int kCancelBatch = 5000;
 /// Cancels what waited when it was called, `batch` items a transaction, each with its line in the audit: what is done stays done, and
-/// a key is held by nobody for longer than a batch takes. Running items stay: a worker may be at them. With `while_removed` it
-/// stops where the job is defined again. Throws nothing of the database's.
-Cancelled cancel_waiting(Database& database, const Backlog& of, const std::string& who, bool while_removed, int batch = kCancelBatch);
+/// a key is held by nobody for longer than a batch takes. Running items stay: a worker may be at them. `removal`: the
+/// job's version since an apply removed it; it stops where the job was defined again, also if it was removed again then. Throws
+/// nothing of the database's.
+Cancelled cancel_waiting(Database& database, const Backlog& of, const Actor& by, std::optional<std::int64_t> removal,
+                         int batch = kCancelBatch);
 
 }  // namespace takt

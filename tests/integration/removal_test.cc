@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <future>
 #include <thread>
 
 #include "core/config/apply.h"
@@ -129,11 +130,17 @@ struct BlockedRemovalTest : RemovalTest {
     database->exec(std::string("SELECT takt.enqueue('old', key => 'k' || n) FROM generate_series(1, 25) n"));
     somebody->session().script("BEGIN; SELECT FROM takt.item_keys WHERE key = 'k15' FOR UPDATE");
   }
-  Cancelled cancel(bool while_removed) {
+  /// A whole batch of apply's that is due before these.
+  void store_more() {
+    database->exec(
+        std::string("SELECT count(*) FROM takt.enqueue_many('old', array_fill('{}'::jsonb, ARRAY[5000]),"
+                    " run_ats => array_fill('2000-01-01'::timestamptz, ARRAY[5000]))"));
+  }
+  Cancelled cancel(std::optional<std::int64_t> removal = std::nullopt) {
     DatabaseSettings settings = one_connection();
     settings.lock_timeout = 100ms;
     Database impatient(Secret(database.url()), settings);
-    return cancel_waiting(impatient, *backlog_of(*database, "old"), "ann", while_removed, 10);
+    return cancel_waiting(impatient, *backlog_of(*database, "old"), {"ann", "command line"}, removal, 10);
   }
   std::int64_t cancelled() { return database.number("SELECT count(*) FROM takt.ended_items WHERE class = 'cancelled'"); }
   std::int64_t audited() {
@@ -142,13 +149,13 @@ struct BlockedRemovalTest : RemovalTest {
 };
 
 TEST_F(BlockedRemovalTest, C17_Finding38_WhatWasCancelledStaysSoWhereALaterBatchFails) {
-  const auto stopped = cancel(false);
+  const auto stopped = cancel();
   EXPECT_EQ(stopped.items, 10);
   EXPECT_THAT(stopped.stopped_by, HasSubstr("lock timeout"));
   EXPECT_EQ(cancelled(), 10);
   EXPECT_EQ(audited(), 10);
   somebody->session().script("ROLLBACK");
-  const auto rest = cancel(false);
+  const auto rest = cancel();
   EXPECT_EQ(rest.items, 15);
   EXPECT_EQ(rest.stopped_by, "");
   EXPECT_EQ(cancelled(), 25);
@@ -156,17 +163,50 @@ TEST_F(BlockedRemovalTest, C17_Finding38_WhatWasCancelledStaysSoWhereALaterBatch
 }
 
 TEST_F(BlockedRemovalTest, C17_Finding38_StopsWhereTheJobIsAppliedAgainMeanwhile) {
-  remove_old(Leftovers::leave);
+  const auto removal = remove_old(Leftovers::leave)[0].removal;
   std::thread applying([&] {
     EXPECT_TRUE(eventually([&] { return cancelled() == 10; }));
     apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
   });
-  const auto stopped = cancel(true);
+  const auto stopped = cancel(removal);
   applying.join();
   EXPECT_EQ(stopped.items, 10);
   EXPECT_THAT(stopped.stopped_by, HasSubstr("applied again"));
   EXPECT_EQ(cancelled(), 10);
   EXPECT_FALSE(removed());
+}
+
+TEST_F(BlockedRemovalTest, C17_Finding38_LeavesTheItemsToALaterRemovalThatLeavesThem) {
+  DatabaseSettings settings;
+  settings.lock_timeout = 1s;
+  Database removing(Secret(database.url()), settings);
+  store_more();
+  auto removal = std::async(std::launch::async, [&] {
+    return apply_definitions(removing, parse_config("jobs:\n" + plain_job("kept"), "test.yaml"), "ann", false, Leftovers::cancel);
+  });
+  EXPECT_TRUE(eventually([&] { return cancelled() == 5000; }));
+  // Waits for the batch that waits for the key.
+  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  remove_old(Leftovers::leave);
+  somebody->session().script("ROLLBACK");
+  const auto change = removal.get()[0];
+  EXPECT_TRUE(change.is_back);
+  EXPECT_EQ(change.detail, "5025 items waiting; 5000 cancelled");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 25);
+  EXPECT_EQ(database.text("SELECT string_agg(origin, ',') FROM takt.audit WHERE action = 'cancel'"), "file");
+}
+
+TEST_F(RemovalTest, C17_Finding38_TwoCancelsAtOnceShareTheItems) {
+  database->exec(std::string("SELECT takt.enqueue('old', key => 'k' || n) FROM generate_series(1, 500) n"));
+  const auto backlog = *backlog_of(*database, "old");
+  auto first = std::async(std::launch::async, [&] {
+    return cancel_waiting(*database, backlog, {"ann", "command line"}, std::nullopt, 10);
+  });
+  const auto second = cancel_waiting(*database, backlog, {"ann", "command line"}, std::nullopt, 10);
+  const auto other = first.get();
+  EXPECT_EQ(other.stopped_by + second.stopped_by, "");
+  EXPECT_EQ(other.items + second.items, 500);
+  EXPECT_EQ(count_by_state(), "cancelled 500");
 }
 
 TEST_F(RemovalTest, C17_Finding38_WhatIsEnqueuedWhileItCancelsIsLeft) {
@@ -177,7 +217,7 @@ TEST_F(RemovalTest, C17_Finding38_WhatIsEnqueuedWhileItCancelsIsLeft) {
     while (!over) other.exec(std::string("SELECT takt.enqueue('old') FROM generate_series(1, 50)"));
   });
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.items") > 500; }));
-  const auto ended = cancel_waiting(*database, *backlog_of(*database, "old"), "ann", false, 10);
+  const auto ended = cancel_waiting(*database, *backlog_of(*database, "old"), {"ann", "command line"}, std::nullopt, 10);
   over = true;
   enqueuing.join();
   EXPECT_GT(ended.items, 500);
