@@ -86,9 +86,11 @@ Worker::Settings worker_settings(const Config& config) {
   settings.outbound = config.worker.outbound;
   settings.databases = config.databases;
   settings.native = native_functions();
-  // Beside two connections to RabbitMQ, who reads /metrics, and files of certificates, the worker may open its pools.
-  settings.reserved_descriptors += config.database.pool + 1;  // and the heartbeat's connection
-  for (const auto& [name, database] : config.databases) settings.reserved_descriptors += database.pool;
+  // Beside two connections to RabbitMQ, who reads /metrics, and files of certificates, the worker may open its pools, and of
+  // each connection there the deadline has a copy.
+  int connections = config.database.pool + 1;  // and the heartbeat's
+  for (const auto& [name, database] : config.databases) connections += database.pool;
+  settings.reserved_descriptors += 2 * connections;
   return settings;
 }
 

@@ -32,7 +32,8 @@ constexpr std::array kDatabase{
           "connections a service opens at most, beside one for a dispatcher's lease, one for a worker's heartbeat and one where the "
           "leader listens"},
     Field{"connect_timeout", duration, kSecond, 60 * kSecond, "5s", nullptr, "to connect, and to wait for a free connection"},
-    Field{"statement_timeout", duration, kSecond, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
+    Field{"statement_timeout", duration, kSecond, kHour, "30s", nullptr,
+          "PostgreSQL ends a statement that takes longer; where it says nothing for 5 s more, its connection is given up"},
     Field{"lock_timeout", duration, 100, kHour, "5s", nullptr, "PostgreSQL ends a statement that waits longer for a lock"},
     Field{"pooler", choice, 0, 0, "none", "none|transaction",
           "`transaction` behind pgbouncer in transaction mode: nothing prepared, timeouts set in each transaction (three round trips a "
@@ -89,11 +90,13 @@ constexpr std::array kNamedDatabase{
     Field{"role", name, 0, 100, nullptr, nullptr, "role the statements run as (SET ROLE)"},
     Field{"superuser", boolean, 0, 0, "false", nullptr, "allow a role, or a login, that is or can become a superuser"},
     Field{"pool", integer, 1, 100, "4", nullptr, "connections at most, a worker process"},
-    Field{"statement_timeout", duration, 100, kHour, "30s", nullptr, "PostgreSQL ends a statement that takes longer"},
+    Field{"statement_timeout", duration, 100, kHour, "30s", nullptr,
+          "PostgreSQL ends a statement that takes longer; where it says nothing for 5 s more, its connection is given up"},
 };
 constexpr std::array kJob{
     Field{"handler", section, 0, 0, nullptr, nullptr, "what processes an item: exactly one of `http`, `sql`, `native`"},
-    Field{"queue", name, 1, 100, "default", nullptr, "queue its ticks travel through; services declare it themselves. All jobs together use at most 100"},
+    Field{"queue", name, 1, 100, "default", nullptr,
+          "queue its ticks travel through; services declare it themselves. All jobs together use at most 100"},
     Field{"batch_size", integer, 1, 10000, "100", nullptr, "items a run takes at most"},
     Field{"time_budget", duration, kSecond, 24 * kHour, "60s", nullptr, "a run starts no further item after this long"},
     Field{"lease", duration, 2 * kSecond, kHour, "30s", nullptr, "a lost worker's items come back after this long; renewed while it works"},

@@ -6,6 +6,8 @@
 #include <charconv>
 #include <cstdlib>
 #include <set>
+#include <system_error>
+#include <type_traits>
 #include <utility>
 
 #pragma GCC diagnostic push
@@ -16,6 +18,7 @@
 #pragma GCC diagnostic pop
 
 #include "core/db/database.h"
+#include "core/db/deadline.h"
 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
@@ -126,18 +129,29 @@ class Listener final : public pqxx::notification_receiver {
 
 class PqxxConnection final : public DatabaseConnection {
  public:
-  PqxxConnection(const std::string& conninfo, const DatabaseSettings& settings)
-      : connection_(conninfo), prepares_(!settings.transaction_pooler) {
+  /// `own_options`: the URL has some, among which may be a statement_timeout, which then wins.
+  PqxxConnection(const std::string& conninfo, bool own_options, const DatabaseSettings& settings)
+      : connection_(conninfo),
+        deadline_(connection_.sock(), settings.answer_grace),
+        limit_(settings.statement_timeout),
+        prepares_(!settings.transaction_pooler) {
     if (settings.transaction_pooler) {
       for (const auto& [name, value] : session_settings(settings)) local_settings_ += "SET LOCAL " + name + " = '" + value + "';";
     }
 #if PQXX_VERSION_MAJOR < 7
     connection_.inhibit_reactivation(true);  // a lost connection is an error here, not a silent new one
 #endif
-    if (!settings.role.empty()) {
+    asked([&] {
+      const RoundTrip trips(deadline_, limit_);
       pqxx::nontransaction on(connection_);
-      on.exec("SET ROLE " + on.quote_name(settings.role));
-    }
+      if (own_options && !settings.transaction_pooler) limit_ = Duration(on.exec(kAskLimit).at(0).at(0).as<std::int64_t>());
+      if (!settings.role.empty()) on.exec("SET ROLE " + on.quote_name(settings.role));
+      return 0;
+    });
+  }
+  ~PqxxConnection() override {
+    const RoundTrip unlisten(deadline_, limit_);
+    listener_.reset();
   }
 
   Session& session() override {
@@ -146,48 +160,54 @@ class PqxxConnection final : public DatabaseConnection {
   }
 
   void transaction(const std::function<void(Session&)>& body) override {
-    translated([&] {
+    asked([&] {
+      const RoundTrip ends(deadline_, limit_);  // BEGIN, and the ROLLBACK of work's destructor
       pqxx::work work(connection_);
       if (!local_settings_.empty()) work.exec(local_settings_);
       PqxxSession session(*this, &work);
-      body(session);
+      {
+        const RoundTrip none(deadline_, kNoLimit);
+        body(session);
+      }
+      const RoundTrip commit(deadline_, session.limit());
       work.commit();
       return 0;
     });
   }
 
   void outside_transaction(const std::string& sql) override {
-    translated([&] {
+    asked([&] {
       pqxx::nontransaction(connection_).exec(sql);
       return 0;
     });
   }
 
-  [[nodiscard]] bool usable() const override { return connection_.is_open(); }
+  [[nodiscard]] bool usable() const override { return connection_.is_open() && deadline_.given_up_after() == Duration(0); }
 
   std::set<std::string> wait_notifications(Duration timeout, int or_readable) override {
-    return translated([&] {
-      if (!listener_) listener_ = std::make_unique<Listener>(connection_);
-      connection_.get_notifs();
-      if (auto jobs = listener_->take(); !jobs.empty()) return jobs;
+    return asked([&] {
+      if (auto jobs = heard(); !jobs.empty()) return jobs;
       std::array<pollfd, 2> watched{{{connection_.sock(), POLLIN, 0}, {or_readable, POLLIN, 0}}};
       ::poll(watched.data(), watched.size(), static_cast<int>(timeout.count()));
-      if (watched[0].revents != 0) connection_.get_notifs();
-      return listener_->take();
+      return watched[0].revents != 0 ? heard() : std::set<std::string>();
     });
   }
 
  private:
+  static constexpr Duration kNoLimit{0};
+  static constexpr const char* kAskLimit =
+      "SELECT setting FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) 'statement_timeout'";
+
   class PqxxSession final : public Session {
    public:
-    PqxxSession(PqxxConnection& owner, pqxx::transaction_base* within) : owner_(owner), within_(within) {}
+    PqxxSession(PqxxConnection& owner, pqxx::transaction_base* within) : owner_(owner), within_(within), limit_(owner.limit_) {}
 
     Rows exec(const Statement& statement, const Params& params) override {
       if (!owner_.prepares_) return exec(std::string(statement.sql), params);
-      return translated([&] {
+      return owner_.asked([&] {
         if (owner_.prepared_.insert(statement.name).second) {
           try {
-            owner_.connection_.prepare(statement.name, statement.sql);
+            prepare(statement);
           } catch (...) {
             owner_.prepared_.erase(statement.name);
             throw;
@@ -197,32 +217,52 @@ class PqxxConnection final : public DatabaseConnection {
       });
     }
     Rows exec(const std::string& sql, const Params& params) override {
-      return translated([&] { return on([&](pqxx::transaction_base& t) { return run_sql(t, sql, params); }); });
+      return owner_.asked([&] { return on([&](pqxx::transaction_base& t) { return run_sql(t, sql, params); }); });
     }
     Rows script(const std::string& sql) override {
-      return translated([&] { return on([&](pqxx::transaction_base& t) { return t.exec(sql); }); });
+      return owner_.asked([&] { return on([&](pqxx::transaction_base& t) { return t.exec(sql); }); });
     }
+    void limit_statements(Duration limit) override {
+      if (within_ == nullptr) throw std::logic_error("a limit for statements is set within a transaction");
+      script("SET LOCAL statement_timeout = " + std::to_string(limit.count()));
+      limit_ = limit;
+    }
+    [[nodiscard]] Duration limit() const { return limit_; }
 
    private:
+    void prepare(const Statement& statement) {
+      const RoundTrip trip(owner_.deadline_, limit_);
+      owner_.connection_.prepare(statement.name, statement.sql);
+#if PQXX_VERSION_MAJOR < 7
+      owner_.connection_.prepare_now(statement.name);  // and not with the first execution, in the time of one
+#endif
+    }
     template <typename Body>
     Rows on(Body body) {
-      if (within_ != nullptr) return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(*within_)}));
+      if (within_ != nullptr) return answer(*within_, body);
       pqxx::nontransaction autocommit(owner_.connection_);
-      if (owner_.local_settings_.empty()) return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(autocommit)}));
+      if (owner_.local_settings_.empty()) return answer(autocommit, body);
       return bounded(autocommit, body);
+    }
+    template <typename Body>
+    Rows answer(pqxx::transaction_base& on, Body body) {
+      const RoundTrip trip(owner_.deadline_, limit_);
+      return Rows(std::make_shared<Rows::Impl>(Rows::Impl{body(on)}));
     }
     /// A pooler gives each transaction any session, so a statement brings its timeouts along: three round trips.
     template <typename Body>
     Rows bounded(pqxx::nontransaction& plain, Body body) {
-      plain.exec("BEGIN;" + owner_.local_settings_);
+      const auto run = [&](const std::string& sql) { answer(plain, [&](pqxx::transaction_base& t) { return t.exec(sql); }); };
+      run("BEGIN;" + owner_.local_settings_);
       try {
-        auto result = std::make_shared<Rows::Impl>(Rows::Impl{body(plain)});
-        plain.exec("COMMIT");
-        return Rows(std::move(result));
+        auto rows = answer(plain, body);
+        run("COMMIT");
+        return rows;
       } catch (...) {
         try {
-          plain.exec("ROLLBACK");
+          run("ROLLBACK");
         } catch (const std::exception&) {
+          owner_.deadline_.close();
           owner_.connection_.disconnect();  // it may still be in that transaction
         }
         throw;
@@ -230,9 +270,36 @@ class PqxxConnection final : public DatabaseConnection {
     }
     PqxxConnection& owner_;
     pqxx::transaction_base* within_;
+    Duration limit_;
   };
 
+  /// Translates libpqxx's exceptions, and says so where the connection broke because the server did not answer.
+  template <typename Body>
+  std::invoke_result_t<Body> asked(Body body) {
+    return translated([&]() -> std::invoke_result_t<Body> {
+      try {
+        return body();
+      } catch (const pqxx::failure& error) {
+        const auto silent = deadline_.given_up_after();
+        if (silent == Duration(0)) throw;
+        throw DatabaseUnavailable("database: the server did not answer for " + format_duration(silent) +
+                                  ", so its connection was given up: " + first_line(error.what()));
+      }
+    });
+  }
+
+  std::set<std::string> heard() {
+    const RoundTrip trip(deadline_, limit_);
+    if (!listener_) listener_ = std::make_unique<Listener>(connection_);
+    connection_.get_notifs();
+    // Neither of both says so where the connection broke under it, or before.
+    if (!connection_.is_open()) throw pqxx::broken_connection("the connection is lost");
+    return listener_->take();
+  }
+
   pqxx::connection connection_;
+  AnswerDeadline deadline_;
+  Duration limit_;  // of a statement, as the server has it
   bool prepares_;
   std::string local_settings_;  // behind a transaction pooler
   std::set<std::string> prepared_;
@@ -240,8 +307,20 @@ class PqxxConnection final : public DatabaseConnection {
   std::unique_ptr<Listener> listener_;
 };
 
+/// Whether libpq would wait for as long as it takes.
+bool means_for_ever(std::string_view connect_timeout) {
+  int seconds = 1;
+  std::from_chars(connect_timeout.data(), connect_timeout.data() + connect_timeout.size(), seconds);
+  return seconds <= 0;
+}
+
+struct ConnectionInfo {
+  Secret text;
+  bool own_options;  ///< the URL has options
+};
+
 /// The URL with Takt's own settings added, in libpq's key=value form.
-std::string connection_info(const Secret& url, const DatabaseSettings& settings) {
+ConnectionInfo connection_info(const Secret& url, const DatabaseSettings& settings) {
   char* fault = nullptr;
   PQconninfoOption* options = PQconninfoParse(url.reveal().c_str(), &fault);
   if (options == nullptr) {
@@ -261,6 +340,7 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
   std::string given_options;
   for (const auto* option = options; option->keyword != nullptr; ++option) {
     if (option->val == nullptr) continue;
+    if (std::string_view(option->keyword) == "connect_timeout" && means_for_ever(option->val)) continue;
     given.insert(option->keyword);
     if (std::string_view(option->keyword) == "options")
       given_options = option->val;
@@ -286,7 +366,9 @@ std::string connection_info(const Secret& url, const DatabaseSettings& settings)
   } else if (!given_options.empty()) {
     add("options", given_options);
   }
-  return info;
+  ConnectionInfo result{Secret(info), !given_options.empty()};
+  wipe(info);
+  return result;
 }
 
 }  // namespace
@@ -355,10 +437,8 @@ std::string sqlstate_at_end(std::string_view text) {
 
 std::string connection_refusal(const Secret& url, const DatabaseSettings& settings, Duration patience) {
   const auto until = std::chrono::steady_clock::now() + patience;
-  std::string info = connection_info(url, settings);
-  const Secret guard(info);
-  wipe(info);
-  const std::unique_ptr<PGconn, decltype(&PQfinish)> connection(PQconnectStart(guard.reveal().c_str()), PQfinish);
+  const auto info = connection_info(url, settings);
+  const std::unique_ptr<PGconn, decltype(&PQfinish)> connection(PQconnectStart(info.text.reveal().c_str()), PQfinish);
   if (!connection) return "";
   PQsetErrorVerbosity(connection.get(), PQERRORS_SQLSTATE);
   auto status = PQstatus(connection.get()) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
@@ -370,10 +450,15 @@ std::string connection_refusal(const Secret& url, const DatabaseSettings& settin
 }
 
 std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings) {
-  std::string info = connection_info(url, settings);
-  const Secret guard(info);
-  wipe(info);
-  return translated([&]() -> std::unique_ptr<DatabaseConnection> { return std::make_unique<PqxxConnection>(guard.reveal(), settings); });
+  const auto info = connection_info(url, settings);
+  try {
+    return translated([&]() -> std::unique_ptr<DatabaseConnection> {
+      return std::make_unique<PqxxConnection>(info.text.reveal(), info.own_options, settings);
+    });
+  } catch (const std::system_error& error) {
+    throw DatabaseUnavailable(std::string("database: this process has no file descriptor or thread left to watch a connection with: ") +
+                              error.what());
+  }
 }
 
 }  // namespace takt

@@ -135,7 +135,8 @@ class Rows {
 };
 
 /// Something statements can be executed on: a connection (each statement its own transaction) or a transaction.
-/// Not thread-safe.
+/// Not thread-safe. Every call ends: the server ends a statement by its statement_timeout; where it says nothing for
+/// answer_grace more, its connection is given up (DatabaseUnavailable; what came of the statement is not known).
 class Session {
  public:
   virtual ~Session() = default;
@@ -143,14 +144,18 @@ class Session {
   virtual Rows exec(const Statement& statement, const Params& params) = 0;
   /// Unprepared; one statement.
   virtual Rows exec(const std::string& sql, const Params& params) = 0;
-  /// Several statements, no parameters.
+  /// Several statements, no parameters. All together have the time of one.
   virtual Rows script(const std::string& sql) = 0;
+  /// Within a transaction, for what follows in it: another time than statement_timeout. Zero: any, with no deadline either.
+  virtual void limit_statements(Duration limit) = 0;
 };
 
 struct DatabaseSettings {
   int pool = 4;  ///< connections at most
   Duration connect_timeout = std::chrono::seconds(5);
-  Duration statement_timeout = std::chrono::seconds(30);
+  Duration statement_timeout = std::chrono::seconds(30);  ///< zero: none, and no end to the wait for an answer
+  /// After statement_timeout: so long an answer may take to come, and nothing more may move before the connection is given up.
+  Duration answer_grace = std::chrono::seconds(5);
   Duration lock_timeout = std::chrono::seconds(5);
   bool transaction_pooler = false;  ///< behind pgbouncer in transaction mode: nothing prepared, timeouts set in each transaction
   std::string role;                 ///< SET ROLE after connecting; empty: none
@@ -168,8 +173,8 @@ class DatabaseConnection {
   virtual Session& session() = 0;
   /// BEGIN … COMMIT around `body`; ROLLBACK if it throws.
   virtual void transaction(const std::function<void(Session&)>& body) = 0;
-  /// One statement that PostgreSQL runs in no transaction, such as CREATE INDEX CONCURRENTLY. Behind a transaction pooler
-  /// nothing bounds it.
+  /// One statement that PostgreSQL runs in no transaction, such as CREATE INDEX CONCURRENTLY. No deadline here, and behind a
+  /// transaction pooler no timeout of PostgreSQL's.
   virtual void outside_transaction(const std::string& sql) = 0;
   [[nodiscard]] virtual bool usable() const = 0;
   /// Whether the pool shall close it when it is given back, because its session is not as it was.

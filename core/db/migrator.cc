@@ -146,9 +146,11 @@ class Migrator {
   void in_turn(const std::function<void(Session&)>& body) {
     database_.transaction(
         [&](Session& on) {
-          on.script("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = " +
+          on.script("SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL lock_timeout = " +
                     std::to_string(settings_.other_migrator.count()));
+          on.limit_statements(settings_.other_migrator + settings_.patience);
           on.script(kLock);
+          on.limit_statements(settings_.patience);
           on.script("SET LOCAL lock_timeout = " + std::to_string(settings_.lock_timeout.count()));
           body(on);
         },
@@ -180,6 +182,7 @@ class Migrator {
     check_applied(applied, migrations_);
     if (applied.contains(migration.version)) return;
     progress_("applying " + std::string(migration.name));
+    on.limit_statements(Duration(0));  // on a large table it takes as long as it takes
     if (header(migration.sql, "transaction") == "none") {
       // The lock stays with this transaction. An index build waits for whoever has a snapshot, as this has until the next
       // statement replaces the last one's portal.

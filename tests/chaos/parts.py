@@ -1,4 +1,5 @@
 """The private PostgreSQL and RabbitMQ of these tests, which may be killed, stopped and started again on the same ports."""
+import contextlib
 import glob
 import os
 import pathlib
@@ -45,6 +46,14 @@ class PostgreSQL:
 
     def pid(self):
         return int((PG / "data/postmaster.pid").read_text(encoding="utf-8").split()[0])
+
+    def signal(self, what):
+        """To the server, and to each of its processes."""
+        server = self.pid()
+        os.kill(server, what)
+        for child in pathlib.Path(f"/proc/{server}/task/{server}/children").read_text(encoding="utf-8").split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), what)
 
     def control(self, *arguments, **environment):
         subprocess.run([*PG_USER, "env", *(f"{name}={value}" for name, value in environment.items()), f"{PG_BIN}/pg_ctl", "-D", str(PG / "data"), "-l", str(PG / "log"), *arguments], check=True, timeout=120,

@@ -1,4 +1,5 @@
 """PostgreSQL killed, cut off between commit and answer, read-only, full: nothing accepted is lost, nothing done twice."""
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import psycopg2
 
 from chaos import CONFIG, EVERY_SECOND, ChaosTest, eventually
 from parts import listens
+
+# A server that says nothing is given up after 6 to 8 s.
+SHORT = CONFIG.replace("database: {", "database: {statement_timeout: 1s, ")
 
 
 class DatabaseFaults(ChaosTest):
@@ -38,12 +42,12 @@ class DatabaseFaults(ChaosTest):
         self.check_accepted(accepted)
         self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
 
-    def handled_and_waiting(self, count=40):
-        """The usual services, the worker behind a proxy; every item has been called and is answered just after the database
-        went away. At most 50 connections go to one host."""
+    def in_handlers(self, config=CONFIG, count=40):
+        """The usual services, the worker behind a proxy; every item has been called and waits for its answer. At most 50
+        connections go to one host."""
         release = threading.Event()
         self.ledger.behave["/work"] = lambda nth: (release.wait(20) and 200 or 500, {}, b"")
-        self.install(CONFIG)
+        self.install(config)
         self.dispatcher, self.archive = self.start("dispatcher"), self.start("dlq", "archive")
         self.proxy = self.through_proxy("postgresql")
         self.worker = self.start("worker")
@@ -52,6 +56,11 @@ class DatabaseFaults(ChaosTest):
         for n in range(count // 10):  # a run each
             self.publish(channel, {"id": f"external-{self.name}-{n}", "job": "work"})
         eventually(lambda: len(self.ledger.of("/work")) == count, what="every item in its handler")
+        return items, release
+
+    def handled_and_waiting(self):
+        """Every item is answered just after the database went away."""
+        items, release = self.in_handlers()
         self.postgresql.stop("immediate")
         release.set()
         return items
@@ -249,6 +258,42 @@ class DatabaseFaults(ChaosTest):
             drain(20_000)
             self.db.cursor().execute("VACUUM takt.items")
         self.assertLessEqual(size(), peak * 1.05, "what it left is used again")
+
+    @contextlib.contextmanager
+    def frozen(self):
+        """PostgreSQL stands still; its kernel goes on taking what is sent."""
+        self.postgresql.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.postgresql.signal(signal.SIGCONT)
+
+    def test_P7_database_frozen_under_load(self):
+        self.running(SHORT + EVERY_SECOND)
+        load = self.load(100)
+        eventually(lambda: len(self.ledger.of("/work")) > 50)
+        begin = self.now() + 1
+        with self.frozen():
+            time.sleep(12)
+        for service in (self.dispatcher, self.worker):
+            self.assertIn("the server did not answer for ", self.log_of(service), "it waits for ever")
+        count = len(self.ledger.of("/work"))
+        eventually(lambda: len(self.ledger.of("/work")) > count + 20, 30, "work afterwards")
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+        self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+
+    def test_P7b_what_was_being_done_while_the_database_froze_is_not_done_again(self):
+        items, release = self.in_handlers(SHORT)
+        with self.frozen():
+            release.set()
+            time.sleep(12)
+        self.assertIn("the server did not answer for ", self.log_of(self.worker))
+        self.check_accepted(items)
+        self.assertEqual(len(self.ledger.of("/work")), len(items), "an item was called again though its worker lived")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0)
 
     def test_P5_disk_full(self):
         """A tablespace on a small file system holds the items; it fills, and room returns."""

@@ -1,0 +1,132 @@
+#include "core/db/deadline.h"
+
+#include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <set>
+#include <system_error>
+
+namespace takt {
+
+/// The thread that looks at all deadlines of the process. It is there as long as a connection is.
+class Watchdog {
+ public:
+  /// The process's one, or a new one.
+  static std::shared_ptr<Watchdog> of_process() {
+    static std::mutex mutex;
+    static std::weak_ptr<Watchdog> there;
+    const std::scoped_lock lock(mutex);
+    auto found = there.lock();
+    if (!found) there = found = std::make_shared<Watchdog>();
+    return found;
+  }
+
+  Watchdog() {
+    // Signals are for the threads that wait for them.
+    sigset_t all, before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_BLOCK, &all, &before);
+    try {
+      thread_ = std::thread([this] { run(); });
+    } catch (...) {
+      ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+      throw;
+    }
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
+  ~Watchdog() {
+    {
+      const std::scoped_lock lock(mutex_);
+      over_ = true;
+    }
+    ended_.notify_one();
+    thread_.join();
+  }
+
+  void add(AnswerDeadline* deadline) {
+    const std::scoped_lock lock(mutex_);
+    watched_.insert(deadline);
+  }
+  void remove(AnswerDeadline* deadline) {
+    const std::scoped_lock lock(mutex_);
+    watched_.erase(deadline);
+  }
+
+ private:
+  static constexpr Duration kBetweenLooks = std::chrono::seconds(1);
+
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!ended_.wait_for(lock, kBetweenLooks, [this] { return over_; })) {
+      for (auto* deadline : watched_) deadline->look(std::chrono::steady_clock::now());
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  bool over_ = false;                  // guarded by mutex_
+  std::set<AnswerDeadline*> watched_;  // guarded by mutex_, as is what look() uses of each
+  std::thread thread_;
+};
+
+namespace {
+
+std::int64_t nanoseconds(SteadyTime time) { return std::chrono::nanoseconds(time.time_since_epoch()).count(); }
+
+/// Bytes that the peer has acknowledged, and that came from it. Always 0 on a Unix socket: there nothing is long under way.
+std::uint64_t bytes_moved(int socket) {
+  tcp_info info{};
+  socklen_t length = sizeof info;
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return 0;
+  return info.tcpi_bytes_acked + info.tcpi_bytes_received;
+}
+
+}  // namespace
+
+AnswerDeadline::AnswerDeadline(int socket, Duration grace) : grace_(grace), socket_(::fcntl(socket, F_DUPFD_CLOEXEC, 0)) {
+  if (socket_ < 0) throw std::system_error(errno, std::generic_category());
+  try {
+    watchdog_ = Watchdog::of_process();
+    watchdog_->add(this);
+  } catch (...) {
+    ::close(socket_);
+    throw;
+  }
+}
+
+void AnswerDeadline::close() {
+  if (!watchdog_) return;
+  watchdog_->remove(this);
+  watchdog_.reset();
+  ::close(socket_);
+}
+
+Duration AnswerDeadline::begin(Duration limit) {
+  const bool any = limit <= Duration(0);
+  deadline_ = any ? 0 : nanoseconds(std::chrono::steady_clock::now() + limit + grace_);
+  return std::exchange(limit_, limit);
+}
+
+void AnswerDeadline::look(SteadyTime now) {
+  auto deadline = deadline_.load();
+  if (deadline == 0) return;
+  // A large request or answer on a slow way is no silence.
+  const auto moved = bytes_moved(socket_);
+  if (deadline != seen_deadline_) seen_since_ = now;
+  if (deadline != seen_deadline_ || moved != seen_moved_) still_since_ = now;
+  seen_deadline_ = deadline;
+  seen_moved_ = moved;
+  if (nanoseconds(now) < deadline || now < still_since_ + grace_) return;
+  // Not if the answer has come just now.
+  if (!deadline_.compare_exchange_strong(deadline, 0)) return;
+  given_up_after_ = std::max<std::int64_t>(1, std::chrono::floor<std::chrono::milliseconds>(now - seen_since_).count());
+  ::shutdown(socket_, SHUT_RDWR);
+}
+
+}  // namespace takt
