@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -77,8 +78,6 @@ class Watchdog {
 
 namespace {
 
-std::int64_t nanoseconds(SteadyTime time) { return std::chrono::nanoseconds(time.time_since_epoch()).count(); }
-
 /// Bytes that the peer has acknowledged, and that came from it. Always 0 on a Unix socket: there nothing is long under way.
 std::uint64_t bytes_moved(int socket) {
   tcp_info info{};
@@ -108,23 +107,25 @@ void AnswerDeadline::close() {
 }
 
 Duration AnswerDeadline::begin(Duration limit) {
-  const bool any = limit <= Duration(0);
-  deadline_ = any ? 0 : nanoseconds(std::chrono::steady_clock::now() + limit + grace_);
+  constexpr std::int64_t kMost = 0xffffffff;
+  const auto ms = static_cast<std::uint64_t>(std::clamp<std::int64_t>(limit.count(), 0, kMost));
+  trip_ = ms == 0 ? 0 : static_cast<std::uint64_t>(++trips_) << 32 | ms;
   return std::exchange(limit_, limit);
 }
 
 void AnswerDeadline::look(SteadyTime now) {
-  auto deadline = deadline_.load();
-  if (deadline == 0) return;
+  auto trip = trip_.load();
+  if (trip == 0) return;
   // A large request or answer on a slow way is no silence.
   const auto moved = bytes_moved(socket_);
-  if (deadline != seen_deadline_) seen_since_ = now;
-  if (deadline != seen_deadline_ || moved != seen_moved_) still_since_ = now;
-  seen_deadline_ = deadline;
+  if (trip != seen_trip_) seen_since_ = now;
+  if (trip != seen_trip_ || moved != seen_moved_) still_since_ = now;
+  seen_trip_ = trip;
   seen_moved_ = moved;
-  if (nanoseconds(now) < deadline || now < still_since_ + grace_) return;
+  const Duration limit(static_cast<std::int64_t>(trip & 0xffffffff));
+  if (now < seen_since_ + limit + grace_ || now < still_since_ + grace_) return;
   // Not if the answer has come just now.
-  if (!deadline_.compare_exchange_strong(deadline, 0)) return;
+  if (!trip_.compare_exchange_strong(trip, 0)) return;
   given_up_after_ = std::max<std::int64_t>(1, std::chrono::floor<std::chrono::milliseconds>(now - seen_since_).count());
   ::shutdown(socket_, SHUT_RDWR);
 }

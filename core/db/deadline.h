@@ -13,7 +13,7 @@ class Watchdog;
 
 /// The deadline of one connected socket, on which one thread waits for one answer at a time. The process's watchdog looks once
 /// a second: past the deadline, and when nothing has moved on the socket for the grace either, it shuts the socket down, and
-/// whoever waits finds it broken. At most two looks late. Setting a deadline costs no system call.
+/// whoever waits finds it broken. At most two looks late: a wait begins when it is first looked at, so that to set a deadline is one store.
 class AnswerDeadline {
  public:
   /// Keeps a copy of the descriptor, since libpq may close its own, whose number is then another's.
@@ -40,11 +40,12 @@ class AnswerDeadline {
   const Duration grace_;
   int socket_;
   std::shared_ptr<Watchdog> watchdog_;
-  Duration limit_{0};                      // the owner's
-  std::atomic<std::int64_t> deadline_{0};  // steady clock's nanoseconds; 0: none
+  Duration limit_{0};                   // the owner's
+  std::uint32_t trips_ = 0;             // the owner's
+  std::atomic<std::uint64_t> trip_{0};  // which one, and its limit in milliseconds below; 0: none
   std::atomic<std::int64_t> given_up_after_{0};
-  // The watchdog's: which deadline it saw, since when, how much had moved by then, and since when nothing has.
-  std::int64_t seen_deadline_ = 0;
+  // The watchdog's: which one it saw, since when, how much had moved by then, and since when nothing has.
+  std::uint64_t seen_trip_ = 0;
   std::uint64_t seen_moved_ = 0;
   SteadyTime seen_since_, still_since_;
 };
