@@ -126,12 +126,14 @@ void act_on_ids(Database& database, const ActingOptions& options, const std::str
 void cancel_of_job(Database& database, const ActingOptions& options) {
   const auto backlog = backlog_of(database, options.job);
   if (!backlog) throw CommandFailed("there is no job \"" + options.job + "\", and there was none");
+  const auto removal = removal_of(database, backlog->job_id);
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
-  const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, std::nullopt);
+  const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, removal);
   std::cout << cancelled.items << " items cancelled\n";
   if (!cancelled.stopped_by.empty())
-    throw CommandFailed("stopped before the end: " + cancelled.stopped_by + "; repeat the command for the rest");
+    throw CommandFailed("stopped before the end: " + cancelled.stopped_by +
+                        (cancelled.job_is_back ? "; what is left is its work" : "; repeat the command for the rest"));
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {

@@ -53,18 +53,23 @@ Secret required_environment(const char* name, const char* example) {
   return Secret(value);
 }
 
-std::unique_ptr<Database> Context::open_database(int pool) {
+std::unique_ptr<Database> Context::open_database(int pool, bool vital) {
   const auto& settings = config_or_defaults().database;
   DatabaseSettings wanted;
   wanted.pool = pool;
   wanted.connect_timeout = settings.connect_timeout;
   wanted.statement_timeout = settings.statement_timeout;
+  if (vital) {
+    // Leases end meanwhile: who keeps them has to know soon that nobody answers.
+    wanted.statement_timeout = std::min<Duration>(wanted.statement_timeout, std::chrono::seconds(5));
+    wanted.answer_grace = std::chrono::seconds(1);
+  }
   wanted.lock_timeout = settings.lock_timeout;
   wanted.transaction_pooler = settings.transaction_pooler;
   return std::make_unique<Database>(required_environment("TAKT_DATABASE_URL", "postgresql://user:password@host:5432/database"), wanted);
 }
 
-std::unique_ptr<Database> Context::vital_database() { return open_database(1); }
+std::unique_ptr<Database> Context::vital_database() { return open_database(1, true); }
 
 Database& Context::database() {
   if (!database_) {

@@ -60,7 +60,8 @@ class Context {
  private:
   [[nodiscard]] bool config_is_there() const;
   [[nodiscard]] std::string no_config() const;
-  std::unique_ptr<Database> open_database(int pool);
+  /// `vital`: of a lease or heartbeat.
+  std::unique_ptr<Database> open_database(int pool, bool vital = false);
 
   std::optional<Config> config_, defaults_;
   std::unique_ptr<Database> database_;

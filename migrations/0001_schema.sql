@@ -17,6 +17,7 @@ CREATE TABLE takt.jobs (
   paused        boolean NOT NULL DEFAULT false,
   held_until    timestamptz,                -- a worker leaves its destination alone and declined a tick: no other before then, at most 1 s
   removed_at    timestamptz,
+  cancelling    boolean NOT NULL DEFAULT false,  -- removed by an apply that cancels its items, and has not come to their end
   version       bigint NOT NULL DEFAULT nextval('takt.definitions_version'),
   updated_at    timestamptz NOT NULL DEFAULT now()
 );
@@ -513,15 +514,15 @@ EXCEPTION
     RETURN '(too large to be shown)';
 END $$;
 
--- Whether it is too large, where that is plain, or has to be asked of payload_bytes(). To measure it, its text is made (by
--- jsonb_send(), a byte longer, whose set-up is cheaper than a cast's), which takes 0.4 us for 100 bytes, a fifth of what an item
+-- Whether it is too large, where that is plain, or has to be asked of payload_bytes(). To measure it, its text is made (by the
+-- functions that a cast calls, whose set-up is cheaper than a cast's; jsonb_send() would convert it to what the client reads), which takes 0.4 us for 100 bytes, a fifth of what an item
 -- of a set takes; so the smallest go unmeasured: in 128 bytes are at most seven numbers, of at most 131,072 digits each, and a
 -- claim of 512 such items can still be handed out. What takes longer, or is compressed, is measured apart. PostgreSQL inlines this.
 CREATE FUNCTION takt.payload_is_large(payload jsonb) RETURNS boolean LANGUAGE sql STABLE AS $$
   SELECT pg_catalog.pg_column_compression(payload) IS NOT NULL
       OR (pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.>) 128
           AND (pg_catalog.pg_column_size(payload) OPERATOR(pg_catalog.>) 4096
-               OR pg_catalog.octet_length(pg_catalog.jsonb_send(payload)) OPERATOR(pg_catalog.>) 524289)) $$;
+               OR pg_catalog.octet_length(pg_catalog.textin(pg_catalog.jsonb_out(payload))) OPERATOR(pg_catalog.>) 524288)) $$;
 
 -- Says what is wrong with an item that will not be taken; does nothing if all is well. `place`: which one of a set.
 CREATE FUNCTION takt.refuse_item(payload jsonb, key text, run_at timestamptz, priority integer, place bigint DEFAULT NULL) RETURNS void

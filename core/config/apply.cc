@@ -18,6 +18,8 @@ struct StoredJob {
   std::int64_t id;
   json definition;
   bool removed;
+  std::int64_t version;
+  bool cancelling;
 };
 struct StoredSchedule {
   std::int64_t id;
@@ -37,11 +39,13 @@ json schedule_fields(const ScheduleDefinition& schedule, const std::optional<std
 }
 
 std::map<std::string, StoredJob> read_jobs(Session& on) {
-  const auto rows =
-      on.exec(std::string("SELECT id, name, definition::text, removed_at IS NOT NULL FROM takt.jobs WHERE source = 'file'"), {});
+  const auto rows = on.exec(
+      std::string("SELECT id, name, definition::text, removed_at IS NOT NULL, version, cancelling FROM takt.jobs WHERE source = 'file'"),
+      {});
   std::map<std::string, StoredJob> jobs;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    jobs[std::string(rows.text(i, 1))] = {rows.integer(i, 0), json::parse(rows.text(i, 2)), rows.boolean(i, 3)};
+    jobs[std::string(rows.text(i, 1))] = {rows.integer(i, 0), json::parse(rows.text(i, 2)), rows.boolean(i, 3), rows.integer(i, 4),
+                                          rows.boolean(i, 5)};
   }
   return jobs;
 }
@@ -118,7 +122,10 @@ class Apply {
       note('-', "schedule " + name, "");
     }
     for (const auto& [name, stored] : jobs) {
-      if (!stored.removed) remove_job(name, stored.id);
+      if (!stored.removed)
+        remove_job(name, stored.id);
+      else if (stored.cancelling && leftovers_ == Leftovers::cancel)
+        go_on_cancelling(name, stored);
     }
     return std::move(changes_);
   }
@@ -152,15 +159,22 @@ class Apply {
   void remove_job(const std::string& name, std::int64_t id) {
     auto backlog = backlog_of(on_, id);
     std::string detail = backlog.text();
-    const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), version = nextval('takt.definitions_version'),"
-                                           " updated_at = now() WHERE id = $1 RETURNING version"),
-                               Params::of(id));
+    const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), cancelling = $2, version ="
+                                           " nextval('takt.definitions_version'), updated_at = now() WHERE id = $1 RETURNING version"),
+                               Params::of(id, backlog.has_items() && leftovers_ == Leftovers::cancel));
     end_unbegun_ticks(on_, id);
     if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
-    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; what waits is cancelled";
+    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; what waits is to be cancelled";
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
     changes_.back().removal = rows.integer(0, 0);
+  }
+
+  /// An apply before this one was stopped after it had removed the job.
+  void go_on_cancelling(const std::string& name, const StoredJob& stored) {
+    auto backlog = backlog_of(on_, stored.id);
+    if (!backlog.has_items()) return;
+    changes_.push_back({'-', "job " + name, backlog.text() + "; what waits is to be cancelled", std::move(backlog), stored.version});
   }
 
   std::int64_t put_job(const JobDefinition& job, std::map<std::string, StoredJob>& stored) {
@@ -173,7 +187,7 @@ class Apply {
       VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'file')
       ON CONFLICT (name) DO UPDATE
          SET queue = excluded.queue, definition = excluded.definition, batch_size = excluded.batch_size, concurrency = excluded.concurrency,
-             max_attempts = excluded.max_attempts, dedupe_window = excluded.dedupe_window, removed_at = NULL,
+             max_attempts = excluded.max_attempts, dedupe_window = excluded.dedupe_window, removed_at = NULL, cancelling = false,
              version = nextval('takt.definitions_version'), updated_at = now()
        WHERE j.source = 'file'
       RETURNING id
@@ -246,6 +260,9 @@ void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes
     change.detail = change.backlog->text() + "; " + std::to_string(cancelled.items) + " cancelled";
     change.not_cancelled = cancelled.stopped_by;
     change.is_back = cancelled.job_is_back;
+    if (!cancelled.stopped_by.empty()) continue;
+    database.exec(std::string("UPDATE takt.jobs SET cancelling = false WHERE id = $1 AND version = $2"),
+                  Params::of(change.backlog->job_id, change.removal));
   }
 }
 

@@ -148,6 +148,13 @@ std::optional<Backlog> backlog_of(Database& database, const std::string& job) {
   return backlog_in(rows, 0);
 }
 
+std::optional<std::int64_t> removal_of(Database& database, std::int64_t job_id) {
+  const auto rows =
+      database.exec(std::string("SELECT version FROM takt.jobs WHERE id = $1 AND removed_at IS NOT NULL"), Params::of(job_id));
+  if (rows.empty()) return std::nullopt;
+  return rows.integer(0, 0);
+}
+
 std::vector<Backlog> removed_with_items(Database& database) {
   const auto rows = database.exec(kRemoved, Params::of(Backlog::kMostCounted));
   std::vector<Backlog> removed;

@@ -26,6 +26,8 @@ struct Backlog {
 Backlog backlog_of(Session& on, std::int64_t job_id);
 /// By name, of a removed job as well; nothing if there never was one.
 std::optional<Backlog> backlog_of(Database& database, const std::string& job);
+/// The version that its removal gave the job; nothing if it is not removed.
+std::optional<std::int64_t> removal_of(Database& database, std::int64_t job_id);
 /// Jobs that were removed and still have items, by name. Reads three index entries a removed job, and counts for these alone.
 std::vector<Backlog> removed_with_items(Database& database);
 

@@ -129,8 +129,7 @@ class Listener final : public pqxx::notification_receiver {
 
 class PqxxConnection final : public DatabaseConnection {
  public:
-  /// `own_options`: the URL has some, among which may be a statement_timeout, which then wins.
-  PqxxConnection(const std::string& conninfo, bool own_options, const DatabaseSettings& settings)
+  PqxxConnection(const std::string& conninfo, const DatabaseSettings& settings)
       : connection_(conninfo),
         deadline_(connection_.sock(), settings.answer_grace),
         limit_(settings.statement_timeout),
@@ -144,13 +143,15 @@ class PqxxConnection final : public DatabaseConnection {
     asked([&] {
       const RoundTrip trips(deadline_, limit_);
       pqxx::nontransaction on(connection_);
-      if (own_options && !settings.transaction_pooler) limit_ = Duration(on.exec(kAskLimit).at(0).at(0).as<std::int64_t>());
+      if (!settings.transaction_pooler) limit_ = Duration(on.exec(kAskLimit).at(0).at(0).as<std::int64_t>());
       if (!settings.role.empty()) on.exec("SET ROLE " + on.quote_name(settings.role));
       return 0;
     });
   }
   ~PqxxConnection() override {
-    const RoundTrip unlisten(deadline_, limit_);
+    // No UNLISTEN: the session ends, and a server that stands still would be waited for.
+    deadline_.close();
+    connection_.disconnect();
     listener_.reset();
   }
 
@@ -299,7 +300,7 @@ class PqxxConnection final : public DatabaseConnection {
 
   pqxx::connection connection_;
   AnswerDeadline deadline_;
-  Duration limit_;  // of a statement, as the server has it
+  Duration limit_;  // of a statement, as the server has it: the URL's options may say another, or a proxy leave ours out
   bool prepares_;
   std::string local_settings_;  // behind a transaction pooler
   std::set<std::string> prepared_;
@@ -309,18 +310,11 @@ class PqxxConnection final : public DatabaseConnection {
 
 /// Whether libpq would wait for as long as it takes.
 bool means_for_ever(std::string_view connect_timeout) {
-  int seconds = 1;
-  std::from_chars(connect_timeout.data(), connect_timeout.data() + connect_timeout.size(), seconds);
-  return seconds <= 0;
+  return std::strtol(std::string(connect_timeout).c_str(), nullptr, 10) <= 0;  // as libpq reads it
 }
 
-struct ConnectionInfo {
-  Secret text;
-  bool own_options;  ///< the URL has options
-};
-
 /// The URL with Takt's own settings added, in libpq's key=value form.
-ConnectionInfo connection_info(const Secret& url, const DatabaseSettings& settings) {
+Secret connection_info(const Secret& url, const DatabaseSettings& settings) {
   char* fault = nullptr;
   PQconninfoOption* options = PQconninfoParse(url.reveal().c_str(), &fault);
   if (options == nullptr) {
@@ -366,7 +360,7 @@ ConnectionInfo connection_info(const Secret& url, const DatabaseSettings& settin
   } else if (!given_options.empty()) {
     add("options", given_options);
   }
-  ConnectionInfo result{Secret(info), !given_options.empty()};
+  Secret result(info);
   wipe(info);
   return result;
 }
@@ -438,7 +432,7 @@ std::string sqlstate_at_end(std::string_view text) {
 std::string connection_refusal(const Secret& url, const DatabaseSettings& settings, Duration patience) {
   const auto until = std::chrono::steady_clock::now() + patience;
   const auto info = connection_info(url, settings);
-  const std::unique_ptr<PGconn, decltype(&PQfinish)> connection(PQconnectStart(info.text.reveal().c_str()), PQfinish);
+  const std::unique_ptr<PGconn, decltype(&PQfinish)> connection(PQconnectStart(info.reveal().c_str()), PQfinish);
   if (!connection) return "";
   PQsetErrorVerbosity(connection.get(), PQERRORS_SQLSTATE);
   auto status = PQstatus(connection.get()) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
@@ -452,9 +446,7 @@ std::string connection_refusal(const Secret& url, const DatabaseSettings& settin
 std::unique_ptr<DatabaseConnection> connect_database(const Secret& url, const DatabaseSettings& settings) {
   const auto info = connection_info(url, settings);
   try {
-    return translated([&]() -> std::unique_ptr<DatabaseConnection> {
-      return std::make_unique<PqxxConnection>(info.text.reveal(), info.own_options, settings);
-    });
+    return translated([&]() -> std::unique_ptr<DatabaseConnection> { return std::make_unique<PqxxConnection>(info.reveal(), settings); });
   } catch (const std::system_error& error) {
     throw DatabaseUnavailable(std::string("database: this process has no file descriptor or thread left to watch a connection with: ") +
                               error.what());

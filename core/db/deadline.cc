@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -78,12 +79,14 @@ class Watchdog {
 
 namespace {
 
-/// Bytes that the peer has acknowledged, and that came from it. Always 0 on a Unix socket: there nothing is long under way.
+/// Bytes that the peer has acknowledged, and that came from it. On a Unix socket those that lie there unread: there nothing is
+/// long under way, but this process may have been stopped itself.
 std::uint64_t bytes_moved(int socket) {
   tcp_info info{};
   socklen_t length = sizeof info;
-  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return 0;
-  return info.tcpi_bytes_acked + info.tcpi_bytes_received;
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) == 0) return info.tcpi_bytes_acked + info.tcpi_bytes_received;
+  int unread = 0;
+  return ::ioctl(socket, FIONREAD, &unread) == 0 ? static_cast<std::uint64_t>(unread) : 0;
 }
 
 }  // namespace
@@ -124,9 +127,12 @@ void AnswerDeadline::look(SteadyTime now) {
   seen_moved_ = moved;
   const Duration limit(static_cast<std::int64_t>(trip & 0xffffffff));
   if (now < seen_since_ + limit + grace_ || now < still_since_ + grace_) return;
-  // Not if the answer has come just now.
-  if (!trip_.compare_exchange_strong(trip, 0)) return;
+  // Said before it is done, so that nobody takes the connection for a good one in between.
   given_up_after_ = std::max<std::int64_t>(1, std::chrono::floor<std::chrono::milliseconds>(now - seen_since_).count());
+  if (!trip_.compare_exchange_strong(trip, 0)) {
+    given_up_after_ = 0;  // the answer has come just now
+    return;
+  }
   ::shutdown(socket_, SHUT_RDWR);
 }
 

@@ -195,6 +195,7 @@ class Migrator {
     } else {
       on.script(std::string(migration.sql));
     }
+    on.limit_statements(settings_.patience);
     on.exec(std::string("INSERT INTO takt.schema_migrations (version, name, checksum, oldest) VALUES ($1, $2, $3, $4)"),
             Params::of(migration.version, migration.name, checksum(migration.sql), oldest_of(migration)));
     ++report_.applied;

@@ -72,7 +72,7 @@ class Removal(TaktTest):
         self.assertIn("- job old: 1 item waiting; 1 cancelled\n", self.takt("apply", "--cancel-items", "--by", "ann"))
         self.assertEqual(self.state(item), "cancelled")
         self.assertEqual(self.rows("SELECT who, action, detail #>> '{}' FROM takt.audit WHERE subject = 'job old' AND action <> 'create' ORDER BY id"),
-                         [("ann", "remove", "1 item waiting; what waits is cancelled"), ("ann", "cancel", '{"items": 1}')])
+                         [("ann", "remove", "1 item waiting; what waits is to be cancelled"), ("ann", "cancel", '{"items": 1}')])
         self.write(OLD)
         self.takt("apply")
         self.start("up")
@@ -92,11 +92,13 @@ class Removal(TaktTest):
                          "lock timeout", "takt items cancel --job JOB"):
                 self.assertIn(part, told)
             self.assertTrue(self.removed())
+            self.assertIn("lock timeout", self.takt("apply", "--cancel-items", expect=1), "it goes on where it was stopped")
             told = self.takt("items", "cancel", "--job", "old", "--yes", expect=1)
             self.assertIn("0 items cancelled\n", told)
             self.assertIn("repeat the command for the rest", told)
-        self.assertEqual(self.takt("items", "cancel", "--job", "old", "--yes"), "3 items cancelled\n")
+        self.assertIn("- job old: 3 items waiting; 3 cancelled\n1 difference, applied\n", self.takt("apply", "--cancel-items"))
         self.assertEqual([self.state(item) for item in items], ["cancelled"] * 3)
+        self.assertEqual(self.takt("apply", "--cancel-items"), "0 differences\n")
 
     def test_C17_finding38_what_was_left_of_a_removed_job_is_ended_by_its_name(self):
         self.install(OLD)

@@ -373,6 +373,18 @@ TEST_F(CallersTest, LargeClaimsTakeAllThatIsDueInTurn) {
 
 // C5, finding 26 ------------------------------------------------------------------------------------------------------------------
 
+TEST_F(CallersTest, C2_Finding8_WhatTheClientCannotReadIsEnqueuedAllTheSame) {
+  database.apply(plain_job("demo"));
+  const auto latin = database->dedicated();
+  latin->session().script("SET client_encoding = 'LATIN1'");
+  const std::string payload = "jsonb_build_object('a', repeat(chr(20013), 60))";  // 180 bytes that LATIN1 has no letter for
+  latin->session().script("SELECT takt.enqueue('demo', " + payload + ")");
+  latin->session().script("SELECT takt.enqueue('demo', " + payload + ", 'k')");
+  latin->session().script("SELECT count(*) FROM takt.enqueue_many('demo', ARRAY[" + payload + "])");
+  latin->session().script("SELECT count(*) FROM takt.enqueue_many('demo', ARRAY[" + payload + "], keys => ARRAY['l'])");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.items WHERE payload = " + payload), 4);
+}
+
 TEST_F(CallersTest, C5_Finding26_ASetWhoseArraysDoNotFitIsRefusedAndNothingIsStored) {
   database.apply(plain_job("demo"));
   const auto refused = [&](const std::string& arguments, const std::string& words) {

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <filesystem>
 #include <future>
@@ -46,10 +47,10 @@ class Frozen {
 
 std::int64_t backend_of(Session& on) { return on.exec(std::string("SELECT pg_backend_pid()"), {}).integer(0, 0); }
 
-/// 300 ms for a statement, and 200 more before it is given up; the watchdog looks once a second.
+/// A second for a statement, and 200 ms more before it is given up; the watchdog looks once a second.
 DatabaseSettings hasty() {
   DatabaseSettings settings;
-  settings.statement_timeout = 300ms;
+  settings.statement_timeout = 1s;
   settings.answer_grace = 200ms;
   settings.pool = 1;
   return settings;
@@ -117,7 +118,6 @@ TEST(FrozenServer, EveryCallEndsAndSaysWhy) {
   });
   expect("one under way", [](DatabaseConnection& c, const Freeze& freeze) {
     auto& session = c.session();
-    std::optional<std::thread> during;
     const auto pid = backend_of(session);
     freeze(session);
     ::kill(static_cast<pid_t>(pid), SIGCONT);
@@ -126,7 +126,7 @@ TEST(FrozenServer, EveryCallEndsAndSaysWhy) {
       ::kill(static_cast<pid_t>(pid), SIGSTOP);
     });
     try {
-      session.exec(std::string("SELECT pg_sleep(0.25)"), {});
+      session.exec(std::string("SELECT pg_sleep(10)"), {});
     } catch (...) {
       later.join();
       throw;
@@ -160,7 +160,7 @@ TEST(FrozenServer, EveryCallEndsAndSaysWhy) {
   for (auto& call : calls) call.join();
 }
 
-TEST(FrozenServer, ARollbackAndAnUnlistenEndToo) {
+TEST(FrozenServer, ARollbackAndACloseEndToo) {
   TestDatabase database(false);
   const auto settings = hasty();
   struct Own {};
@@ -194,26 +194,27 @@ TEST(FrozenServer, ThePoolGoesOnWithANewConnection) {
 }
 
 TEST(FrozenServer, AConnectEndsWhateverTheUrlSays) {
-  const int silent = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  ASSERT_EQ(::bind(silent, reinterpret_cast<sockaddr*>(&address), length), 0);
-  ASSERT_EQ(::listen(silent, 8), 0);
-  ::getsockname(silent, reinterpret_cast<sockaddr*>(&address), &length);
-  const std::string url = "postgresql://nobody@127.0.0.1:" + std::to_string(ntohs(address.sin_port)) + "/none?connect_timeout=";
-  auto settings = hasty();
-  settings.connect_timeout = 2s;
-  for (const char* given : {"0", "-1"}) {
+  for (const char* given : {"0", "-1", "%200", "+0"}) {
+    const int silent = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t length = sizeof address;
+    ASSERT_EQ(::bind(silent, reinterpret_cast<sockaddr*>(&address), length), 0);
+    ASSERT_EQ(::listen(silent, 8), 0);
+    ::getsockname(silent, reinterpret_cast<sockaddr*>(&address), &length);
+    const std::string url = "postgresql://nobody@127.0.0.1:" + std::to_string(ntohs(address.sin_port)) + "/none?connect_timeout=";
+    auto settings = hasty();
+    settings.connect_timeout = 2s;
     const auto began = std::chrono::steady_clock::now();
     auto connecting = std::async(std::launch::async, [&] { return connect_database(Secret(url + given), settings); });
     EXPECT_EQ(connecting.wait_for(10s), std::future_status::ready) << given;
     ::shutdown(silent, SHUT_RDWR);
     EXPECT_THROW(connecting.get(), DatabaseUnavailable) << given;
+    EXPECT_GT(seconds_since(began), 1) << given << ": nobody refused it";
     EXPECT_LT(seconds_since(began), kSeconds) << given;
+    ::close(silent);
   }
-  ::close(silent);
 }
 
 TEST(Deadline, LeavesAloneWhatIsNoWaitForAnAnswer) {
@@ -241,7 +242,7 @@ TEST(Deadline, ComesAfterTheServersOwnTimeout) {
   } catch (const DatabaseError& error) {
     EXPECT_EQ(error.sqlstate(), "57014");
   }
-  EXPECT_NO_THROW(pool.exec(std::string("SELECT pg_sleep(1.8)")));
+  EXPECT_NO_THROW(pool.exec(std::string("SELECT pg_sleep(1)")));
 }
 
 TEST(Deadline, IsWhereTheServersTimeoutIs) {
@@ -332,14 +333,19 @@ TEST(Deadline, TheWatchdogIsThereAsLongAsAConnectionIs) {
     return std::distance(std::filesystem::directory_iterator(folder), std::filesystem::directory_iterator());
   };
   const Ends ends;
-  const auto threads = count("/proc/self/task"), descriptors = count("/proc/self/fd");
+  auto threads = count("/proc/self/task");
+  for (int i = 0; i < 50; ++i) {  // a thread that was joined is still seen for a moment
+    std::this_thread::sleep_for(2ms);
+    threads = std::min(threads, count("/proc/self/task"));
+  }
+  const auto descriptors = count("/proc/self/fd");
   for (int i = 0; i < 3; ++i) {
     AnswerDeadline one(ends.near, 1s), two(ends.far, 1s);
-    EXPECT_EQ(count("/proc/self/task"), threads + 1);
+    EXPECT_TRUE(eventually([&] { return count("/proc/self/task") == threads + 1; }));
     two.close();
     EXPECT_EQ(count("/proc/self/fd"), descriptors + 1);
   }
-  EXPECT_EQ(count("/proc/self/task"), threads);
+  EXPECT_TRUE(eventually([&] { return count("/proc/self/task") == threads; }));
   EXPECT_EQ(count("/proc/self/fd"), descriptors);
 }
 

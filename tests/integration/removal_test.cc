@@ -113,7 +113,7 @@ TEST_F(RemovalTest, C17_Finding38_CancelsWhatWaitsInBatchesAndReleasesItsKeys) {
       database.number("SELECT count(*) FROM takt.ended_items WHERE class = 'cancelled' AND payload = '{\"a\": 1}' AND key IS NOT NULL"),
       11998);
   EXPECT_THAT(database.text("SELECT detail #>> '{}' FROM takt.audit WHERE who = 'ann' AND action = 'remove' AND subject = 'job old'"),
-              HasSubstr("what waits is cancelled"));
+              HasSubstr("what waits is to be cancelled"));
   EXPECT_EQ(database.text("SELECT count(*) || ' ' || sum((detail->>'items')::int) FROM takt.audit WHERE who = 'ann' AND action = 'cancel'"),
             "5 11998")
       << "a line a batch: 5,000, 5,000 and 1,988 pending, 5 blocked, 5 suspect";
@@ -138,7 +138,7 @@ struct BlockedRemovalTest : RemovalTest {
   }
   Cancelled cancel(std::optional<std::int64_t> removal = std::nullopt) {
     DatabaseSettings settings = one_connection();
-    settings.lock_timeout = 100ms;
+    settings.lock_timeout = 500ms;
     Database impatient(Secret(database.url()), settings);
     return cancel_waiting(impatient, *backlog_of(*database, "old"), {"ann", "command line"}, removal, 10);
   }
