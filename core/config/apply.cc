@@ -13,6 +13,7 @@ using nlohmann::json;
 
 // Serialises everything that changes definitions, so that versions rise in commit order (any constant would do).
 constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541557)";
+constexpr auto kToBeCancelled = "; what waits is to be cancelled";
 
 struct StoredJob {
   std::int64_t id;
@@ -158,13 +159,14 @@ class Apply {
 
   void remove_job(const std::string& name, std::int64_t id) {
     auto backlog = backlog_of(on_, id);
+    const bool cancels = backlog.has_items() && leftovers_ == Leftovers::cancel;
     std::string detail = backlog.text();
     const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), cancelling = $2, version ="
                                            " nextval('takt.definitions_version'), updated_at = now() WHERE id = $1 RETURNING version"),
-                               Params::of(id, backlog.has_items() && leftovers_ == Leftovers::cancel));
+                               Params::of(id, cancels));
     end_unbegun_ticks(on_, id);
     if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
-    if (backlog.has_items() && leftovers_ == Leftovers::cancel) detail += "; what waits is to be cancelled";
+    if (cancels) detail += kToBeCancelled;
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
     changes_.back().removal = rows.integer(0, 0);
@@ -174,7 +176,7 @@ class Apply {
   void go_on_cancelling(const std::string& name, const StoredJob& stored) {
     auto backlog = backlog_of(on_, stored.id);
     if (!backlog.has_items()) return;
-    changes_.push_back({'-', "job " + name, backlog.text() + "; what waits is to be cancelled", std::move(backlog), stored.version});
+    changes_.push_back({'-', "job " + name, backlog.text() + kToBeCancelled, std::move(backlog), stored.version});
   }
 
   std::int64_t put_job(const JobDefinition& job, std::map<std::string, StoredJob>& stored) {

@@ -8,11 +8,14 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
+#include <condition_variable>
 #include <csignal>
+#include <mutex>
 #include <set>
 #include <system_error>
+#include <thread>
+#include <utility>
 
 namespace takt {
 

@@ -22,6 +22,16 @@ class DatabaseFaults(ChaosTest):
             self.reconnect()
         super().tearDown()
 
+    def check_goes_on(self, load, begin):
+        """Work goes on after the fault, by the same processes; nothing accepted and no slot since `begin` is lost."""
+        count = len(self.ledger.of("/work"))
+        eventually(lambda: len(self.ledger.of("/work")) > count + 20, 30, "work after the fault")
+        accepted = load.stop()
+        self.check_slots(begin, self.now())
+        self.takt("jobs", "pause", "every")
+        self.check_accepted(accepted)
+        self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+
     def test_P1_database_killed_at_load_and_restarted(self):
         self.running(CONFIG + EVERY_SECOND)
         load = self.load(100)
@@ -34,13 +44,7 @@ class DatabaseFaults(ChaosTest):
         self.assertLess(max(used) / 3, 0.2, f"CPU seconds while the database was away for 3 s: {used}")
         self.postgresql.start()
         self.reconnect()
-        count = len(self.ledger.of("/work"))
-        eventually(lambda: len(self.ledger.of("/work")) > count + 20, 30, "work after the restart")
-        accepted = load.stop()
-        self.check_slots(begin, self.now())
-        self.takt("jobs", "pause", "every")
-        self.check_accepted(accepted)
-        self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+        self.check_goes_on(load, begin)
 
     def in_handlers(self, config=CONFIG, count=40):
         """The usual services, the worker behind a proxy; every item has been called and waits for its answer. At most 50
@@ -277,13 +281,7 @@ class DatabaseFaults(ChaosTest):
             time.sleep(12)
         for service in (self.dispatcher, self.worker):
             self.assertIn("the server did not answer for ", self.log_of(service), "it waits for ever")
-        count = len(self.ledger.of("/work"))
-        eventually(lambda: len(self.ledger.of("/work")) > count + 20, 30, "work afterwards")
-        accepted = load.stop()
-        self.check_slots(begin, self.now())
-        self.takt("jobs", "pause", "every")
-        self.check_accepted(accepted)
-        self.assertEqual([p.poll() for p in self.processes], [None] * 3, "no service ended")
+        self.check_goes_on(load, begin)
 
     def test_P7b_what_was_being_done_while_the_database_froze_is_not_done_again(self):
         items, release = self.in_handlers(SHORT)

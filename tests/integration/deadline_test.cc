@@ -1,8 +1,6 @@
 #include "core/db/deadline.h"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -14,6 +12,7 @@
 
 #include "core/db/database.h"
 #include "tests/support/fixture.h"
+#include "tests/support/listening.h"
 
 namespace takt {
 namespace {
@@ -195,25 +194,17 @@ TEST(FrozenServer, ThePoolGoesOnWithANewConnection) {
 
 TEST(FrozenServer, AConnectEndsWhateverTheUrlSays) {
   for (const char* given : {"0", "-1", "%200", "+0"}) {
-    const int silent = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    ASSERT_EQ(::bind(silent, reinterpret_cast<sockaddr*>(&address), length), 0);
-    ASSERT_EQ(::listen(silent, 8), 0);
-    ::getsockname(silent, reinterpret_cast<sockaddr*>(&address), &length);
-    const std::string url = "postgresql://nobody@127.0.0.1:" + std::to_string(ntohs(address.sin_port)) + "/none?connect_timeout=";
+    const Listening silent(8);
+    const std::string url = "postgresql://nobody@127.0.0.1:" + std::to_string(silent.port()) + "/none?connect_timeout=";
     auto settings = hasty();
     settings.connect_timeout = 2s;
     const auto began = std::chrono::steady_clock::now();
     auto connecting = std::async(std::launch::async, [&] { return connect_database(Secret(url + given), settings); });
     EXPECT_EQ(connecting.wait_for(10s), std::future_status::ready) << given;
-    ::shutdown(silent, SHUT_RDWR);
+    ::shutdown(silent.socket(), SHUT_RDWR);
     EXPECT_THROW(connecting.get(), DatabaseUnavailable) << given;
     EXPECT_GT(seconds_since(began), 1) << given << ": nobody refused it";
     EXPECT_LT(seconds_since(began), kSeconds) << given;
-    ::close(silent);
   }
 }
 
@@ -287,18 +278,10 @@ TEST(Deadline, IsSetForATransactionAlone) {
 /// Two ends of a TCP connection.
 struct Ends {
   Ends() {
-    const int listening = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    EXPECT_EQ(::bind(listening, reinterpret_cast<sockaddr*>(&address), length), 0);
-    EXPECT_EQ(::listen(listening, 1), 0);
-    ::getsockname(listening, reinterpret_cast<sockaddr*>(&address), &length);
+    const Listening listening(1);
     near = ::socket(AF_INET, SOCK_STREAM, 0);
-    EXPECT_EQ(::connect(near, reinterpret_cast<sockaddr*>(&address), length), 0);
-    far = ::accept(listening, nullptr, nullptr);
-    ::close(listening);
+    EXPECT_EQ(listening.connect(near), 0);
+    far = ::accept(listening.socket(), nullptr, nullptr);
   }
   ~Ends() {
     ::close(near);

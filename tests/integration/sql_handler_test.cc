@@ -1,9 +1,7 @@
 #include "worker/handlers/sql_handler.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,6 +10,7 @@
 #include "core/random.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
+#include "tests/support/listening.h"
 
 namespace takt {
 namespace {
@@ -23,30 +22,21 @@ using testing::StartsWith;
 /// A port that answers nobody, as behind a firewall that drops packets: its queue of connections is full.
 class SilentPort {
  public:
-  SilentPort() : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    ::bind(listener_, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    ::listen(listener_, 0);
-    ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length);
-    port = ntohs(address.sin_port);
+  SilentPort() {
     for (auto& one : waiting_) {
       one = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-      ::connect(one, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+      listening_.connect(one);
     }
   }
   ~SilentPort() {
     for (const int one : waiting_) ::close(one);
-    ::close(listener_);
   }
   SilentPort(const SilentPort&) = delete;
   SilentPort& operator=(const SilentPort&) = delete;
-  int port = 0;
+  [[nodiscard]] int port() const { return listening_.port(); }
 
  private:
-  int listener_;
+  Listening listening_{0};
   std::array<int, 4> waiting_{};
 };
 
@@ -265,7 +255,7 @@ TEST_F(SqlHandlerTest, Finding22_AConnectionThatBreaksUnderAStatementLeavesItsOu
 
 TEST_F(SqlHandlerTest, C19_Finding22_ADatabaseBehindDroppedPacketsDelaysNoOther) {
   const SilentPort silent;
-  declare("dead", "postgresql://" + login + ":secret@127.0.0.1:" + std::to_string(silent.port) + "/x?connect_timeout=3");
+  declare("dead", "postgresql://" + login + ":secret@127.0.0.1:" + std::to_string(silent.port()) + "/x?connect_timeout=3");
   made();
   std::vector<HandlerResult> dead;
   std::atomic<bool> ended{false};

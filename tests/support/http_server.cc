@@ -1,6 +1,5 @@
 #include "tests/support/http_server.h"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -9,16 +8,7 @@
 
 namespace takt {
 
-MisbehavingServer::MisbehavingServer(Script script)
-    : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)), script_(std::move(script)) {
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  if (::bind(listener_, reinterpret_cast<sockaddr*>(&address), size) != 0 || ::listen(listener_, 128) != 0)
-    throw std::runtime_error("bind");
-  ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size);
-  port_ = ntohs(address.sin_port);
+MisbehavingServer::MisbehavingServer(Script script) : listening_(128), script_(std::move(script)) {
   acceptor_ = std::thread([this] { accept_loop(); });
 }
 
@@ -26,16 +16,15 @@ MisbehavingServer::~MisbehavingServer() {
   stopping_ = true;
   acceptor_.join();
   for (auto& thread : threads_) thread.join();
-  ::close(listener_);
 }
 
-std::string MisbehavingServer::url(const std::string& path) const { return "http://127.0.0.1:" + std::to_string(port_) + path; }
+std::string MisbehavingServer::url(const std::string& path) const { return "http://127.0.0.1:" + std::to_string(listening_.port()) + path; }
 
 void MisbehavingServer::accept_loop() {
   while (!stopping_) {
-    pollfd watched{listener_, POLLIN, 0};
+    pollfd watched{listening_.socket(), POLLIN, 0};
     if (::poll(&watched, 1, 20) <= 0) continue;
-    const int socket = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+    const int socket = ::accept4(listening_.socket(), nullptr, nullptr, SOCK_CLOEXEC);
     if (socket < 0) continue;
     ++connections_;
     threads_.emplace_back([this, socket] {

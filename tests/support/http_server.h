@@ -5,6 +5,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/listening.h"
+
 namespace takt {
 
 /// A destination that misbehaves to order: a bare TCP server whose script gets each connection's socket. Joins its
@@ -28,8 +30,7 @@ class MisbehavingServer {
 
  private:
   void accept_loop();
-  int listener_;
-  int port_ = 0;
+  Listening listening_;
   Script script_;
   std::atomic<bool> stopping_{false};
   std::atomic<int> connections_{0};
