@@ -1,9 +1,11 @@
 #include <curl/curl.h>
 
+#include <algorithm>
 #include <iostream>
 #include <set>
 
 #include "cli/commands.h"
+#include "cli/installation_view.h"
 #include "cli/services.h"
 #include "core/amqp/topology.h"
 #include "core/config/apply.h"
@@ -19,8 +21,13 @@ namespace {
 class Findings {
  public:
   explicit Findings(bool json) : json_(json) {}
-  void good(const std::string& what, const std::string& detail) { add(true, what, detail); }
-  void bad(const std::string& what, const std::string& detail) { add(false, what, detail); }
+  void good(const std::string& what, const std::string& detail) { add("ok    ", true, what, detail); }
+  /// Somebody wants it so.
+  void note(const std::string& what, const std::string& detail) { add("note  ", true, what, detail); }
+  void bad(const std::string& what, const std::string& detail) {
+    ++faults_;
+    add("FAULT ", false, what, detail);
+  }
   [[nodiscard]] int faults() const { return faults_; }
   void finish() const {
     if (json_)
@@ -30,12 +37,11 @@ class Findings {
   }
 
  private:
-  void add(bool ok, const std::string& what, const std::string& detail) {
-    if (!ok) ++faults_;
+  void add(const char* word, bool ok, const std::string& what, const std::string& detail) {
     if (json_)
       list_.push_back({{"ok", ok}, {"what", what}, {"detail", detail}});
     else
-      std::cout << (ok ? "ok    " : "FAULT ") << what << ": " << detail << "\n";
+      std::cout << word << what << ": " << detail << "\n";
   }
   bool json_;
   int faults_ = 0;
@@ -98,6 +104,19 @@ std::string check_endpoint(const HttpHandlerConfig& http) {
   return http.method + " " + http.url + " can be reached";
 }
 
+void check_services(Findings& findings, Database& database) {
+  const auto installation = read_installation(database);
+  const auto troubles = troubles_of(installation);
+  if (std::all_of(troubles.begin(), troubles.end(), [](const auto& one) { return one.meant; }))
+    findings.good("services", living_by_role(installation));
+  for (const auto& one : troubles) {
+    if (one.meant)
+      findings.note("services", one.text);
+    else
+      findings.bad("services", one.text);
+  }
+}
+
 void check_jobs(Findings& findings, const Config& config) {
   for (const auto& [name, database] : config.databases) {
     look(findings, "database " + name, [&, &named = database] {
@@ -116,8 +135,10 @@ void check_jobs(Findings& findings, const Config& config) {
   for (const auto& job : config.jobs) {
     const auto* http = std::get_if<HttpHandlerConfig>(&job.handler);
     if (http == nullptr) continue;
-    if (!http->bearer_env.empty() && std::getenv(http->bearer_env.c_str()) == nullptr) {
-      findings.bad("job " + job.name, "bearer_env: " + http->bearer_env + " is not set here; workers need it");
+    if (const char* token = http->bearer_env.empty() ? "unused" : std::getenv(http->bearer_env.c_str());
+        token == nullptr || *token == '\0') {
+      findings.bad("job " + job.name, "bearer_env: " + http->bearer_env + (token == nullptr ? " is not set here" : " is empty here") +
+                                          "; a worker without it leaves this job's items alone");
     }
     if (seen.insert(http->url).second) look(findings, "endpoint of " + job.name, [&] { return check_endpoint(*http); });
   }
@@ -126,17 +147,23 @@ void check_jobs(Findings& findings, const Config& config) {
 }  // namespace
 
 void add_check(CLI::App& app, Context& context) {
-  auto* command = app.add_subcommand("check", "judge file, keys, database, broker and endpoints, and say what is wrong");
+  auto* command = app.add_subcommand("check", "judge file, keys, database, services, broker and endpoints, and say what is wrong");
   auto json = std::make_shared<bool>(false);
   auto offline = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "findings as JSON");
+  auto before_start = std::make_shared<bool>(false);
   command->add_flag("--file-only", *offline, "only the file");
-  command->callback([&context, json, offline] {
+  command->add_flag("--before-start", *before_start, "services need not run yet");
+  command->callback([&context, json, offline, before_start] {
     context.configure_logging("check");
     Findings findings(*json);
     bool readable = true;
     try {
-      findings.good(context.config_path, std::to_string(context.config().jobs.size()) + " jobs");
+      const auto jobs = context.config().jobs.size();
+      if (jobs == 0)
+        findings.bad(context.config_path, "names no jobs. Is it the right file? \"takt apply\" refuses it");
+      else
+        findings.good(context.config_path, std::to_string(jobs) + (jobs == 1 ? " job" : " jobs"));
     } catch (const ConfigError& error) {
       readable = false;
       for (const auto& fault : error.faults()) findings.bad("file", fault);
@@ -150,11 +177,15 @@ void add_check(CLI::App& app, Context& context) {
       if (database) {
         look(findings, "definitions", [&] {
           const auto changes = apply_definitions(context.database(), context.config(), "check", true);
+          const auto removed = join(removed_jobs(changes), ", ");
           if (!changes.empty())
-            throw CommandFailed(std::to_string(changes.size()) + " differences between file and database; run \"takt apply\"");
+            throw CommandFailed(std::to_string(changes.size()) + (changes.size() == 1 ? " difference" : " differences") +
+                                " between file and database; run \"takt apply\"" +
+                                (removed.empty() ? "" : "; the file does not name " + removed));
           return std::string("the database matches the file");
         });
       }
+      if (database && !*before_start) check_services(findings, context.database());
       look(findings, "broker", [&] { return check_broker(context); });
       check_jobs(findings, context.config());
     }

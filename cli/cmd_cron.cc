@@ -29,7 +29,7 @@ void print_next(const NextOptions& options) {
   }
   const auto& cron = std::get<Cron>(parsed);
   Timestamp at = options.from.empty() ? SystemClock().now() : parse_moment(options.from, "--from");
-  Table table({"utc", "local"});
+  Table table({"at", "local"});
   for (int i = 0; i < options.count; ++i) {
     const auto next = cron.next(at);
     if (!next) break;

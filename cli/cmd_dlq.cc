@@ -7,6 +7,8 @@
 #include "cli/letter_editor.h"
 #include "cli/services.h"
 #include "cli/table.h"
+#include "core/text.h"
+#include "core/troubles.h"
 #include "dlq/operations.h"
 
 namespace takt {
@@ -14,6 +16,7 @@ namespace takt {
 namespace {
 
 constexpr int kBatch = 100;
+constexpr std::size_t kMostRefused = 1000;
 constexpr std::size_t kMostEdited = 8 * 1024 * 1024;  // pretty-printed, so more than a payload
 
 struct LetterOptions {
@@ -56,19 +59,35 @@ void require_selection(const LetterOptions& options) {
 }
 
 void list(Context& context, const LetterOptions& options) {
-  const auto rows = list_letters(context.current_database(), filter_of(options), options.limit);
-  Table table({"id", "kind", "job", "reason", "attempts", "died_at", "state", "changed_at", "changed_by", "key", "error"});
+  auto& database = context.current_database();
+  const auto rows = list_letters(database, filter_of(options), options.limit);
+  if (rows.empty() && !options.job.empty()) require_job(database, options.job);
+  Table table({"letter",
+               {"kind", 3},
+               "job",
+               {"reason", 1},
+               {"attempts", 3},
+               "died_at",
+               {"state", 1},
+               {"changed_at", 4},
+               {"changed_by", 4},
+               {"item", 5},
+               {"key", 2},
+               "error"});
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto text = [&](std::size_t column) {
-      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(std::string(rows.text(i, column)));
-    };
+    const auto text = [&](std::size_t column) { return text_or_null(rows, i, column); };
     const auto time = [&](std::size_t column) {
-      return rows.is_null(i, column) ? nlohmann::json(nullptr)
-                                     : nlohmann::json(format_rfc3339(std::chrono::floor<std::chrono::seconds>(rows.time(i, column))));
+      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(shown_time(rows.time(i, column)));
     };
-    table.add({text(0), text(1), text(2), text(3), rows.integer(i, 6), time(7), text(8), time(9), text(10), text(11), text(4)});
+    table.add({text(0), text(1), text(2), text(3), rows.integer(i, 6), time(7), text(8), time(9), text(10),
+               rows.is_null(i, 5) ? nlohmann::json(nullptr) : nlohmann::json(rows.integer(i, 5)), text(11), text(4)});
   }
-  table.print(options.json, "no dead letters match");
+  table.print(options.json, options.reason.empty() ? "no dead letters match"
+                                                   : "no dead letters of reason \"" + printable(options.reason, 100) + "\" match");
+  if (options.json) return;
+  for (const auto& one : troubles_of(read_installation(database))) {
+    if (one.what == "no_archive") std::cout << one.text << "\n";
+  }
 }
 
 /// Works through the open letters that match, a batch at a time, and says how far it is.
@@ -80,9 +99,12 @@ void work_through(Context& context, const LetterOptions& options, const std::str
   const auto total = count_open_letters(database, filter);
   if (total == 0) {
     for (const auto& id : options.ids) {
-      if (!show_letter(database, id)) throw CommandFailed("no dead letter \"" + id + "\"");
+      if (letter_parts(database, id).empty()) throw CommandFailed("no dead letter \"" + printable(id, 200) + "\"");
     }
+    if (!options.job.empty()) require_job(database, options.job);
+    if (options.json) return;
     std::cout << "no open dead letters match; nothing to " << verb << "\n";
+    for (const auto& line : why_not_replayed(database, options.ids, true)) std::cout << line << "\n";
     return;
   }
   if (!confirm(verb + " " + std::to_string(total) + (total == 1 ? " dead letter?" : " dead letters?"), options.yes))
@@ -111,26 +133,31 @@ void work_through(Context& context, const LetterOptions& options, const std::str
 
 void replay(Context& context, const LetterOptions& options) {
   Replayed sum;
+  std::vector<std::string> refused;  // of the batches with any; at most kMostRefused
   const std::string who = Context::who(options.by);
   work_through(context, options, "replay", [&](Database& database, const std::vector<std::string>& ids) {
     const auto part = replay_letters(database, ids, who);
+    if (part.refused > 0 && refused.size() < kMostRefused) refused.insert(refused.end(), ids.begin(), ids.end());
     sum.items += part.items;
     sum.ticks += part.ticks;
     sum.before += part.before;
     sum.refused += part.refused;
   });
   if (options.json) {
-    std::cout << nlohmann::json{{"items", sum.items}, {"ticks", sum.ticks}, {"before", sum.before}, {"refused", sum.refused}}.dump()
+    std::cout << nlohmann::json{{"items_replayed", sum.items},
+                                {"ticks_replayed", sum.ticks},
+                                {"replayed_before", sum.before},
+                                {"refused", sum.refused}}
+                     .dump()
               << "\n";
   } else if (sum.items + sum.ticks + sum.before + sum.refused > 0) {
     std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks";
     std::cout << (sum.before > 0 ? "; " + std::to_string(sum.before) + " had been replayed before\n" : "\n");
   }
-  if (sum.refused > 0) {
-    throw CommandFailed(std::to_string(sum.refused) +
-                        " not replayed: their job is unknown, their key is held by another item, they were pruned "
-                        "meanwhile, or they are messages, which are only kept; \"takt dlq show\" tells more");
-  }
+  if (sum.refused == 0) return;
+  std::string why;
+  for (const auto& line : why_not_replayed(context.database(), refused, false)) why += "\n" + line;
+  throw CommandFailed(std::to_string(sum.refused) + " not replayed:" + why);
 }
 
 void discard(Context& context, const LetterOptions& options) {
@@ -166,7 +193,8 @@ void prune(Context& context, const std::string& older_than, bool yes, bool json)
 
 struct EditOptions {
   std::string id, by;
-  std::optional<std::string> file, json;
+  std::optional<std::string> file, payload;
+  bool json = false;
 };
 
 void require_mendable(const LetterToMend& letter) {
@@ -196,20 +224,28 @@ std::string edited(const LetterToMend& letter) {
   }
 }
 
+void say_mended(const EditOptions& options, bool mended, const std::string& text) {
+  if (options.json)
+    std::cout << nlohmann::json{{"letter", options.id}, {"mended", mended}}.dump() << "\n";
+  else
+    std::cout << text << "\n";
+}
+
 void edit(Context& context, const EditOptions& options) {
   auto& database = context.current_database();
   const auto letter = letter_to_mend(database, options.id);
   if (!letter) throw CommandFailed("no dead letter \"" + options.id + "\"");
   require_mendable(*letter);
-  const std::string payload = options.json   ? judged(*letter, *options.json)
-                              : options.file ? judged(*letter, read_bounded(*options.file, kMostEdited))
-                                             : edited(*letter);
+  const std::string payload = options.payload ? judged(*letter, *options.payload)
+                              : options.file  ? judged(*letter, read_bounded(*options.file, kMostEdited))
+                                              : edited(*letter);
   switch (mend_letter(database, *letter, payload, Context::who(options.by))) {
-    case Mended::same: std::cout << "nothing changed: it holds this already\n"; return;
+    case Mended::same: return say_mended(options, false, "nothing changed: it holds this already");
     case Mended::changed:
       throw CommandFailed("\"" + letter->id +
                           "\" was changed by somebody else meanwhile, who has the last word; look with \"takt dlq show\"");
-    case Mended::edited: std::cout << "mended " << letter->id << "; \"takt dlq replay " << letter->id << "\" sends it back\n"; return;
+    case Mended::edited:
+      return say_mended(options, true, "mended " + letter->id + "; \"takt dlq replay " + letter->id + "\" sends it back");
   }
 }
 
@@ -233,21 +269,20 @@ void add_dlq(CLI::App& app, Context& context) {
   list_command->add_flag("--json", options->json, "as JSON");
   list_command->callback([&context, options] { list(context, *options); });
 
-  auto* show = dlq->add_subcommand("show", "one dead letter, whole, with every attempt's error");
-  auto id = std::make_shared<std::string>();
-  show->add_option("id", *id, "its id")->required();
-  show->callback([&context, id] {
-    const auto shown = show_letter(context.current_database(), *id);
-    if (!shown) throw CommandFailed("no dead letter \"" + *id + "\"");
-    std::cout << *shown << "\n";
-  });
+  add_showing<std::string>(dlq, "one dead letter, whole, with every attempt's error", "its id",
+                           [&context](const std::string& id, bool json) {
+                             const auto parts = letter_parts(context.current_database(), id);
+                             if (parts.empty()) throw CommandFailed("no dead letter \"" + printable(id, 200) + "\"");
+                             print_parts(parts, json);
+                           });
 
   auto editing = std::make_shared<EditOptions>();
   auto* edit_command = dlq->add_subcommand("edit", "mend a dead letter's payload in $VISUAL or $EDITOR, before it is replayed");
   edit_command->add_option("id", editing->id, "its id")->required();
   auto* file = edit_command->add_option("--payload", editing->file, "no editor: the new payload is in this file; -: standard input");
-  edit_command->add_option("--set", editing->json, "no editor: the new payload, as JSON")->excludes(file);
+  edit_command->add_option("--set", editing->payload, "no editor: the new payload, as JSON")->excludes(file);
   edit_command->add_option("--by", editing->by, "who is acting, for the audit; default: the login name");
+  edit_command->add_flag("--json", editing->json, "the outcome as JSON");
   edit_command->callback([&context, editing] { edit(context, *editing); });
 
   const auto add_acting = [&](const std::string& verb, const std::string& what, void (*act)(Context&, const LetterOptions&)) {

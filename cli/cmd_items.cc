@@ -16,9 +16,10 @@ struct ItemFilter {
 
 void list_items(Context& context, const ItemFilter& filter) {
   const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+  auto& database = context.current_database();
   // Each source gives its newest; done and running items are in the newest runs.
-  const auto rows = context.current_database().exec(
-      std::string(R"sql(
+  const auto rows =
+      database.exec(std::string(R"sql(
     WITH job AS (SELECT id FROM takt.jobs WHERE $1::text IS NULL OR name = $1),
     waiting AS (
       SELECT i.id, i.job_id, takt.state_name(i.state) AS state, i.priority, i.attempt AS attempts, i.replay, i.run_at,
@@ -37,26 +38,31 @@ void list_items(Context& context, const ItemFilter& filter) {
       SELECT i.id, (r.row).job_id, CASE (r.row).status WHEN 'running' THEN 'running' ELSE 'done' END, i.priority, i.attempt, i.replay,
              i.run_at, (r.row).finished_at, i.key, i.payload
         FROM run r CROSS JOIN LATERAL takt.items_of(r.row) i WHERE $3::text IS NULL OR i.key = $3)
-    SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay,
-           (extract(epoch FROM least(greatest(i.run_at, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59+00')) * 1000000)::bigint,
-           (extract(epoch FROM i.finished_at) * 1000000)::bigint, i.key, takt.payload_start(i.payload)
+    SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay, takt.shown(i.run_at), takt.shown(i.finished_at), i.key,
+           takt.payload_start(i.payload)
       FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
      ORDER BY i.id DESC LIMIT $4
   )sql"),
-      Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
-  Table table({"item", "job", "state", "priority", "attempts", "replay", "run_at", "finished_at", "key", "payload"});
+                    Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
+  if (rows.empty() && !filter.job.empty()) require_job(database, filter.job);
+  Table table({"item",
+               "job",
+               "state",
+               {"priority", 4},
+               "attempts",
+               {"replay", 4},
+               {"run_at", 2},
+               {"finished_at", 1},
+               {"key", 1},
+               {"payload_start", 3}});
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto time = [&](std::size_t column) {
-      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(format_rfc3339(rows.time(i, column)));
-    };
-    table.add({rows.integer(i, 0), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), rows.integer(i, 3), rows.integer(i, 4),
-               rows.integer(i, 5), time(6), time(7),
-               rows.is_null(i, 8) ? nlohmann::json(nullptr) : nlohmann::json(std::string(rows.text(i, 8))), std::string(rows.text(i, 9))});
+    table.add({rows.integer(i, 0), text_or_null(rows, i, 1), text_or_null(rows, i, 2), rows.integer(i, 3), rows.integer(i, 4),
+               rows.integer(i, 5), text_or_null(rows, i, 6), text_or_null(rows, i, 7), text_or_null(rows, i, 8), text_or_null(rows, i, 9)});
   }
   table.print(filter.json, "no items");
 }
 
-void show_item(Context& context, std::int64_t id) {
+void show_item(Context& context, std::int64_t id, bool json) {
   // Its runs are found by the bounds of what each claimed (runs_items).
   const auto rows = context.current_database().exec(std::string(R"sql(
     WITH held AS (
@@ -76,12 +82,20 @@ void show_item(Context& context, std::int64_t id) {
       SELECT replay, attempt, at, run_id, class, reason, error, duration_ms, next_run_at FROM takt.failed_attempts WHERE item_id = $1
       UNION ALL
       SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM held WHERE status <> 'running')
-    SELECT jsonb_pretty(to_jsonb(i) || jsonb_build_object('job', j.name, 'history', (SELECT jsonb_agg(to_jsonb(h) ORDER BY h.at) FROM history h)))
+    SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
       FROM item i JOIN takt.jobs j ON j.id = i.job_id
+      CROSS JOIN LATERAL (VALUES
+        ('item', to_json(i.id)), ('job', to_json(j.name)), ('state', to_json(i.state)), ('key', to_json(i.key)),
+        ('priority', to_json(i.priority)), ('attempts', to_json(i.attempts)), ('replay', to_json(i.replay)), ('run', to_json(i.run_id)),
+        ('run_at', to_json(takt.shown(i.run_at))), ('enqueued_at', to_json(takt.shown(i.enqueued_at))),
+        ('finished_at', to_json(takt.shown(i.finished_at))), ('payload', i.payload::json),
+        ('history', (SELECT coalesce(json_agg(json_build_object('at', takt.shown(h.at), 'attempt', h.attempt, 'replay', h.replay, 'run', h.run_id,
+                                                       'class', h.class, 'ms', round(h.duration_ms)::bigint, 'next_run_at', takt.shown(h.next_run_at),
+                                                       'reason', h.reason, 'error', h.error) ORDER BY h.at), '[]') FROM history h))) p(name, value)
   )sql"),
                                                     Params::of(id));
   if (rows.empty()) throw CommandFailed("no item " + std::to_string(id) + "; it may be older than retention.history");
-  std::cout << rows.text(0, 0) << "\n";
+  print_parts(rows, json);
 }
 
 // A running item cannot be cancelled: its worker may be at it at this moment.
@@ -108,32 +122,120 @@ constexpr Statement kRetry{"items_retry", R"sql(
   SELECT count(*), pg_notify('takt_due', '') FROM again
 )sql"};
 
+constexpr std::int64_t kRetriedASet = 1000;
+
+// One priority's part of items_due, from a place in it on: what is due already is not walked over, and what comes back, since it
+// failed again, lies behind that place or after $9. A row that somebody holds at this moment is passed over.
+constexpr Statement kRetryOfJob{"items_retry_of_job", R"sql(
+  WITH chosen AS (
+    SELECT i.state, i.job_id, i.priority, i.run_at, i.id FROM takt.items i
+     WHERE i.job_id = $1 AND i.state = $2 AND i.priority = $3 AND (i.run_at, i.id) > ($4::timestamptz, $5::bigint) AND i.run_at <= $9::timestamptz
+     ORDER BY i.run_at, i.id LIMIT $6 FOR UPDATE SKIP LOCKED),
+  again AS (
+    UPDATE takt.items i SET state = 0, run_at = now(), attempt = CASE WHEN s.state = 5 THEN 0 ELSE i.attempt END,
+                            replay = CASE WHEN s.state = 5 THEN i.replay + 1 ELSE i.replay END
+      FROM chosen s WHERE i.state = s.state AND i.job_id = s.job_id AND i.priority = s.priority AND i.run_at = s.run_at AND i.id = s.id
+    RETURNING i.id),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject, detail)
+    SELECT $7, 'command line', 'retry', 'job ' || $8, jsonb_build_object('items', count(*), 'state', takt.state_name($2::smallint))
+      FROM again HAVING count(*) > 0)
+  SELECT (SELECT count(*) FROM again), (SELECT count(*) FROM chosen), l.run_at::text, l.id, pg_notify('takt_due', '')
+    FROM (SELECT 1) one LEFT JOIN LATERAL (SELECT run_at, id FROM chosen ORDER BY run_at DESC, id DESC LIMIT 1) l ON true
+)sql"};
+
+// A probe of items_due for each priority that has some.
+constexpr Statement kRetriable{"items_retriable", R"sql(
+  WITH RECURSIVE priorities AS (
+    (SELECT i.priority FROM takt.items i WHERE i.state = $2 AND i.job_id = $1 ORDER BY i.priority LIMIT 1)
+    UNION ALL
+    SELECT n.priority FROM priorities p CROSS JOIN LATERAL (
+      SELECT i.priority FROM takt.items i WHERE i.state = $2 AND i.job_id = $1 AND i.priority > p.priority ORDER BY i.priority LIMIT 1) n)
+  SELECT p.priority, c.count FROM priorities p CROSS JOIN LATERAL (
+    SELECT count(*) FROM (SELECT 1 FROM takt.items i
+                           WHERE i.state = $2 AND i.job_id = $1 AND i.priority = p.priority AND i.run_at > $3::timestamptz AND i.run_at <= $4::timestamptz
+                           LIMIT 100000) x) c
+)sql"};
+
 struct ActingOptions {
   std::vector<std::int64_t> ids;
-  std::string job, by;
-  bool yes = false;
+  std::string job, state = "blocked", by;
+  bool yes = false, json = false;
 };
+
+/// What an act came to, for people and for programs.
+void say(bool json, const std::string& verb, std::int64_t items, const std::string& text) {
+  if (json)
+    std::cout << nlohmann::json{{verb, items}}.dump() << "\n";
+  else
+    std::cout << text << "\n";
+}
 
 void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
                 const std::string& done) {
-  if (!confirm(verb + " " + std::to_string(options.ids.size()) + " items?", options.yes)) throw CommandFailed("nothing done");
+  const auto asked = std::to_string(options.ids.size()) + (options.ids.size() == 1 ? " item" : " items");
+  if (!confirm(verb + " " + asked + "?", options.yes)) throw CommandFailed("nothing done");
   const auto count = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by))).integer(0, 0);
-  std::cout << count << " of " << options.ids.size() << " items " << done << "\n";
+  say(options.json, verb == "cancel" ? "cancelled" : "retried", count, std::to_string(count) + " of " + asked + " " + done);
   if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
 }
 
 /// Of a job that was removed, too: what was left of it is ended so.
 void cancel_of_job(Database& database, const ActingOptions& options) {
   const auto backlog = backlog_of(database, options.job);
-  if (!backlog) throw CommandFailed("there is no job \"" + options.job + "\", and there was none");
+  if (!backlog) {
+    require_job(database, options.job);
+    throw CommandFailed("nothing is left of job \"" + options.job + "\" but dead letters");
+  }
   const auto removal = removal_of(database, backlog->job_id);
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
   const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, removal);
-  std::cout << cancelled.items << " items cancelled\n";
+  say(options.json, "cancelled", cancelled.items, std::to_string(cancelled.items) + " items cancelled");
   if (!cancelled.stopped_by.empty())
     throw CommandFailed("stopped before the end: " + cancelled.stopped_by +
                         (cancelled.job_is_back ? "; what is left is its work" : "; repeat the command for the rest"));
+}
+
+void retry_of_job(Database& database, const ActingOptions& options) {
+  const bool blocked = options.state == "blocked";
+  const std::int64_t state = blocked ? 5 : 0;
+  const auto found = database.exec(std::string("SELECT id, now()::text FROM takt.jobs WHERE name = $1"), Params::of(options.job));
+  if (found.empty()) {
+    require_job(database, options.job);
+    throw CommandFailed("nothing is left of job \"" + options.job + "\" but dead letters");
+  }
+  const auto job = found.integer(0, 0);
+  const std::string now(found.text(0, 1));
+  // Blocked ones were due once; of those pending, what waits for later.
+  const std::string after = blocked ? "-infinity" : now, until = blocked ? now : "infinity";
+  const auto priorities = database.exec(kRetriable, Params::of(job, state, after, until));
+  std::int64_t waiting = 0;
+  bool more = false;
+  for (std::size_t i = 0; i < priorities.size(); ++i) {
+    waiting += priorities.integer(i, 1);
+    more = more || priorities.integer(i, 1) == 100'000;
+  }
+  const std::string what =
+      std::to_string(waiting) + (more ? " or more " : " ") + options.state + (waiting == 1 ? " item" : " items") + " of " + options.job;
+  if (waiting == 0)
+    return say(options.json, "retried", 0, "no " + options.state + " items of " + options.job + (blocked ? "" : " wait for later"));
+  if (!confirm("retry " + what + " now?", options.yes)) throw CommandFailed("nothing done");
+  std::int64_t done = 0;
+  for (std::size_t i = 0; i < priorities.size(); ++i) {
+    std::string run_at = after;
+    std::int64_t id = 0;
+    for (std::int64_t chosen = kRetriedASet; chosen == kRetriedASet;) {
+      const auto set = database.exec_retrying(kRetryOfJob, Params::of(job, state, priorities.integer(i, 0), run_at, id, kRetriedASet,
+                                                                      Context::who(options.by), options.job, until));
+      done += set.integer(0, 0);
+      chosen = set.integer(0, 1);
+      if (chosen == 0) break;
+      run_at = set.text(0, 2);
+      id = set.integer(0, 3);
+    }
+  }
+  say(options.json, "retried", done, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now");
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {
@@ -141,6 +243,7 @@ CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string
   command->add_option("id", options.ids, "the items' numbers");
   command->add_option("--by", options.by, "who is acting, for the audit; default: the login name");
   command->add_flag("--yes", options.yes, "do not ask");
+  command->add_flag("--json", options.json, "the outcome as JSON");
   return command;
 }
 
@@ -149,17 +252,19 @@ CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string
 void add_items(CLI::App& app, Context& context) {
   auto* items = app.add_subcommand("items", "list items, newest first; show, cancel, retry");
   auto filter = std::make_shared<ItemFilter>();
-  items->add_option("--job", filter->job, "only this job's");
-  items->add_option("--state", filter->state, "pending, running, done, dead, cancelled or blocked")
-      ->check(CLI::IsMember({"pending", "running", "done", "dead", "cancelled", "blocked"}));
-  items->add_option("--key", filter->key, "only with this key");
-  items->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
-  items->add_flag("--json", filter->json, "as JSON");
-  items->require_subcommand(0, 1);
-  auto* show = items->add_subcommand("show", "one item with every attempt");
-  auto id = std::make_shared<std::int64_t>(0);
-  show->add_option("id", *id, "the item's number")->required();
-  show->callback([&context, id] { show_item(context, *id); });
+  add_listing(
+      items,
+      [filter](CLI::App* command) {
+        command->add_option("--job", filter->job, "only this job's");
+        command->add_option("--state", filter->state, "pending, running, done, dead, cancelled or blocked")
+            ->check(CLI::IsMember({"pending", "running", "done", "dead", "cancelled", "blocked"}));
+        command->add_option("--key", filter->key, "only with this key");
+        command->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
+        command->add_flag("--json", filter->json, "as JSON");
+      },
+      [&context, filter] { list_items(context, *filter); });
+  add_showing<std::int64_t>(items, "one item with every attempt", "the item's number",
+                            [&context](std::int64_t id, bool json) { show_item(context, id, json); });
   auto cancelled = std::make_shared<ActingOptions>(), retried = std::make_shared<ActingOptions>();
   auto* cancel = add_acting(items, "cancel", "end items that are pending or blocked", *cancelled);
   cancel->add_option("--job", cancelled->job, "instead of numbers: every one of this job, which may have been removed")
@@ -172,10 +277,18 @@ void add_items(CLI::App& app, Context& context) {
       act_on_ids(context.current_database(), *cancelled, "cancel", kCancel, "cancelled");
   });
   auto* retry = add_acting(items, "retry", "make pending or blocked items due now; blocked ones with fresh attempts", *retried);
-  retry->get_option("id")->required();
-  retry->callback([&context, retried] { act_on_ids(context.current_database(), *retried, "retry", kRetry, "are due now"); });
-  items->callback([&context, items, filter] {
-    if (items->get_subcommands().empty()) list_items(context, *filter);
+  auto* job =
+      retry->add_option("--job", retried->job, "instead of numbers: every one of this job in --state")->excludes(retry->get_option("id"));
+  retry->add_option("--state", retried->state, "with --job: blocked, or pending: what waits for later")
+      ->needs(job)
+      ->check(CLI::IsMember({"blocked", "pending"}))
+      ->capture_default_str();
+  retry->callback([&context, retried] {
+    if (retried->ids.empty() && retried->job.empty()) throw UsageError("say which: the items' numbers, or --job");
+    if (!retried->job.empty())
+      retry_of_job(context.current_database(), *retried);
+    else
+      act_on_ids(context.current_database(), *retried, "retry", kRetry, "are due now");
   });
 }
 

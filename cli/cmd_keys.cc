@@ -16,13 +16,16 @@ namespace takt {
 
 namespace {
 
-/// Writes a file with mode 0600 and puts it in place whole.
+/// Writes a file with mode 0600 and puts it in place whole. It belongs to whoever the file before belonged to: that is the services' user,
+/// where root rotates.
 void write_private(const std::string& path, const Secret& text) {
   const std::string temporary = path + ".new-" + random_id().substr(0, 8);
   const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) throw CommandFailed(temporary + ": " + std::strerror(errno));
   const auto& bytes = text.reveal();
-  const bool ok = ::write(fd, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()) && ::fsync(fd) == 0;
+  struct stat before {};
+  const bool owned = ::stat(path.c_str(), &before) != 0 || ::fchown(fd, before.st_uid, before.st_gid) == 0;
+  const bool ok = owned && ::write(fd, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()) && ::fsync(fd) == 0;
   ::close(fd);
   if (!ok || ::rename(temporary.c_str(), path.c_str()) != 0) {
     const std::string why = std::strerror(errno);
@@ -100,8 +103,7 @@ void show_webhook(Context& context, const std::string& job, const std::string& r
 }  // namespace
 
 void add_keys(CLI::App& app, Context& context) {
-  auto* keys = app.add_subcommand("keys", "signing keys: generate, rotate, list, show-webhook");
-  keys->require_subcommand(1);
+  auto* keys = app.add_subcommand("keys", "signing keys: list, by fingerprint; generate, rotate, show-webhook");
 
   auto* generate = keys->add_subcommand("generate", "a fresh key, printed; or a key file");
   auto file = std::make_shared<std::string>();
@@ -138,17 +140,17 @@ void add_keys(CLI::App& app, Context& context) {
                  "and each program that publishes ticks the current key\n";
   });
 
-  auto* list = keys->add_subcommand("list", "the keys in use, by fingerprint");
   auto json = std::make_shared<bool>(false);
-  list->add_flag("--json", *json, "as JSON");
-  list->callback([&context, json] {
-    Table table({"role", "fingerprint", "until"});
-    for (const auto& key : context.keys().keys()) {
-      table.add({std::string(to_string(key.role)), key.fingerprint,
-                 key.until ? nlohmann::json(format_rfc3339(*key.until)) : nlohmann::json(nullptr)});
-    }
-    table.print(*json, "no keys");
-  });
+  add_listing(
+      keys, [json](CLI::App* command) { command->add_flag("--json", *json, "as JSON"); },
+      [&context, json] {
+        Table table({"role", "fingerprint", "until"});
+        for (const auto& key : context.keys().keys()) {
+          table.add({std::string(to_string(key.role)), key.fingerprint,
+                     key.until ? nlohmann::json(shown_time(*key.until)) : nlohmann::json(nullptr)});
+        }
+        table.print(*json, "no keys");
+      });
 
   auto* webhook =
       keys->add_subcommand("show-webhook", "print the secret with which a receiver verifies a job's webhooks, and nothing else");

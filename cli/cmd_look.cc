@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <iostream>
 
 #include "cli/commands.h"
@@ -9,55 +11,118 @@ namespace takt {
 
 namespace {
 
-nlohmann::json text_or_null(const Rows& rows, std::size_t row, std::size_t column) {
-  if (rows.is_null(row, column)) return nullptr;
-  return std::string(rows.text(row, column));
+/// "billing.renewals/nightly" in its two parts.
+std::pair<std::string, std::string> job_and_schedule(const std::string& name) {
+  const auto slash = name.find('/');
+  if (slash == std::string::npos) throw UsageError("\"" + printable(name, 100) + "\": write job/schedule");
+  return {name.substr(0, slash), name.substr(slash + 1)};
 }
 
-nlohmann::json time_or_null(const Rows& rows, std::size_t row, std::size_t column) {
-  if (rows.is_null(row, column)) return nullptr;
-  return format_rfc3339(std::chrono::floor<std::chrono::seconds>(rows.time(row, column)));
+/// Why no job of this name is there now.
+CommandFailed no_job(Database& database, const std::string& name) {
+  require_job(database, name);
+  return CommandFailed("job \"" + name + "\" was removed; apply one of that name to have it back");
 }
 
 void list_jobs(Context& context, bool json) {
   const auto rows = context.current_database().exec(std::string(R"sql(
-    SELECT j.name, j.queue, CASE WHEN j.paused THEN 'paused' ELSE 'active' END,
+    SELECT j.name, j.queue, takt.job_state(j),
            CASE WHEN j.definition->'handler' ? 'http' THEN 'http ' || (j.definition->'handler'->'http'->>'method') || ' ' || (j.definition->'handler'->'http'->>'url')
                 WHEN j.definition->'handler' ? 'native' THEN 'native ' || (j.definition->'handler'->'native'->>'name')
                 ELSE 'sql ' || (j.definition->'handler'->'sql'->>'database') END,
            j.batch_size, j.max_attempts, j.concurrency,
            (SELECT count(*) FROM takt.schedules s WHERE s.job_id = j.id),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
-           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x)
-      FROM takt.jobs j WHERE j.removed_at IS NULL ORDER BY j.name
+           (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
+           takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)), h.error
+      FROM takt.jobs j LEFT JOIN takt.held_jobs h ON h.job_id = j.id WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));
-  Table table({"job", "queue", "state", "handler", "batch_size", "max_attempts", "concurrency", "schedules", "due", "blocked"});
+  Table table({"job",
+               {"queue", 2},
+               "state",
+               {"handler", 3},
+               {"batch_size", 5},
+               {"max_attempts", 5},
+               {"concurrency", 6},
+               {"schedule_count", 4},
+               "due",
+               "blocked",
+               {"held_until", 1},
+               {"held_for", 1}});
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    table.add({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), std::string(rows.text(i, 3)),
-               rows.integer(i, 4), rows.integer(i, 5), rows.integer(i, 6), rows.integer(i, 7), rows.integer(i, 8), rows.integer(i, 9)});
+    table.add({text_or_null(rows, i, 0), text_or_null(rows, i, 1), text_or_null(rows, i, 2), text_or_null(rows, i, 3), rows.integer(i, 4),
+               rows.integer(i, 5), rows.integer(i, 6), rows.integer(i, 7), rows.integer(i, 8), rows.integer(i, 9),
+               text_or_null(rows, i, 10), text_or_null(rows, i, 11)});
   }
   table.print(json, "no jobs; define some in takt.yaml and run \"takt apply\"");
 }
 
-void list_schedules(Context& context, const std::string& job, bool json) {
+void show_job(Context& context, const std::string& name, bool json) {
   const auto rows = context.current_database().exec(std::string(R"sql(
+    SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
+      FROM takt.jobs j LEFT JOIN takt.held_jobs h ON h.job_id = j.id
+      LEFT JOIN LATERAL (SELECT who, at FROM takt.audit WHERE subject = 'job ' || j.name AND action = 'pause' ORDER BY id DESC LIMIT 1) a
+                ON j.paused
+      CROSS JOIN LATERAL (VALUES
+        ('job', to_json(j.name)), ('state', to_json(takt.job_state(j))), ('paused_by', to_json(a.who)), ('paused_at', to_json(takt.shown(a.at))),
+        ('held_until', to_json(takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)))), ('held_for', to_json(h.error)), ('failures_in_a_row', to_json(h.failures)),
+        ('queue', to_json(j.queue)), ('definition_version', to_json(j.version)), ('updated_at', to_json(takt.shown(j.updated_at))),
+        ('definition', j.definition::json),
+        ('schedules', (SELECT coalesce(json_agg(json_build_object('schedule', s.name, 'cron', s.cron, 'time_zone', s.time_zone, 'next_due', takt.shown(s.next_due),
+                                                         'last_due', takt.shown(s.last_due), 'fault', s.fault) ORDER BY s.name), '[]')
+                         FROM takt.schedules s WHERE s.job_id = j.id))) p(name, value)
+     WHERE j.name = $1 AND j.removed_at IS NULL
+  )sql"),
+                                                    Params::of(name));
+  if (rows.empty()) throw no_job(context.database(), name);
+  print_parts(rows, json);
+}
+
+void list_schedules(Context& context, const std::string& job, bool json) {
+  auto& database = context.current_database();
+  const auto rows = database.exec(std::string(R"sql(
     SELECT j.name, s.name, s.cron, s.time_zone, s.misfire, CASE WHEN s.paused OR s.job_paused THEN 'paused' ELSE 'active' END,
-           (extract(epoch FROM s.next_due) * 1000000)::bigint, (extract(epoch FROM s.last_due) * 1000000)::bigint, s.source
+           takt.shown(s.next_due), takt.shown(s.last_due), s.source
       FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
      WHERE j.removed_at IS NULL AND ($1::text IS NULL OR j.name = $1) ORDER BY j.name, s.name
   )sql"),
-                                                    Params::of(job.empty() ? std::nullopt : std::optional(job)));
-  Table table({"job", "schedule", "cron", "time_zone", "misfire", "state", "next_due", "last_due", "source"});
+                                  Params::of(job.empty() ? std::nullopt : std::optional(job)));
+  if (rows.empty() && !job.empty()) require_job(database, job);
+  Table table({"job", "schedule", {"cron", 1}, {"time_zone", 2}, {"misfire", 3}, "state", "next_due", {"last_due", 1}, {"source", 4}});
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    table.add({std::string(rows.text(i, 0)), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), std::string(rows.text(i, 3)),
-               std::string(rows.text(i, 4)), std::string(rows.text(i, 5)), time_or_null(rows, i, 6), time_or_null(rows, i, 7),
-               std::string(rows.text(i, 8))});
+    std::vector<nlohmann::json> row;
+    for (std::size_t column = 0; column < 9; ++column) row.push_back(text_or_null(rows, i, column));
+    table.add(std::move(row));
   }
   table.print(json, "no schedules");
 }
 
+void show_schedule(Context& context, const std::string& name, bool json) {
+  const auto [job, schedule] = job_and_schedule(name);
+  const auto rows = context.current_database().exec(std::string(R"sql(
+    SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
+      FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+      CROSS JOIN LATERAL (VALUES
+        ('job', to_json(j.name)), ('schedule', to_json(s.name)),
+        ('state', to_json(CASE WHEN s.paused OR s.job_paused THEN 'paused' ELSE 'active' END)), ('cron', to_json(s.cron)),
+        ('time_zone', to_json(s.time_zone)), ('next_due', to_json(takt.shown(s.next_due))), ('last_due', to_json(takt.shown(s.last_due))),
+        ('fault', to_json(s.fault)), ('misfire', to_json(s.misfire)), ('jitter_ms', to_json((extract(epoch FROM s.jitter) * 1000)::bigint)),
+        ('payload', s.payload::json), ('source', to_json(s.source)),
+        ('last_slots', (SELECT coalesce(json_agg(json_build_object('due_at', substring(r.tick_id FROM '@(.*)$'), 'tick', r.tick_id,
+                                                                   'begun_at', takt.shown(r.started_at), 'run', r.id, 'worker', r.worker)
+                                                 ORDER BY r.started_at DESC), '[]')
+                          FROM (SELECT * FROM (SELECT id, tick_id, started_at, worker FROM takt.runs WHERE job_id = j.id
+                                                ORDER BY started_at DESC LIMIT 1000) newest
+                                 WHERE starts_with(tick_id, j.name || '/' || s.name || '@') ORDER BY started_at DESC LIMIT 5) r))) p(name, value)
+     WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL
+  )sql"),
+                                                    Params::of(job, schedule));
+  if (rows.empty()) throw CommandFailed("no schedule \"" + printable(name, 200) + "\"; \"takt schedules list\" lists those known");
+  print_parts(rows, json);
+}
+
 struct RunFilter {
-  std::string job, status, since;
+  std::string job, status, worker, since;
   int limit = 20;
   bool json = false;
 };
@@ -65,113 +130,188 @@ struct RunFilter {
 void list_runs(Context& context, const RunFilter& filter) {
   const auto since = filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since"));
   const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
+  auto& database = context.current_database();
   const auto rows =
-      context.current_database().exec(std::string(R"sql(
-    SELECT r.id, j.name, r.trigger, r.status, r.scanned, r.done, r.noop, r.skipped, r.blocked, r.error, r.dead, r.remaining,
+      database.exec(std::string(R"sql(
+    SELECT r.id, j.name, r.trigger, r.status, r.worker, r.scanned, r.done, r.noop, r.skipped, r.blocked, r.error, r.dead, r.remaining,
            CASE r.status WHEN 'running' THEN extract(epoch FROM now() - r.started_at) * 1000 ELSE r.duration_ms END,
-           (extract(epoch FROM r.started_at) * 1000000)::bigint, r.tick_id, r.errors->0->>'error'
+           takt.shown(r.started_at), r.tick_id, r.errors->0->>'error'
       FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id
      WHERE ($1::text IS NULL OR j.name = $1) AND ($2::text IS NULL OR r.status = $2) AND ($3::timestamptz IS NULL OR r.started_at >= $3)
-     ORDER BY r.started_at DESC, r.id DESC LIMIT $4
+       AND ($4::text IS NULL OR r.worker = $4 OR starts_with(r.worker, $4 || '@') OR split_part(r.worker, '@', 2) = $4)
+     ORDER BY r.started_at DESC, r.id DESC LIMIT $5
   )sql"),
-                                      Params::of(optional_text(filter.job), optional_text(filter.status), since, filter.limit));
-  Table table({"run", "job", "trigger", "status", "scanned", "done", "noop", "skipped", "blocked", "error", "dead", "remaining", "ms",
-               "started_at", "tick", "first_error"});
+                    Params::of(optional_text(filter.job), optional_text(filter.status), since, optional_text(filter.worker), filter.limit));
+  if (rows.empty() && !filter.job.empty()) require_job(database, filter.job);
+  Table table({"run",
+               "job",
+               {"trigger", 4},
+               "status",
+               {"worker", 5},
+               {"scanned", 2},
+               {"done", 1},
+               {"noop", 6},
+               {"skipped", 6},
+               {"blocked", 3},
+               {"failed", 1},
+               {"dead", 1},
+               {"remaining", 3},
+               {"ms", 2},
+               "started_at",
+               {"tick", 7},
+               "first_error"});
+  constexpr std::size_t kMs = 13, kErrors = 16;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    std::vector<nlohmann::json> row{rows.integer(i, 0), std::string(rows.text(i, 1)), std::string(rows.text(i, 2)),
-                                    std::string(rows.text(i, 3))};
-    for (std::size_t column = 4; column <= 11; ++column) row.emplace_back(rows.integer(i, column));
-    row.emplace_back(std::llround(rows.real(i, 12)));
-    row.push_back(time_or_null(rows, i, 13));
-    row.emplace_back(std::string(rows.text(i, 14)));
-    row.push_back(text_or_null(rows, i, 15));
+    std::vector<nlohmann::json> row{rows.integer(i, 0)};
+    for (std::size_t column = 1; column <= 4; ++column) row.push_back(text_or_null(rows, i, column));
+    for (std::size_t column = 5; column < kMs; ++column) row.emplace_back(rows.integer(i, column));
+    row.emplace_back(std::llround(rows.real(i, kMs)));
+    for (std::size_t column = kMs + 1; column <= kErrors; ++column) row.push_back(text_or_null(rows, i, column));
     table.add(std::move(row));
   }
-  table.print(filter.json, "no runs");
+  table.print(filter.json, filter.worker.empty()
+                               ? "no runs"
+                               : "no runs of a worker \"" + printable(filter.worker, 100) + "\"; \"takt services\" lists those that live");
 }
 
-void show_run(Context& context, std::int64_t id) {
-  const auto rows = context.current_database().exec(
-      std::string("SELECT jsonb_pretty(to_jsonb(r) - '{payloads,keys,attempts,replays,priorities,run_ats,enqueued_ats}'::text[] ||"
-                  "  jsonb_build_object('job', j.name)) "
-                  "FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id WHERE r.id = $1"),
-      Params::of(id));
+void show_run(Context& context, std::int64_t id, bool json) {
+  const auto rows = context.current_database().exec(std::string(R"sql(
+    SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
+      FROM takt.runs r JOIN takt.jobs j ON j.id = r.job_id
+      CROSS JOIN LATERAL (VALUES
+        ('run', to_json(r.id)), ('job', to_json(j.name)), ('trigger', to_json(r.trigger)), ('status', to_json(r.status)),
+        ('worker', to_json(r.worker)), ('tick', to_json(r.tick_id)), ('started_at', to_json(takt.shown(r.started_at))),
+        ('finished_at', to_json(takt.shown(r.finished_at))), ('ms', to_json(round(CASE r.status WHEN 'running' THEN extract(epoch FROM now() - r.started_at) * 1000 ELSE r.duration_ms END)::bigint)), ('dry_run', to_json(r.dry_run)),
+        ('scanned', to_json(r.scanned)), ('done', to_json(r.done)), ('noop', to_json(r.noop)), ('skipped', to_json(r.skipped)),
+        ('blocked', to_json(r.blocked)), ('failed', to_json(r.error)), ('dead', to_json(r.dead)), ('handed_back', to_json(r.handed_back)),
+        ('remaining', to_json(r.remaining)), ('oldest_age_s', to_json(r.oldest_age_s)), ('reported', r.reported::json),
+        ('items', to_json(r.item_ids)), ('errors', coalesce(r.errors::json, '[]'))) p(name, value)
+     WHERE r.id = $1
+  )sql"),
+                                                    Params::of(id));
   if (rows.empty()) throw CommandFailed("no run " + std::to_string(id) + "; it may be older than retention.history");
-  std::cout << rows.text(0, 0) << "\n";
+  print_parts(rows, json);
 }
 
 void add_pausing(CLI::App* parent, const std::string& verb, const std::string& what, Context& context,
-                 const std::function<void(const std::string&, const std::string&)>& act) {
+                 const std::function<nlohmann::json(const std::string&, const std::string&)>& act) {
   auto* command = parent->add_subcommand(verb, verb + " " + what);
   auto name = std::make_shared<std::string>();
   auto by = std::make_shared<std::string>();
+  auto json = std::make_shared<bool>(false);
   command->add_option("name", *name, what)->required();
   command->add_option("--by", *by, "who is acting, for the audit; default: the login name");
-  command->callback([name, by, act, &context] {
+  command->add_flag("--json", *json, "the outcome as JSON");
+  command->callback([name, by, json, act, &context] {
     context.configure_logging("takt");
-    act(*name, Context::who(*by));
+    const auto outcome = act(*name, Context::who(*by));
+    if (*json)
+      std::cout << outcome.dump() << "\n";
+    else
+      std::cout << outcome.at("text").get<std::string>() << "\n";
   });
+}
+
+void add_jobs(CLI::App& app, Context& context) {
+  auto* jobs = app.add_subcommand("jobs", "list jobs; show one, pause, resume, run now");
+  auto json = std::make_shared<bool>(false);
+  add_listing(
+      jobs, [json](CLI::App* command) { command->add_flag("--json", *json, "as JSON"); }, [&context, json] { list_jobs(context, *json); });
+  add_showing<std::string>(jobs, "one job: its state and why, its definition and schedules", "a job",
+                           [&context](const std::string& name, bool as_json) { show_job(context, name, as_json); });
+  for (const bool paused : {true, false}) {
+    add_pausing(jobs, paused ? "pause" : "resume", "a job", context, [&context, paused](const std::string& name, const std::string& who) {
+      auto& database = context.current_database();
+      if (!set_job_paused(database, name, paused, who)) throw no_job(database, name);
+      return nlohmann::json{{"job", name},
+                            {"paused", paused},
+                            {"text", "job " + name + (paused ? " paused: its items are kept, its schedules do not tick" : " resumed")}};
+    });
+  }
+  auto* run = jobs->add_subcommand("run", "publish a tick for a job now");
+  auto name = std::make_shared<std::string>();
+  auto run_json = std::make_shared<bool>(false);
+  run->add_option("name", *name, "a job")->required();
+  run->add_flag("--json", *run_json, "the outcome as JSON");
+  run->callback([&context, name, run_json] { say_published(context, *name, publish_tick(context, *name, 0, false), *run_json); });
+}
+
+void add_schedules(CLI::App& app, Context& context) {
+  auto* schedules = app.add_subcommand("schedules", "list schedules; show one, pause, resume");
+  auto json = std::make_shared<bool>(false);
+  auto job = std::make_shared<std::string>();
+  add_listing(
+      schedules,
+      [json, job](CLI::App* command) {
+        command->add_flag("--json", *json, "as JSON");
+        command->add_option("--job", *job, "only this job's");
+      },
+      [&context, json, job] { list_schedules(context, *job, *json); });
+  add_showing<std::string>(schedules, "one schedule with its last slots", "a schedule, written job/schedule",
+                           [&context](const std::string& name, bool as_json) { show_schedule(context, name, as_json); });
+  for (const bool paused : {true, false}) {
+    add_pausing(schedules, paused ? "pause" : "resume", "a schedule, written job/schedule", context,
+                [&context, paused](const std::string& name, const std::string& who) {
+                  const auto [of, schedule] = job_and_schedule(name);
+                  if (!set_schedule_paused(context.current_database(), of, schedule, paused, who)) {
+                    throw CommandFailed("no schedule \"" + printable(name, 200) + "\"; \"takt schedules list\" lists those known");
+                  }
+                  return nlohmann::json{
+                      {"job", of},
+                      {"schedule", schedule},
+                      {"paused", paused},
+                      {"text", "schedule " + name + (paused ? " paused" : " resumed: its next slot is the next after now")}};
+                });
+  }
+}
+
+void add_runs(CLI::App& app, Context& context) {
+  auto* runs = app.add_subcommand("runs", "list runs, newest first; show one");
+  auto filter = std::make_shared<RunFilter>();
+  add_listing(
+      runs,
+      [filter](CLI::App* command) {
+        command->add_option("--job", filter->job, "only this job's");
+        command->add_option("--status", filter->status, "running, completed, locked or failed")
+            ->check(CLI::IsMember({"running", "completed", "locked", "failed"}));
+        command->add_option("--worker", filter->worker, "only of this worker, by id or host");
+        command->add_option("--since", filter->since, "started since a time or an age (2h)");
+        command->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
+        command->add_flag("--json", filter->json, "as JSON");
+      },
+      [&context, filter] { list_runs(context, *filter); });
+  add_showing<std::int64_t>(runs, "one run, whole", "the run's number",
+                            [&context](std::int64_t id, bool json) { show_run(context, id, json); });
 }
 
 }  // namespace
 
+void require_job(Database& database, const std::string& name) {
+  const auto rows = database.exec(std::string("SELECT name FROM takt.jobs UNION SELECT DISTINCT job FROM takt.dead_letters WHERE job = $1"),
+                                  Params::of(name));
+  std::vector<std::string> known;
+  for (std::size_t i = 0; i < rows.size(); ++i) known.emplace_back(rows.text(i, 0));
+  if (std::find(known.begin(), known.end(), name) != known.end()) return;
+  const auto meant = nearest(name, known);
+  throw CommandFailed("no job named \"" + printable(name, 100) + "\"" + (meant.empty() ? "" : "; did you mean \"" + meant + "\"?") +
+                      "; \"takt jobs list\" lists those known");
+}
+
+void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_options, const std::function<void()>& list) {
+  parent->require_subcommand(0, 1);
+  add_options(parent);
+  auto* command = parent->add_subcommand("list", "the same as without a verb");
+  add_options(command);
+  command->callback(list);
+  parent->callback([parent, list] {
+    if (parent->get_subcommands().empty()) list();
+  });
+}
+
 void add_look(CLI::App& app, Context& context) {
-  auto* jobs = app.add_subcommand("jobs", "list jobs; pause, resume, run now");
-  auto jobs_json = std::make_shared<bool>(false);
-  jobs->add_flag("--json", *jobs_json, "as JSON");
-  jobs->require_subcommand(0, 1);
-  for (const bool paused : {true, false}) {
-    add_pausing(jobs, paused ? "pause" : "resume", "a job", context, [&context, paused](const std::string& name, const std::string& who) {
-      if (!set_job_paused(context.current_database(), name, paused, who))
-        throw CommandFailed("no job named \"" + name + "\"; \"takt jobs\" lists those known");
-      std::cout << "job " << name << (paused ? " paused: its items are kept, its schedules do not tick\n" : " resumed\n");
-    });
-  }
-  auto* run = jobs->add_subcommand("run", "publish a tick for a job now");
-  auto run_name = std::make_shared<std::string>();
-  run->add_option("name", *run_name, "a job")->required();
-  run->callback([&context, run_name] { std::cout << "tick " + publish_tick(context, *run_name, 0, false) + " published\n"; });
-  jobs->callback([&context, jobs, jobs_json] {
-    if (jobs->get_subcommands().empty()) list_jobs(context, *jobs_json);
-  });
-
-  auto* schedules = app.add_subcommand("schedules", "list schedules; pause, resume");
-  auto schedules_json = std::make_shared<bool>(false);
-  auto schedules_job = std::make_shared<std::string>();
-  schedules->add_flag("--json", *schedules_json, "as JSON");
-  schedules->add_option("--job", *schedules_job, "only this job's");
-  schedules->require_subcommand(0, 1);
-  for (const bool paused : {true, false}) {
-    add_pausing(schedules, paused ? "pause" : "resume", "a schedule, written job/schedule", context,
-                [&context, paused](const std::string& name, const std::string& who) {
-                  const auto slash = name.find('/');
-                  if (slash == std::string::npos) throw UsageError("\"" + printable(name, 100) + "\": write job/schedule");
-                  if (!set_schedule_paused(context.current_database(), name.substr(0, slash), name.substr(slash + 1), paused, who)) {
-                    throw CommandFailed("no schedule \"" + name + "\"; \"takt schedules\" lists those known");
-                  }
-                  std::cout << "schedule " << name << (paused ? " paused\n" : " resumed: its next slot is the next after now\n");
-                });
-  }
-  schedules->callback([&context, schedules, schedules_json, schedules_job] {
-    if (schedules->get_subcommands().empty()) list_schedules(context, *schedules_job, *schedules_json);
-  });
-
-  auto* runs = app.add_subcommand("runs", "list runs, newest first; show one");
-  auto filter = std::make_shared<RunFilter>();
-  runs->add_option("--job", filter->job, "only this job's");
-  runs->add_option("--status", filter->status, "running, completed, locked or failed")
-      ->check(CLI::IsMember({"running", "completed", "locked", "failed"}));
-  runs->add_option("--since", filter->since, "started since a time or an age (2h)");
-  runs->add_option("--limit", filter->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
-  runs->add_flag("--json", filter->json, "as JSON");
-  runs->require_subcommand(0, 1);
-  auto* show = runs->add_subcommand("show", "one run, whole");
-  auto id = std::make_shared<std::int64_t>(0);
-  show->add_option("id", *id, "the run's number")->required();
-  show->callback([&context, id] { show_run(context, *id); });
-  runs->callback([&context, runs, filter] {
-    if (runs->get_subcommands().empty()) list_runs(context, *filter);
-  });
+  add_jobs(app, context);
+  add_schedules(app, context);
+  add_runs(app, context);
 }
 
 }  // namespace takt

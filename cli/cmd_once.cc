@@ -6,6 +6,7 @@
 #include "cli/table.h"
 #include "core/log.h"
 #include "core/random.h"
+#include "core/text.h"
 #include "dispatcher/retention.h"
 #include "worker/handlers/http_handler.h"
 #include "worker/handlers/sql_handler.h"
@@ -40,7 +41,7 @@ std::shared_ptr<const CatalogJob> job_named(JobCatalog& catalog, const std::stri
 void show_due(Database& database, const CatalogJob& job, int most, Table& table) {
   for (const auto& item : peek_due_items(database, job.id, most)) {
     table.add({job.definition.name, item.id, item.attempt, item.key.empty() ? nlohmann::json(nullptr) : nlohmann::json(item.key),
-               static_cast<double>(item.overdue.count()) / 1000, item.payload.substr(0, 200)});
+               static_cast<double>(item.overdue.count()) / 1000, printable(item.payload, 200)});
   }
 }
 
@@ -68,7 +69,7 @@ void run_once(Context& context, const OnceOptions& options) {
   if (options.job.empty()) names = jobs_with_due_items(database);
 
   if (options.dry_run) {
-    Table table({"job", "item", "attempt", "key", "due_for_s", "payload"});
+    Table table({"job", "item", "attempt", "key", "due_for_s", "payload_start"});
     for (const auto& name : names) {
       const auto job = job_named(catalog, name);
       const int own = job->definition.batch_size;
@@ -99,11 +100,12 @@ void run_once(Context& context, const OnceOptions& options) {
       for (int i = 0; i < 10 && !finished; ++i) std::this_thread::sleep_for(kBeat / 10);
     }
   });
-  Table table({"job", "run", "status", "scanned", "done", "noop", "skipped", "blocked", "error", "dead", "remaining", "ms"});
+  Table table({"job", "run", "status", "scanned", "done", "noop", "skipped", "blocked", "failed", "dead", "remaining", "ms"});
   std::exception_ptr failure;
   try {
     for (const auto& name : names) {
       const auto job = job_named(catalog, name);
+      if (const auto lack = executor.lacks(job->definition); !lack.empty()) throw CommandFailed("job " + name + ": here " + lack);
       v1::JobTick tick;
       tick.set_id("once:" + name + ":" + random_id());
       tick.set_job(name);

@@ -8,7 +8,7 @@ namespace takt {
 namespace {
 
 void print_help(const CLI::App& app, const std::string& path) {
-  std::cout << "\n## `" << path << "`\n\n```\n" << app.help(path) << "```\n";
+  std::cout << "\n## `" << path << "`\n\n```\n" << app.get_formatter()->make_help(&app, path, CLI::AppFormatMode::Normal) << "```\n";
   for (const auto* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     print_help(*command, path + " " + command->get_name());
   }

@@ -1,4 +1,5 @@
 #include <iostream>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
 #include "cli/enqueue_file.h"
@@ -17,17 +18,25 @@ namespace {
 struct EnqueueOptions {
   std::string job, payload = "{}", key, run_at, file;
   int priority = 0;
+  bool json = false;
 };
 
 void enqueue_one(Context& context, const EnqueueOptions& options) {
   check_json(options.payload, "payload");
-  const auto run_at = parse_rfc3339(options.run_at);
-  if (!options.run_at.empty() && !run_at)
-    throw UsageError("--run-at: \"" + printable(options.run_at, 60) + "\" is not a time such as 2026-11-21T10:00:00Z");
-  const auto rows = context.current_database().exec(
-      std::string("SELECT takt.enqueue($1, $2::jsonb, $3, coalesce($4::timestamptz, now()), $5)"),
-      Params::of(options.job, options.payload, options.key.empty() ? std::nullopt : std::optional(options.key), run_at, options.priority));
-  std::cout << "item " << rows.integer(0, 0) << "\n";
+  const auto run_at = options.run_at.empty() ? std::nullopt : std::optional(parse_coming_moment(options.run_at, "--run-at"));
+  auto& database = context.current_database();
+  // Whether it was there already is what a set tells; without a key it never was.
+  const auto rows = options.key.empty()
+                        ? database.exec(std::string("SELECT takt.enqueue($1, $2::jsonb, NULL, coalesce($3::timestamptz, now()), $4), true"),
+                                        Params::of(options.job, options.payload, run_at, options.priority))
+                        : database.exec(std::string("SELECT item_id, created FROM takt.enqueue_many($1, ARRAY[$2::jsonb], ARRAY[$3::text],"
+                                                    " ARRAY[coalesce($4::timestamptz, now())], ARRAY[$5::integer])"),
+                                        Params::of(options.job, options.payload, options.key, run_at, options.priority));
+  const bool created = rows.boolean(0, 1);
+  if (options.json)
+    std::cout << nlohmann::json{{"item", rows.integer(0, 0)}, {"created", created}}.dump() << "\n";
+  else
+    std::cout << "item " << rows.integer(0, 0) << (created ? "" : " (was there)") << "\n";
 }
 
 }  // namespace
@@ -37,7 +46,10 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   const auto known = context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
                                                                  " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"),
                                                      Params::of(job));
-  if (known.empty()) throw CommandFailed("no job named \"" + printable(job, 100) + "\"; \"takt jobs\" lists those known");
+  if (known.empty()) {
+    require_job(context.database(), job);
+    throw CommandFailed("job \"" + job + "\" was removed; apply one of that name to have it back");
+  }
   const Timestamp now = known.time(0, 1);  // by which workers judge the signature; this machine's clock may be wrong
   v1::JobTick tick;
   tick.set_id("manual:" + job + ":" + random_id());
@@ -56,6 +68,17 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
   return tick.id();
 }
 
+void say_published(Context& context, const std::string& job, const std::string& tick, bool json) {
+  const bool paused = context.database()
+                          .exec(std::string("SELECT paused FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job))
+                          .boolean(0, 0);
+  if (json)
+    std::cout << nlohmann::json{{"job", job}, {"tick", tick}, {"paused", paused}}.dump() << "\n";
+  else
+    std::cout << "tick " + tick + " published" +
+                     (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : "") + "\n";
+}
+
 void add_tick(CLI::App& app, Context& context) {
   auto* enqueue = app.add_subcommand("enqueue", "put an item in, or many from a file");
   auto options = std::make_shared<EnqueueOptions>();
@@ -63,19 +86,26 @@ void add_tick(CLI::App& app, Context& context) {
   auto* payload = enqueue->add_option("payload", options->payload, "JSON; default {}");
   auto* key = enqueue->add_option("--key", options->key, "unique while the item lives; a second one returns the first");
   enqueue->add_option("--priority", options->priority, "lower first")->check(CLI::Range(-100, 100))->capture_default_str();
-  auto* run_at = enqueue->add_option("--run-at", options->run_at, "not before this time, such as 2026-11-21T10:00:00Z");
-  enqueue->add_option("--file", options->file, "one JSON payload a line")->excludes(payload)->excludes(key)->excludes(run_at);
+  auto* run_at = enqueue->add_option("--run-at", options->run_at,
+                                     "not before this time, such as 2026-11-21T10:00:00Z, or so long from now, such as 1h");
+  enqueue->add_flag("--json", options->json, "the outcome as JSON");
+  enqueue->add_option("--file", options->file, "one JSON payload a line; -: standard input")
+      ->excludes(payload)
+      ->excludes(key)
+      ->excludes(run_at);
   enqueue->callback([&context, options] {
     if (options->file.empty())
       enqueue_one(context, *options);
+    else if (const auto stored = enqueue_file(context.current_database(), options->file, options->job, options->priority); options->json)
+      std::cout << nlohmann::json{{"enqueued", stored}}.dump() << "\n";
     else
-      std::cout << enqueue_file(context.current_database(), options->file, options->job, options->priority) << " items enqueued\n";
+      std::cout << stored << " items enqueued\n";
   });
 
   struct TickOptions {
     std::string job;
     unsigned batch_size = 0;
-    bool dry_run = false;
+    bool dry_run = false, json = false;
   };
   auto tick_options = std::make_shared<TickOptions>();
   auto* tick = app.add_subcommand("tick", "sign and publish a tick by hand");
@@ -83,9 +113,11 @@ void add_tick(CLI::App& app, Context& context) {
   tick->add_option("--batch-size", tick_options->batch_size, "at most so many items, never above the job's own")
       ->check(CLI::Range(1, 10000));
   tick->add_flag("--dry-run", tick_options->dry_run, "claim nothing; the run reports what would be done");
+  tick->add_flag("--json", tick_options->json, "the outcome as JSON");
   tick->callback([&context, tick_options] {
     context.configure_logging("tick");
-    std::cout << "tick " + publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run) + " published\n";
+    say_published(context, tick_options->job, publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run),
+                  tick_options->json);
   });
 }
 

@@ -1,4 +1,6 @@
 #pragma once
+#include <functional>
+
 #include "cli/context.h"
 
 namespace takt {
@@ -7,11 +9,15 @@ namespace takt {
 void add_migrate(CLI::App& app, Context& context);
 void add_apply(CLI::App& app, Context& context);
 void add_check(CLI::App& app, Context& context);
-void add_services(CLI::App& app, Context& context);  // dispatcher, worker, up
-void add_look(CLI::App& app, Context& context);      // jobs, schedules, runs
+void add_services(CLI::App& app, Context& context);      // dispatcher, worker, up
+void add_installation(CLI::App& app, Context& context);  // services
+void add_look(CLI::App& app, Context& context);          // jobs, schedules, runs
 void add_items(CLI::App& app, Context& context);
-void add_status(CLI::App& app, Context& context);  // status, top
-void add_tick(CLI::App& app, Context& context);    // enqueue, tick
+void add_status(CLI::App& app, Context& context);
+void add_top(CLI::App& app, Context& context);
+void add_tick(CLI::App& app, Context& context);  // enqueue, tick
+void add_quarantine(CLI::App& app, Context& context);
+void add_audit(CLI::App& app, Context& context);
 void add_dlq(CLI::App& app, Context& context);
 void add_keys(CLI::App& app, Context& context);
 void add_cron(CLI::App& app, Context& context);
@@ -27,7 +33,27 @@ struct OnceOptions {
 };
 void run_once(Context& context, const OnceOptions& options);
 
+/// CommandFailed unless a job of this name is there, or was; it names the one that may be meant. For a filter that found nothing: a
+/// typing error must not read as calm.
+void require_job(Database& database, const std::string& name);
+
+/// `parent` without a verb, and its verb `list`: both with these options, which are theirs together.
+void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_options, const std::function<void()>& list);
+
+/// The verb `show ID [--json]`.
+template <typename Id>
+void add_showing(CLI::App* parent, const std::string& what, const std::string& id_is, const std::function<void(const Id&, bool)>& show) {
+  auto* command = parent->add_subcommand("show", what);
+  auto id = std::make_shared<Id>();
+  auto json = std::make_shared<bool>(false);
+  command->add_option("id", *id, id_is)->required();
+  command->add_flag("--json", *json, "as JSON");
+  command->callback([id, json, show] { show(*id, *json); });
+}
+
 /// Publishes one signed tick and waits for the broker's confirm; returns its id. CommandFailed if it is not confirmed.
 std::string publish_tick(Context& context, const std::string& job, unsigned batch_size, bool dry_run);
+/// That it is, and where its job is paused that nothing comes of it until it is resumed.
+void say_published(Context& context, const std::string& job, const std::string& tick, bool json);
 
 }  // namespace takt

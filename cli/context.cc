@@ -133,10 +133,26 @@ bool confirm(const std::string& question, bool yes) {
   return answer == "y" || answer == "Y" || answer == "yes";
 }
 
+namespace {
+
+UsageError no_moment(const std::string& text, const std::string& option, const char* duration) {
+  const auto shown = option + ": \"" + printable(text, 60) + "\" ";
+  if (parse_rfc3339(text + "Z")) return UsageError(shown + "lacks its zone; of UTC it is " + text + "Z");
+  return UsageError(shown + "is neither a time such as 2026-11-21T10:00:00Z nor " + duration);
+}
+
+}  // namespace
+
 Timestamp parse_moment(const std::string& text, const std::string& option) {
   if (const auto time = parse_rfc3339(text)) return *time;
   if (const auto age = parse_duration(text)) return SystemClock().now() - *age;
-  throw UsageError(option + ": \"" + printable(text, 60) + "\" is neither a time such as 2026-11-21T10:00:00Z nor an age such as 2h");
+  throw no_moment(text, option, "an age such as 2h");
+}
+
+Timestamp parse_coming_moment(const std::string& text, const std::string& option) {
+  if (const auto time = parse_rfc3339(text)) return *time;
+  if (const auto from_now = parse_duration(text)) return SystemClock().now() + *from_now;
+  throw no_moment(text, option, "a time from now such as 2h");
 }
 
 Duration parse_age(const std::string& text, const std::string& option) {

@@ -76,6 +76,8 @@ bool confirm(const std::string& question, bool yes);
 
 /// A time given on the command line: RFC 3339, or a duration that means "so long ago". UsageError names the option.
 Timestamp parse_moment(const std::string& text, const std::string& option);
+/// The same, but a duration means "so long from now".
+Timestamp parse_coming_moment(const std::string& text, const std::string& option);
 Duration parse_age(const std::string& text, const std::string& option);
 
 }  // namespace takt

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <deque>
+#include <filesystem>
 #include <fstream>
 #include <future>
 #include <iostream>
@@ -19,6 +20,7 @@ constexpr std::size_t kLinesASet = 1000;
 constexpr std::size_t kBytesASet = 8 * 1024 * 1024;
 constexpr std::size_t kMaxLineBytes = 600 * 1024;
 constexpr std::size_t kSetsUnderWay = 2;
+constexpr std::size_t kMostFaults = 20;
 
 constexpr Statement kEnqueue{"enqueue_many", "SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, $3::integer[])"};
 
@@ -28,10 +30,22 @@ class FileEnqueue {
       : database_(database), path_(path), job_(job), priority_(priority) {}
 
   std::size_t run() {
-    std::ifstream file(path_);
-    if (!file) throw CommandFailed(path_ + ": cannot be read");
+    const bool piped = path_ == "-";
+    std::ifstream file;
+    if (!piped) {
+      file.open(path_);
+      if (!file || std::filesystem::is_directory(path_)) throw CommandFailed(path_ + ": cannot be read");
+      // What can be read only once is judged as it is stored.
+      if (std::filesystem::is_regular_file(path_)) {
+        judge(file);
+        file.clear();
+        file.seekg(0);
+        if (!file) throw CommandFailed(path_ + ": cannot be read a second time");
+      }
+    }
+    std::istream& lines = piped ? std::cin : file;
     try {
-      for (std::string line; std::getline(file, line);) {
+      for (std::string line; std::getline(lines, line);) {
         ++line_;
         if (trim(line).empty()) continue;
         take(std::move(line));
@@ -39,9 +53,10 @@ class FileEnqueue {
       }
       send();
       while (!under_way_.empty()) wait_for_oldest();
-    } catch (const std::exception&) {
-      explain();
-      throw;
+    } catch (const UsageError& error) {
+      throw UsageError(error.what() + std::string("\n") + outcome());
+    } catch (const std::exception& error) {
+      throw CommandFailed(error.what() + std::string("\n") + outcome());
     }
     if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r";
     return stored_;
@@ -53,10 +68,33 @@ class FileEnqueue {
     std::future<void> stored;
   };
 
+  [[nodiscard]] std::string where(std::size_t line) const { return (path_ == "-" ? "standard input" : path_) + ":" + std::to_string(line); }
+
+  void check(const std::string& line, std::size_t number) const {
+    if (line.size() > kMaxLineBytes) throw UsageError(where(number) + ": longer than 600 KiB");
+    check_json(line, where(number));
+  }
+
+  /// All that is wrong with a file, before anything of it is stored.
+  void judge(std::istream& file) const {
+    std::string faults;
+    std::size_t count = 0, number = 0;
+    for (std::string line; std::getline(file, line);) {
+      ++number;
+      if (trim(line).empty()) continue;
+      try {
+        check(line, number);
+      } catch (const UsageError& fault) {
+        if (++count <= kMostFaults) faults += std::string(fault.what()) + "\n";
+      }
+    }
+    if (count == 0) return;
+    throw UsageError(faults + std::to_string(count) + (count == 1 ? " line is" : " lines are") + " wrong" +
+                     (count > kMostFaults ? " (the first " + std::to_string(kMostFaults) + " are shown)" : "") + "; nothing was stored");
+  }
+
   void take(std::string&& line) {
-    const std::string where = path_ + ":" + std::to_string(line_);
-    if (line.size() > kMaxLineBytes) throw UsageError(where + ": longer than 600 KiB");
-    check_json(line, where);
+    check(line, line_);
     if (set_.empty()) first_line_ = line_;
     bytes_ += line.size();
     set_.push_back(std::move(line));
@@ -83,8 +121,8 @@ class FileEnqueue {
     if (::isatty(STDERR_FILENO) != 0) std::cerr << "\r" << stored_ << " items" << std::flush;
   }
 
-  /// Sets end in any order: what follows one that failed may be stored.
-  void explain() {
+  /// Which lines are stored, and which are not: sets end in any order.
+  std::string outcome() {
     std::string not_stored;
     while (!under_way_.empty()) {
       auto& set = under_way_.front();
@@ -101,8 +139,8 @@ class FileEnqueue {
       stored_to_ = set.last_line;
       under_way_.pop_front();
     }
-    std::cerr << stored_ << " items of " << path_ << " were stored; not known to be: " << not_stored << "all from line " << stored_to_ + 1
-              << " on\n";
+    return std::to_string(stored_) + (stored_ == 1 ? " item was" : " items were") + " stored; not stored: " + not_stored +
+           "all from line " + std::to_string(stored_to_ + 1) + " on";
   }
 
   Database& database_;

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <set>
 #include <thread>
@@ -10,6 +11,7 @@
 #include "cli/native_functions.h"
 #include "core/amqp/topology.h"
 #include "core/start_pages.h"
+#include "core/text.h"
 #include "dlq/archive.h"
 
 namespace takt {
@@ -25,6 +27,16 @@ sigset_t end_signals() {
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
   return set;
+}
+
+/// Asks for the file before the keys: where it is missing, this is the wrong folder, and keys are not what is wrong.
+ServiceIdentity identity_of(Context& context, Services::Which which, const std::string& kind) {
+  static_cast<void>(context.config());
+  std::vector<std::string> roles;
+  if (which.dispatcher) roles.emplace_back("dispatcher");
+  if (which.worker) roles.emplace_back("worker");
+  if (which.archive) roles.emplace_back("archive");
+  return identify_service(kind, std::move(roles), context.keys());
 }
 
 /// Fails at once, and clearly, when the broker cannot be used.
@@ -94,7 +106,8 @@ Worker::Settings worker_settings(const Config& config) {
   return settings;
 }
 
-Services::Services(Context& context, Which which, const std::string& name) : which_(which) {
+Services::Services(Context& context, Which which, const std::string& name) : which_(which), identity_(identity_of(context, which, name)) {
+  identify_log(identity_.id, identity_.host);
   // Every thread inherits the blocked signals, so that run() alone receives them.
   const auto signals = end_signals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
@@ -102,30 +115,44 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   const auto& config = context.config();
   const auto& keys = context.keys();
   auto& database = context.current_database();
+  signer_ = std::make_unique<SignerCheck>(database, keys, clock_);
+  signer_->ask();
+  if (const auto fault = signer_->fault(true); !fault.empty()) throw CommandFailed("TAKT_SIGNING_KEYS: this process " + fault);
   const auto queues = known_queues(context);
   require_broker(context, "takt " + name, which.worker ? config.worker.queues : std::vector<std::string>{}, queues);
 
   publisher_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " publisher"), publisher_settings(config, queues));
   if (which.archive) {
-    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, clock_, metrics_);
+    archive_ = std::make_unique<Archive>(database, context.broker("takt archive"), keys, *signer_, clock_, metrics_);
   }
   if (which.worker) build_worker(context, name);
   if (which.dispatcher) {
     second_ = std::make_unique<amqp::Publisher>(context.broker("takt " + name + " second publisher"), publisher_settings(config, queues));
     lease_database_ = context.vital_database();
-    dispatcher_ = std::make_unique<Dispatcher>(database, *lease_database_, *publisher_, *second_, keys, clock_, metrics_,
-                                               dispatcher_settings(config));
+    auto settings = dispatcher_settings(config);
+    settings.name = identity_.name();
+    dispatcher_ =
+        std::make_unique<Dispatcher>(database, *lease_database_, *publisher_, *second_, keys, clock_, metrics_, std::move(settings));
   }
+  // Where statements that wait for locks do not keep it out, if there is such a place.
+  presence_ = std::make_unique<Presence>(heartbeat_database_ ? *heartbeat_database_
+                                         : lease_database_   ? *lease_database_
+                                                             : database,
+                                         identity_, clock_, [this] { return sign_of_life(); });
+  const char* listen = std::getenv("TAKT_METRICS_LISTEN");
   status_ = std::make_unique<StatusServer>(
-      config.metrics.listen, [this] { return metrics_.text(); }, [this] { return health(); });
+      listen != nullptr && *listen != '\0' ? listen : config.metrics.listen, [this] { return metrics_text(); },
+      [this] { return health(); });
 }
 
 Services::~Services() = default;
 
 void Services::build_worker(Context& context, const std::string& name) {
   heartbeat_database_ = context.vital_database();
+  auto settings = worker_settings(context.config());
+  settings.name = identity_.name();
   worker_ = std::make_unique<Worker>(context.database(), *heartbeat_database_, context.broker("takt " + name + " consumer"), *publisher_,
-                                     context.keys(), clock_, random_, metrics_, worker_settings(context.config()));
+                                     context.keys(), clock_, random_, metrics_, std::move(settings));
 }
 
 std::vector<HealthPart> Services::health() const {
@@ -139,13 +166,40 @@ std::vector<HealthPart> Services::health() const {
   return all;
 }
 
+std::string Services::metrics_text() {
+  const auto parts = health();
+  metrics_.database(
+      std::none_of(parts.begin(), parts.end(), [](const auto& part) { return part.name.ends_with(".database") && !part.ok; }));
+  return metrics_.text();
+}
+
+SignOfLife Services::sign_of_life() const {
+  SignOfLife sign;
+  if (worker_) {
+    sign.queues = worker_->queues();
+    sign.runs = worker_->runs();
+    sign.places = worker_->places();
+    sign.failing = worker_->failing();
+  }
+  if (dispatcher_ && dispatcher_->leading()) sign.waiting = publisher_->last_queue_depths();
+  for (const auto& part : health()) {
+    if (part.ok) continue;
+    sign.ready = false;
+    sign.detail += (sign.detail.empty() ? "" : "; ") + part.name + (part.detail.empty() ? "" : ": " + part.detail);
+  }
+  return sign;
+}
+
 void Services::run() {
+  presence_->start();  // before this process leads: what it signs with is to be known then
   publisher_->start();
   if (second_) second_->start();
   if (archive_) archive_->start();
   if (worker_) worker_->start();
   if (dispatcher_) dispatcher_->start();
-  log_info("started", {{"metrics_port", status_->port()}});
+  log_info(
+      "started",
+      {{"version", identity_.version}, {"pid", identity_.pid}, {"keys", join(identity_.keys, ", ")}, {"metrics_port", status_->port()}});
 
   const auto signals = end_signals();
   int received = ::sigtimedwait(&signals, nullptr, &kSettled);
@@ -164,6 +218,7 @@ void Services::run() {
   if (archive_) archive_->stop();
   if (second_) second_->stop();
   publisher_->stop();
+  presence_->stop();
   log_info("stopped", {});
 }
 

@@ -8,7 +8,9 @@
 #include "core/amqp/publisher.h"
 #include "core/http/status_server.h"
 #include "core/metrics.h"
+#include "core/presence.h"
 #include "core/random.h"
+#include "core/signer_check.h"
 #include "dispatcher/dispatcher.h"
 #include "worker/worker.h"
 
@@ -51,8 +53,12 @@ class Services {
  private:
   void build_worker(Context& context, const std::string& name);
   [[nodiscard]] std::vector<HealthPart> health() const;
+  std::string metrics_text();
+
+  [[nodiscard]] SignOfLife sign_of_life() const;
 
   const Which which_;
+  const ServiceIdentity identity_;
   SystemClock clock_;
   SeededRandom random_{random_seed()};
   Metrics metrics_;
@@ -60,8 +66,10 @@ class Services {
   std::unique_ptr<amqp::Publisher> publisher_, second_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::unique_ptr<Worker> worker_;
+  std::unique_ptr<SignerCheck> signer_;
   std::unique_ptr<Archive> archive_;
   std::unique_ptr<StatusServer> status_;
+  std::unique_ptr<Presence> presence_;
 };
 
 }  // namespace takt

@@ -19,6 +19,7 @@ constexpr std::size_t kMaxLineBytes = 8192;
 struct LogSettings {
   LogFormat format = LogFormat::text;
   std::string service = "takt";
+  std::string id, host;  // empty: no service's
 };
 LogSettings& settings() {
   static LogSettings instance;
@@ -64,8 +65,13 @@ std::string LogField::number(double value) {
 }
 
 void configure_log(LogLevel level, LogFormat format, std::string_view service) {
-  settings() = {format, std::string(service)};
+  settings() = {format, std::string(service), "", ""};
   logger().set_level(to_spdlog(level));
+}
+
+void identify_log(std::string_view id, std::string_view host) {
+  settings().id = id;
+  settings().host = host;
 }
 
 bool log_enabled(LogLevel level) { return logger().should_log(to_spdlog(level)); }
@@ -92,10 +98,11 @@ std::string format_log_text(std::string_view event, const std::vector<LogField>&
 }
 
 std::string format_log_json(std::string_view time, std::string_view level, std::string_view service, std::string_view event,
-                            const std::vector<LogField>& fields) {
+                            const std::vector<LogField>& fields, std::string_view id, std::string_view host) {
   const auto quoted = [](std::string_view text) { return nlohmann::json(printable(text, kMaxValueBytes)).dump(); };
-  std::string line =
-      "{\"time\":" + quoted(time) + ",\"level\":" + quoted(level) + ",\"service\":" + quoted(service) + ",\"event\":" + quoted(event);
+  std::string line = "{\"time\":" + quoted(time) + ",\"level\":" + quoted(level) + ",\"service\":" + quoted(service);
+  if (!id.empty()) line += ",\"id\":" + quoted(id) + ",\"host\":" + quoted(host);
+  line += ",\"event\":" + quoted(event);
   for (const auto& field : fields) line += "," + quoted(field.key) + ":" + (field.bare ? field.value : quoted(field.value));
   return line + "}";
 }
@@ -103,9 +110,10 @@ std::string format_log_json(std::string_view time, std::string_view level, std::
 void log(LogLevel level, std::string_view event, const std::vector<LogField>& fields) {
   if (!log_enabled(level)) return;
   const std::string time = format_rfc3339(SystemClock().now());
-  std::string line = settings().format == LogFormat::json
-                         ? format_log_json(time, name_of(level), settings().service, event, fields)
-                         : time + " " + std::string(name_of(level)) + " " + settings().service + ": " + format_log_text(event, fields);
+  const auto& [format, service, id, host] = settings();
+  std::string line = format == LogFormat::json ? format_log_json(time, name_of(level), service, event, fields, id, host)
+                                               : time + " " + std::string(name_of(level)) + " " + service +
+                                                     (id.empty() ? "" : " " + id + "@" + host) + ": " + format_log_text(event, fields);
   if (settings().format == LogFormat::text && line.size() > kMaxLineBytes) line.resize(kMaxLineBytes);
   logger().log(to_spdlog(level), line);
 }

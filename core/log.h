@@ -41,6 +41,10 @@ enum class LogFormat { text, json };
 /// Lines go to standard error, at most 8 KiB each. Call once, before threads start.
 void configure_log(LogLevel level, LogFormat format, std::string_view service);
 
+/// From now on every line names this process: "worker 6908f4245f95@web-1: …", or "id" and "host" in JSON. Call once, before
+/// threads start.
+void identify_log(std::string_view id, std::string_view host);
+
 /// One event, one line: a verb first, then key=value with the same keys everywhere (tick job run item attempt).
 /// Thread-safe.
 void log(LogLevel level, std::string_view event, const std::vector<LogField>& fields = {});
@@ -53,6 +57,6 @@ bool log_enabled(LogLevel level);
 /// The line as it would be written, without time and level. Pure; for tests and for log().
 std::string format_log_text(std::string_view event, const std::vector<LogField>& fields);
 std::string format_log_json(std::string_view time, std::string_view level, std::string_view service, std::string_view event,
-                            const std::vector<LogField>& fields);
+                            const std::vector<LogField>& fields, std::string_view id = "", std::string_view host = "");
 
 }  // namespace takt

@@ -77,6 +77,7 @@ struct Metrics::Families {
   Family<Histogram>& handler = histogram("takt_handler_latency_seconds", "One item's handling, by job.");
   Family<Histogram>& wait = histogram("takt_tick_wait_seconds", "From a tick's due time to its run's claim.");
   Family<Gauge>& circuit = gauge("takt_circuit_open", "1 while the job's destination is left alone or tried again, by this worker.");
+  Family<Gauge>& led = gauge("takt_led", "1 while a dispatcher leads, as this worker heard last.");
   Family<Gauge>& active = gauge("takt_runs_active", "Runs under way in this worker.");
   Family<Counter>& dead = counter("takt_dead_letters_total", "Items and ticks given up, by reason.");
   Family<Counter>& archived = counter("takt_dead_letters_archived_total", "Messages taken into the archive, by kind.");
@@ -90,10 +91,18 @@ struct Metrics::Families {
   Family<Gauge>& partitions_end =
       gauge("takt_history_partitions_end_timestamp_seconds", "Where the partitions of history end (Unix time).");
 
+  Family<Gauge>& ticks_not_begun =
+      gauge("takt_job_ticks_not_begun", "Ticks published and begun by no worker, by job (counted up to 10,000).");
+  Family<Gauge>& oldest_tick = gauge("takt_job_oldest_tick_seconds", "How long the oldest of these has waited, by job.");
+  Family<Gauge>& services = gauge("takt_services", "Services that live, by role.");
+  Family<Gauge>& queue_workers = gauge("takt_queue_workers", "Workers that live and take a queue's ticks, by queue.");
+  Family<Gauge>& troubles = gauge("takt_troubles", "What takt status says keeps work from being done, by what.");
+
   std::mutex leader_mutex;  // of what follows: what only a leader shows
   Shown shown_due{due, "job"}, shown_oldest{oldest, "job"}, shown_blocked{blocked_items, "job"}, shown_queues{queue, "queue"},
       shown_dead{dead_open, ""}, shown_outbox{outbox_ticks, ""}, shown_outbox_dead{outbox_dead, ""}, shown_duties{duty_done, "duty"},
-      shown_partitions{partitions_end, ""};
+      shown_partitions{partitions_end, ""}, shown_ticks{ticks_not_begun, "job"}, shown_oldest_tick{oldest_tick, "job"},
+      shown_services{services, "role"}, shown_workers{queue_workers, "queue"}, shown_troubles{troubles, "what"};
 };
 
 Metrics::Metrics() : families_(std::make_unique<Families>()) {}
@@ -107,20 +116,30 @@ void Metrics::slots_missed(std::string_view job, std::string_view policy, double
 }
 void Metrics::leading(bool is_leader) { families_->leader.Add({}).Set(is_leader ? 1 : 0); }
 void Metrics::leader_gauges(const LeaderGauges& gauges) {
-  std::map<std::string, double> due, oldest, blocked;
+  std::map<std::string, double> due, oldest, blocked, ticks, oldest_tick;
   for (const auto& job : gauges.jobs) {
     due[job.name] = job.due;
     oldest[job.name] = job.oldest_age_s;
     blocked[job.name] = job.blocked;
+    ticks[job.name] = job.ticks_not_begun;
+    oldest_tick[job.name] = job.oldest_tick_s;
   }
   const std::scoped_lock lock(families_->leader_mutex);
   families_->shown_due.replace(due);
   families_->shown_oldest.replace(oldest);
   families_->shown_blocked.replace(blocked);
+  families_->shown_ticks.replace(ticks);
+  families_->shown_oldest_tick.replace(oldest_tick);
   families_->shown_queues.replace(gauges.queues);
   families_->shown_dead.set("", gauges.dead_letters_open);
   families_->shown_outbox.set("", gauges.outbox_ticks);
   families_->shown_outbox_dead.set("", gauges.outbox_dead_letters);
+}
+void Metrics::installation(const InstallationGauges& gauges) {
+  const std::scoped_lock lock(families_->leader_mutex);
+  families_->shown_services.replace(gauges.services);
+  families_->shown_workers.replace(gauges.workers);
+  families_->shown_troubles.replace(gauges.troubles);
 }
 void Metrics::partitions_end(Timestamp end) {
   const std::scoped_lock lock(families_->leader_mutex);
@@ -130,7 +149,8 @@ void Metrics::forget_leader_gauges() {
   auto& all = *families_;
   const std::scoped_lock lock(all.leader_mutex);
   for (auto* shown : {&all.shown_due, &all.shown_oldest, &all.shown_blocked, &all.shown_queues, &all.shown_dead, &all.shown_outbox,
-                      &all.shown_outbox_dead, &all.shown_duties, &all.shown_partitions}) {
+                      &all.shown_outbox_dead, &all.shown_duties, &all.shown_partitions, &all.shown_services, &all.shown_ticks,
+                      &all.shown_oldest_tick, &all.shown_workers, &all.shown_troubles}) {
     shown->replace({});
   }
 }
@@ -162,6 +182,7 @@ void Metrics::handler_latencies(std::string_view job, const std::vector<double>&
 }
 void Metrics::tick_wait(double seconds) { families_->wait.Add({}, kLatency).Observe(seconds); }
 void Metrics::circuit_open(std::string_view job, bool open) { families_->circuit.Add({{"job", std::string(job)}}).Set(open ? 1 : 0); }
+void Metrics::led(bool led) { families_->led.Add({}).Set(led ? 1 : 0); }
 void Metrics::runs_active(double count) { families_->active.Add({}).Set(count); }
 void Metrics::dead_letter(std::string_view reason) { families_->dead.Add({{"reason", std::string(reason)}}).Increment(); }
 void Metrics::dead_letters_archived(std::string_view kind) { families_->archived.Add({{"kind", std::string(kind)}}).Increment(); }

@@ -16,12 +16,21 @@ struct LeaderGauges {
     double due = 0;
     double oldest_age_s = 0;
     double blocked = 0;
+    double ticks_not_begun = 0;
+    double oldest_tick_s = 0;
   };
   std::vector<Job> jobs;
   std::map<std::string, double> queues;  ///< messages ready, by queue
   double dead_letters_open = 0;
   double outbox_ticks = 0;
   double outbox_dead_letters = 0;
+};
+
+/// What only the leading dispatcher shows of the other services.
+struct InstallationGauges {
+  std::map<std::string, double> services;  ///< that live, by role; 0 where none does
+  std::map<std::string, double> workers;   ///< that live and take its ticks, by queue of the jobs
+  std::map<std::string, double> troubles;  ///< how many, by what (Trouble::what); 0 where nothing is
 };
 
 /// Every metric of Takt, by the question it answers (docs/metrics.md). Thread-safe. Label values come from the
@@ -41,6 +50,7 @@ class Metrics {
   void leading(bool is_leader);
   /// Replaces all that was shown: a job or queue that is not among them is shown no longer.
   void leader_gauges(const LeaderGauges& gauges);
+  void installation(const InstallationGauges& gauges);
   void partitions_end(Timestamp end);
   /// Takes away these, partitions_end and duty_done: another process shows them now.
   void forget_leader_gauges();
@@ -58,6 +68,7 @@ class Metrics {
   void handler_latencies(std::string_view job, const std::vector<double>& seconds);
   void tick_wait(double seconds);
   void runs_active(double count);
+  void led(bool led);
   void circuit_open(std::string_view job, bool open);
   // dead letters
   void dead_letter(std::string_view reason);

@@ -44,6 +44,12 @@ std::optional<std::string> base64_decode(std::string_view text) {
   return bytes;
 }
 
+std::string join(const std::vector<std::string>& parts, std::string_view separator) {
+  std::string text;
+  for (std::size_t i = 0; i < parts.size(); ++i) text.append(i == 0 ? "" : separator).append(parts[i]);
+  return text;
+}
+
 std::vector<std::string_view> split(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
   while (true) {
@@ -117,6 +123,9 @@ std::string printable(std::string_view text, std::size_t bytes) {
   return shown;
 }
 
+/// Of a word's beginning, to be taken for it.
+constexpr std::size_t kLongEnough = 4;
+
 std::string nearest(std::string_view given, const std::vector<std::string>& known) {
   std::string best;
   std::size_t best_distance = 3;
@@ -136,6 +145,12 @@ std::string nearest(std::string_view given, const std::vector<std::string>& know
       best_distance = row.back();
       best = word;
     }
+  }
+  if (!best.empty() || given.size() < kLongEnough) return best;
+  for (const auto& word : known) {
+    if (!word.starts_with(given)) continue;
+    if (!best.empty()) return "";  // which of them?
+    best = word;
   }
   return best;
 }

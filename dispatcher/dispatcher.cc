@@ -9,6 +9,7 @@
 #include "core/crash_point.h"
 #include "core/log.h"
 #include "core/random.h"
+#include "core/troubles.h"
 #include "dispatcher/gauges.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"
@@ -38,6 +39,7 @@ constexpr Duration kNextPrune = std::chrono::milliseconds(50);
 constexpr Duration kAfterFailedPrune = std::chrono::seconds(10);  // the kinds that did not fail go on
 constexpr Duration kPartitionsInterval = std::chrono::minutes(1);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
+constexpr Duration kForgettingInterval = std::chrono::minutes(1);
 constexpr Duration kLedStill = std::chrono::seconds(1);  // how long gauges outlive leadership
 constexpr Duration kStandby = std::chrono::milliseconds(500);
 constexpr Duration kLookAgain = std::chrono::milliseconds(5);
@@ -71,15 +73,15 @@ Dispatcher::Dispatcher(Database& database, Database& vital, amqp::Publisher& pub
       second_(second),
       metrics_(metrics),
       clock_(clock),
-      settings_(settings),
-      leadership_(vital, settings.leader_lease, clock),
+      settings_(std::move(settings)),
+      leadership_(vital, settings_.leader_lease, clock, settings_.name),
       outbox_(database, publisher, keys, leadership_.database_clock(), metrics),
-      scan_(std::make_unique<ScanState>(database, metrics, clock, settings.parallel_ticks)) {}
+      scan_(std::make_unique<ScanState>(database, metrics, clock, settings_.parallel_ticks)) {}
 
 Dispatcher::~Dispatcher() { stop(); }
 
 void Dispatcher::start() {
-  const auto spawn = [&](const char* what, Duration (Dispatcher::*round)(), Duration after_failure = kAfterFailure,
+  const auto spawn = [&](const char* what, Round (Dispatcher::*round)(), Duration after_failure = kAfterFailure,
                          void(Dispatcher::*wait)(Duration) = &Dispatcher::pause) {
     threads_.emplace_back([=, this] { repeat(what, std::bind_front(round, this), after_failure, wait); });
   };
@@ -100,6 +102,7 @@ void Dispatcher::start() {
   spawn("suspects", &Dispatcher::suspects_round);
   spawn("forgotten", &Dispatcher::forgotten_round, kForgottenInterval);
   spawn("gauges", &Dispatcher::gauges_round, kGaugesInterval);
+  spawn("services", &Dispatcher::services_round);
   spawn("retention", &Dispatcher::retention_round, kAfterFailedPrune);
   spawn("partitions", &Dispatcher::partitions_round, kPartitionsInterval);
 }
@@ -121,7 +124,7 @@ void Dispatcher::stop() {
   }
 }
 
-void Dispatcher::repeat(const char* what, const std::function<Duration()>& round, Duration after_failure,
+void Dispatcher::repeat(const char* what, const std::function<Round()>& round, Duration after_failure,
                         void (Dispatcher::*wait_for)(Duration)) {
   ::pthread_setname_np(::pthread_self(), what);  // as top -H shows it
   bool failing = false;
@@ -129,9 +132,10 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
     Duration wait{};
     const bool led = leadership_.leading();
     try {
-      wait = round();
-      if (failing) log_info("dispatcher recovered", {{"part", what}});
-      failing = false;
+      const auto next = round();
+      wait = next.value_or(kStandby);
+      if (failing && next) log_info("dispatcher recovered", {{"part", what}});
+      failing = failing && !next;
       if (led && leadership_.leading()) metrics_.duty_done(what, clock_.now());
     } catch (const std::exception& error) {
       if (!failing) log_error("dispatcher failing", {{"part", what}, {"error", error.what()}});
@@ -139,7 +143,6 @@ void Dispatcher::repeat(const char* what, const std::function<Duration()>& round
       metrics_.duty_failed(what);
       wait = after_failure;
     }
-    metrics_.database(database_.healthy() && vital_.healthy());
     const auto broker = publisher_.state();
     metrics_.broker("publisher", broker.connected, broker.blocked);
     const auto second = second_.state();
@@ -181,7 +184,7 @@ void Dispatcher::stop_listening(const char* why) {
   next_listen_ = clock_.steady() + kAfterFailure;
 }
 
-Duration Dispatcher::lease_round() {
+Dispatcher::Round Dispatcher::lease_round() {
   const bool leads = leadership_.try_lead();
   metrics_.leading(leads);
   if (leads != was_leading_) {
@@ -192,11 +195,11 @@ Duration Dispatcher::lease_round() {
   return leads ? settings_.leader_lease / 3 : std::min(kStandby, settings_.leader_lease / 3);
 }
 
-Duration Dispatcher::scan_round() {
+Dispatcher::Round Dispatcher::scan_round() {
   if (!leadership_.leading()) {
     next_slots_ = next_look_ = {};
     listener_.reset();
-    return kStandby;
+    return std::nullopt;
   }
   const Term term = leadership_.term();
   listen();
@@ -281,10 +284,10 @@ SteadyTime Dispatcher::wake_due(const Term& term) {
   return clock_.steady() + std::min(unasked, due.next_in.value_or(unasked));
 }
 
-Duration Dispatcher::publish_round(amqp::Publisher& publisher, const amqp::Publisher& other) {
+Dispatcher::Round Dispatcher::publish_round(amqp::Publisher& publisher, const amqp::Publisher& other) {
   if (!leadership_.leading()) {
     outbox_.forget_offers();
-    return kStandby;
+    return std::nullopt;
   }
   if (!publisher.state().connected && other.state().connected) return kStandby;
   auto offered = outbox_.take_offered(kOffersInterval);
@@ -304,8 +307,8 @@ void Dispatcher::send_what_is_held(amqp::Publisher& publisher) {
   }
 }
 
-Duration Dispatcher::sweep_round() {
-  if (!leadership_.leading()) return kStandby;
+Dispatcher::Round Dispatcher::sweep_round() {
+  if (!leadership_.leading()) return std::nullopt;
   const Term term = leadership_.term();
   if (slots_term_ != term.number) return kLookAgain;  // what goes back to its schedule must not be sent first
   const auto swept = outbox_.sweep(term);
@@ -313,8 +316,8 @@ Duration Dispatcher::sweep_round() {
   return quiet_ ? kQuietSweepInterval : kSweepInterval;
 }
 
-Duration Dispatcher::rescue_round() {
-  if (!leadership_.leading()) return kStandby;
+Dispatcher::Round Dispatcher::rescue_round() {
+  if (!leadership_.leading()) return std::nullopt;
   // Leases are those of unfinished ticks.
   if (quiet_ || leadership_.contact() < kBeforeRescue) return kRescueInterval;
   Rescued rescued;
@@ -333,18 +336,18 @@ Duration Dispatcher::rescue_round() {
   return rescued.runs >= kRescueBatch ? Duration(0) : kRescueInterval;
 }
 
-Duration Dispatcher::forgotten_round() {
-  if (!leadership_.leading()) return kStandby;
+Dispatcher::Round Dispatcher::forgotten_round() {
+  if (!leadership_.leading()) return std::nullopt;
   republish_forgotten_ticks(database_, leadership_.term(), settings_.republish_after);
   return kForgottenInterval;
 }
 
 /// What is shown is the leader's alone: what it was once would lie beside what its successor shows.
-Duration Dispatcher::gauges_round() {
+Dispatcher::Round Dispatcher::gauges_round() {
   if (!leadership_.leading()) {
     metrics_.forget_leader_gauges();
     next_gauges_ = {};
-    return kStandby;
+    return std::nullopt;
   }
   if (clock_.steady() < next_gauges_) return kLedStill;
   auto gauges = [&] {
@@ -358,16 +361,52 @@ Duration Dispatcher::gauges_round() {
   return kLedStill;
 }
 
-Duration Dispatcher::retention_round() {
-  if (!leadership_.leading()) return kStandby;
+/// A line for each that came, and for each that went; their words also change with the seconds that they count.
+void Dispatcher::tell_changes(const std::vector<Trouble>& troubles) {
+  std::set<std::pair<std::string, std::string>> now;
+  for (const auto& one : troubles) {
+    now.emplace(one.what, one.about);
+    if (!told_.contains({one.what, one.about})) log(one.meant ? LogLevel::info : LogLevel::warn, "trouble", {{"what", one.text}});
+  }
+  for (const auto& one : told_) {
+    if (!now.contains(one)) log_info("trouble over", {{"what", one.first}, {"about", one.second}});
+  }
+  told_ = std::move(now);
+}
+
+Dispatcher::Round Dispatcher::services_round() {
+  if (!leadership_.leading()) {
+    told_.clear();
+    const std::scoped_lock lock(mutex_);
+    said_.clear();
+    return std::nullopt;
+  }
+  const auto installation = read_installation(database_);
+  const auto troubles = troubles_of(installation);
+  std::string said;
+  for (const auto& one : troubles) said += (said.empty() ? "" : "; ") + one.text;
+  const auto gauges = installation_gauges(installation, troubles);
+  if (leadership_.leading()) metrics_.installation(gauges);
+  if (clock_.steady() >= next_forgetting_) {
+    forget_gone(database_);
+    next_forgetting_ = clock_.steady() + kForgettingInterval;
+  }
+  tell_changes(troubles);
+  const std::scoped_lock lock(mutex_);
+  said_ = std::move(said);
+  return kServicesInterval;
+}
+
+Dispatcher::Round Dispatcher::retention_round() {
+  if (!leadership_.leading()) return std::nullopt;
   const std::scoped_lock one_of_the_long(long_reads_);
   return prune_once(database_, settings_.retention, kPruneBatch).more(kPruneBatch) ? kNextPrune : kRetentionInterval;
 }
 
-Duration Dispatcher::partitions_round() {
+Dispatcher::Round Dispatcher::partitions_round() {
   if (!leadership_.leading()) {
     partitions_end_ = 0;
-    return kStandby;
+    return std::nullopt;
   }
   const auto end = ensure_partitions(database_, settings_.retention.history);
   partitions_end_ = to_unix_us(end);
@@ -376,10 +415,10 @@ Duration Dispatcher::partitions_round() {
   return kPartitionsInterval;
 }
 
-Duration Dispatcher::suspects_round() {
+Dispatcher::Round Dispatcher::suspects_round() {
   if (!leadership_.leading()) {
     suspects_ = true;
-    return kStandby;
+    return std::nullopt;
   }
   if (!suspects_.exchange(false)) return kSuspectsInterval;
   Suspects found;
@@ -399,12 +438,16 @@ Duration Dispatcher::suspects_round() {
 
 std::vector<HealthPart> Dispatcher::health() const {
   const auto broker = publisher_.state();
-  std::vector<HealthPart> parts{{"database", database_.healthy() && vital_.healthy(), ""},
+  const bool database = database_.healthy() && vital_.healthy();
+  std::vector<HealthPart> parts{{"database", database, database ? "" : kNoDatabase},
                                 {"broker", broker.connected && !broker.blocked, broker.fault},
                                 {"role", true, leadership_.leading() ? "leading" : "standing by"}};
   if (const auto end = partitions_end_.load(); end != 0) {
     parts.push_back({"partitions", from_unix_us(end) > clock_.now(), "of history end " + format_rfc3339(from_unix_us(end))});
   }
+  // Told here, too; but what others lack does not make this service unready.
+  const std::scoped_lock lock(mutex_);
+  if (leadership_.leading()) parts.push_back({"installation", true, said_.empty() ? "no trouble" : said_});
   return parts;
 }
 

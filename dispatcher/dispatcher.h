@@ -2,7 +2,9 @@
 #include <array>
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -12,7 +14,9 @@
 #include "core/db/database.h"
 #include "core/http/status_server.h"
 #include "core/metrics.h"
+#include "core/random.h"
 #include "core/signing.h"
+#include "core/troubles.h"
 #include "core/wake_up.h"
 #include "dispatcher/due_scan.h"
 #include "dispatcher/leadership.h"
@@ -24,7 +28,7 @@ namespace takt {
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
 /// Each duty is a thread of its own, with its own failure, pause and metric (takt_duty_*), so none keeps another from its round:
 /// lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that publish, outbox,
-/// rescue, suspects, forgotten, gauges, retention, partitions. Each statement of theirs ends by database.statement_timeout. A
+/// rescue, suspects, forgotten, gauges, services, retention, partitions. Each statement of theirs ends by database.statement_timeout. A
 /// failure of PostgreSQL or RabbitMQ ends no thread: it is logged once and tried again after a pause.
 class Dispatcher {
  public:
@@ -34,6 +38,7 @@ class Dispatcher {
     Duration republish_after{};
     int parallel_ticks = 6;
     RetentionSettings retention;
+    std::string name = random_id();  ///< this process's own, by which it holds the lease
   };
 
   /// `publisher` takes wake ticks, dead letters and what is published again; it shares the slots' ticks with `second`, since
@@ -52,25 +57,29 @@ class Dispatcher {
   [[nodiscard]] std::vector<HealthPart> health() const;
 
  private:
+  /// How long until the next one; nullopt: this dispatcher does not lead, and tried nothing.
+  using Round = std::optional<Duration>;
   /// Rounds until stop(), with `wait_for` between them for as long as each says.
-  void repeat(const char* what, const std::function<Duration()>& round, Duration after_failure,
+  void repeat(const char* what, const std::function<Round()>& round, Duration after_failure,
               void (Dispatcher::*wait_for)(Duration) = &Dispatcher::pause);
   void pause(Duration time);
   /// Until an item was enqueued, a scan is wanted, or `time` is over.
   void await_work(Duration time);
   void listen();
   void stop_listening(const char* why);
-  Duration lease_round();
-  Duration scan_round();
-  Duration publish_round(amqp::Publisher& publisher, const amqp::Publisher& other);
+  Round lease_round();
+  Round scan_round();
+  Round publish_round(amqp::Publisher& publisher, const amqp::Publisher& other);
   void send_what_is_held(amqp::Publisher& publisher);
-  Duration sweep_round();
-  Duration rescue_round();
-  Duration suspects_round();
-  Duration forgotten_round();
-  Duration gauges_round();
-  Duration retention_round();
-  Duration partitions_round();
+  Round sweep_round();
+  Round rescue_round();
+  Round suspects_round();
+  Round forgotten_round();
+  Round gauges_round();
+  Round services_round();
+  void tell_changes(const std::vector<Trouble>& troubles);
+  Round retention_round();
+  Round partitions_round();
   void publish_wakes(const std::vector<TickRow>& ticks);
   void wake_heard(const Term& term);
   /// When to look again.
@@ -97,10 +106,13 @@ class Dispatcher {
   SteadyTime next_listen_{};                             // zero while listening has not failed; scan thread only
   std::set<std::string> heard_;                          // jobs that were notified of, "" for all; scan thread only
   SteadyTime next_gauges_{};                             // gauges thread only
+  SteadyTime next_forgetting_{};                         // services thread only
+  std::set<std::pair<std::string, std::string>> told_;   // troubles that were logged, by what and about; services thread only
   std::mutex long_reads_;                                // the long statements hold one connection at a time
   std::atomic<std::int64_t> partitions_end_{0};          // Unix microseconds; 0: not known, or not leading
   bool was_leading_ = false;                             // lease thread only
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::string said_;  // of troubles, as the leader saw them last; guarded by mutex_
   std::condition_variable changed_;
   std::atomic<std::int64_t> slots_term_{0};  // what an earlier leader stored ahead was looked at in this term
   std::atomic<bool> suspects_{true};         // there may be some

@@ -12,6 +12,9 @@ constexpr Duration kReplaceAfter = std::chrono::seconds(10);
 /// How long after it was last woken a job is looked after, and how many are at most.
 constexpr Duration kLooksAfter = std::chrono::seconds(1);
 constexpr std::size_t kMostLookedAfter = 64;
+/// A run takes what is due when it claims, and looks again when it has handled that: an item that becomes due meanwhile waits so
+/// long for it, and no longer. Most runs are over by then, and a job that is enqueued for without a pause gets 40 ticks a second.
+#define TAKT_PATIENCE "interval '25 ms'"
 
 // Nothing hinders that the job `j` is woken for due items.
 #define TAKT_MAY_BE_WOKEN \
@@ -19,8 +22,16 @@ constexpr std::size_t kMostLookedAfter = 64;
 // The tick `t` is under way, as far as its row tells; served by ticks_unfinished.
 #define TAKT_UNDER_WAY "t.finished_at IS NULL AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now())"
 
+// The job `j`'s tick `t` is of a run that is at work for long, so that others need not wait for it.
+#define TAKT_BUSY "j.concurrency <> 1 AND t.begun_at <= now() - " TAKT_PATIENCE
+
+// More is due for the job than one run of it takes: then parallel_ticks is its limit.
+#define TAKT_BACKLOG(job, batch) \
+  "EXISTS (SELECT 1 FROM takt.items b WHERE b.state = 0 AND b.job_id = " job " AND b.run_at <= now() OFFSET " batch " LIMIT 1)"
+
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
-// Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when the next item is due and whether any
+// Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when to look next for what is due (an
+// item, or a job whose runs are busy) and whether any
 // tick is unfinished (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -),
 // and each job of $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
 // A run_at may be any, infinite too, as an older version stored it: a tick's time is from 1970 on, or no worker takes it.
@@ -37,7 +48,8 @@ constexpr Statement kScan{"due_scan", R"sql(
   firsts AS (
     SELECT h.job_id, min(h.run_at) AS run_at FROM heads h GROUP BY h.job_id),
   ready AS (
-    SELECT f.job_id, f.run_at, j.name, j.queue, CASE WHEN j.concurrency = 1 THEN 1 ELSE $3::integer END AS parallel
+    SELECT f.job_id, f.run_at, j.name, j.queue, j.batch_size, j.concurrency = 1 AS exclusive,
+           CASE WHEN j.concurrency = 1 THEN 1 ELSE $3::integer END AS parallel
       FROM firsts f JOIN takt.jobs j ON j.id = f.job_id
      WHERE f.run_at <= now() AND )sql" TAKT_MAY_BE_WOKEN R"sql(),
   not_begun AS MATERIALIZED (
@@ -45,20 +57,24 @@ constexpr Statement kScan{"due_scan", R"sql(
      WHERE NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id)
        AND (j.held_until IS NULL OR j.held_until < now() - interval '2 s')),  -- a worker that holds a job has declined its tick
   begun AS (
-    SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more
+    SELECT r.job_id, count(t.id) AS ticks, count(t.id) FILTER (WHERE t.source = 'more') AS more,
+           max(coalesce(t.begun_at, 'infinity')) FILTER (WHERE t.id IS NOT NULL) + )sql" TAKT_PATIENCE R"sql( AS busy_from
       FROM ready r LEFT JOIN takt.ticks t
         ON t.job_id = r.job_id AND )sql" TAKT_UNDER_WAY R"sql(
      GROUP BY r.job_id),
   under_way AS (
-    SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more
+    SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more, CASE WHEN n.ticks > 0 THEN 'infinity' ELSE b.busy_from END AS busy_from
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
   SELECT r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint, NULL::bigint, NULL::text, u.more > 0, NULL::text
     FROM ready r JOIN under_way u USING (job_id)
-   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel))
+   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.more = 0 AND u.busy_from <= now()
+            AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM least(min(f.run_at), now() + interval '1 day') - now()) * 1000)::bigint
-                                   FROM firsts f WHERE f.run_at > now()), NULL,
+  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
+                                   FROM (SELECT f.run_at FROM firsts f UNION ALL
+                                         SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id) WHERE NOT r.exclusive AND u.more = 0) l(at)
+                                  WHERE l.at > now()), NULL,
          EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL), NULL
   UNION ALL
   SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL, NULL FROM not_begun n
@@ -76,7 +92,10 @@ constexpr Statement kLook{"due_look", R"sql(
       SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
    WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()
      AND )sql" TAKT_MAY_BE_WOKEN R"sql(
-     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql()
+     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql( AND ()sql" TAKT_BUSY
+                                      R"sql() IS NOT TRUE)
+     AND ((SELECT count(*) FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql() < $6
+          OR NOT )sql" TAKT_BACKLOG("j.id", "j.batch_size") R"sql()
      AND NOT EXISTS (SELECT 1 FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
                       WHERE s.job_id = j.id AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = s.tick_id))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
@@ -116,7 +135,7 @@ std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::stri
     sent_jobs.push_back(sent.job_id);
     sent_ticks.push_back(sent.tick_id);
   }
-  const auto rows = database_.exec_retrying(kLook, Params::of(term.holder, term.number, names, sent_jobs, sent_ticks));
+  const auto rows = database_.exec_retrying(kLook, Params::of(term.holder, term.number, names, sent_jobs, sent_ticks, parallel_ticks_));
   std::vector<TickRow> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) ticks.push_back(wake(rows, i, sent_));
   return ticks;

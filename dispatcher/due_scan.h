@@ -16,7 +16,9 @@ namespace takt {
 /// scan), so it costs one index probe per job and priority that has pending items, whatever the backlog; jobs without
 /// pending items cost nothing.
 ///
-/// A job gets one tick when none is under way, and up to `parallel_ticks` while a run has reported more to do. A tick
+/// A job gets one tick when none is under way, and up to `parallel_ticks` while a run has reported more to do. It also gets one
+/// more for what is due while all its runs have been at work for 25 ms: however slow its handler, an item does not wait for
+/// another's. That has no limit but the workers' places, `concurrency: 1`, and `parallel_ticks` where more is due than a run takes. A tick
 /// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then, or at
 /// once if its connection was lost. Those that no worker has begun yet are known to this process alone (at most one a job
 /// and scan of the last 10 s); a new leader makes them once more, which costs a run without items.

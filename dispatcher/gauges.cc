@@ -16,8 +16,12 @@ constexpr Statement kJobs{"gauges_jobs", R"sql(
                                                     AND i.state = s.state ORDER BY i.priority LIMIT 10000) p) d
             CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = s.state
                                  AND i.priority = d.priority AND i.run_at <= now() ORDER BY i.run_at LIMIT 1) h),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x)
-    FROM takt.jobs j WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x), u.ticks, u.oldest
+    FROM takt.jobs j
+    LEFT JOIN LATERAL (SELECT count(*) AS ticks, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
+                         FROM (SELECT t.created_at FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL AND t.begun_at IS NULL
+                                  AND t.published_at IS NOT NULL ORDER BY t.created_at LIMIT 10000) x) u ON true
+    WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
 )sql"};
 
 constexpr Statement kTotals{"gauges_totals", R"sql(
@@ -34,7 +38,8 @@ LeaderGauges read_gauges(Database& database) {
   for (bool more = true; more;) {
     const auto jobs = database.exec(kJobs, Params::of(last, static_cast<std::int64_t>(kJobsAtOnce)));
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-      gauges.jobs.push_back({std::string(jobs.text(i, 1)), jobs.real(i, 2), jobs.real(i, 3), jobs.real(i, 4)});
+      gauges.jobs.push_back(
+          {std::string(jobs.text(i, 1)), jobs.real(i, 2), jobs.real(i, 3), jobs.real(i, 4), jobs.real(i, 5), jobs.real(i, 6)});
       last = jobs.integer(i, 0);
     }
     more = jobs.size() == kJobsAtOnce;

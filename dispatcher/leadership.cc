@@ -25,8 +25,10 @@ constexpr Statement kRelease{"leader_release", R"sql(
 
 }  // namespace
 
-Leadership::Leadership(Database& database, Duration lease, const Clock& clock)
-    : database_(database), lease_(lease), clock_(clock), holder_(random_id()), database_clock_(clock) {}
+Leadership::Leadership(Database& database, Duration lease, const Clock& clock, std::string holder)
+    : database_(database), lease_(lease), clock_(clock), holder_(std::move(holder)), database_clock_(clock) {
+  if (holder_.empty()) throw std::invalid_argument("a leader without an id would be everybody");
+}
 
 bool Leadership::try_lead() {
   const auto asked = clock_.steady();

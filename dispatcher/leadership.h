@@ -5,6 +5,7 @@
 
 #include "core/db/database.h"
 #include "core/db/database_clock.h"
+#include "core/random.h"
 
 namespace takt {
 
@@ -14,11 +15,12 @@ struct Term {
   std::int64_t number = 0;
 };
 
-/// The lease row that decides who leads. Identity is a random id per process, never a host name. One thread calls
+/// The lease row that decides who leads. Identity is an id that is random for each process, never a host name alone. One thread calls
 /// try_lead(); leading() may be asked from any.
 class Leadership {
  public:
-  Leadership(Database& database, Duration lease, const Clock& clock);
+  /// `holder`: of this process alone.
+  Leadership(Database& database, Duration lease, const Clock& clock, std::string holder = random_id());
 
   /// Renews if leading, else takes the lease if it is free; each change of leader raises the term. True if leading.
   /// Throws as Database does; leading() turns false by itself when the lease runs out on this process's own clock.

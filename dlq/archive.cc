@@ -1,5 +1,7 @@
 #include "dlq/archive.h"
 
+#include <algorithm>
+
 #include "core/amqp/topology.h"
 #include "core/crash_point.h"
 #include "core/log.h"
@@ -17,8 +19,9 @@ constexpr Duration kDatabasePause = std::chrono::milliseconds(500);
 
 }  // namespace
 
-Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics)
-    : database_(database), keys_(keys), clock_(clock), metrics_(metrics) {
+Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, SignerCheck& signer, const Clock& clock,
+                 Metrics& metrics)
+    : database_(database), keys_(keys), signer_(signer), clock_(clock), metrics_(metrics), given_back_(clock, 1) {
   amqp::Consumer::Settings settings{{amqp::kDeadQueue}, kPrefetch, {}};
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(settings), [this](amqp::Delivery&& delivery) {
     {
@@ -44,6 +47,21 @@ void Archive::stop() {
   arrived_.notify_all();
   if (thread_.joinable()) thread_.join();
   consumer_->stop();
+}
+
+/// Stored as it looks here, a genuine letter would be a message, which is never replayed.
+void Archive::give_back_foreign(std::deque<amqp::Delivery>& batch) {
+  const auto foreign = [&](const amqp::Delivery& delivery) { return !is_takts(delivery, keys_, clock_.now()); };
+  if (std::none_of(batch.begin(), batch.end(), foreign) || signer_.ask() != SignerCheck::Verdict::lacks) return;
+  std::erase_if(batch, [&](const amqp::Delivery& delivery) {
+    if (!foreign(delivery)) return false;
+    consumer_->reject(delivery, true);
+    if (const auto letters = given_back_.due(0); letters > 0)
+      log_error("dead letters given back", {{"letters", letters}, {"error", "this archive " + signer_.fault()}});
+    return true;
+  });
+  std::unique_lock lock(mutex_);
+  arrived_.wait_for(lock, kDatabasePause, [&] { return stopping_; });
 }
 
 void Archive::store(const std::deque<amqp::Delivery>& batch) {
@@ -95,6 +113,7 @@ void Archive::store_loop() {
     }
     while (true) {
       try {
+        give_back_foreign(batch);
         crash_point("archive.before_insert");
         store(batch);
         crash_point("archive.after_insert");
@@ -104,19 +123,20 @@ void Archive::store_loop() {
       } catch (const std::exception& error) {
         if (!failing) log_error("archive failing", {{"error", error.what()}});
         failing = true;
-        metrics_.database(database_.healthy());
         std::unique_lock lock(mutex_);
         if (arrived_.wait_for(lock, kDatabasePause, [&] { return stopping_; })) return;
       }
     }
-    metrics_.database(true);
     for (const auto& delivery : batch) consumer_->ack(delivery);
   }
 }
 
 std::vector<HealthPart> Archive::health() const {
   const auto state = consumer_->state();
-  return {{"database", database_.healthy(), ""}, {"consumer", state.connected, state.fault}};
+  const bool database = database_.healthy();
+  return {{"database", database, database ? "" : kNoDatabase},
+          {"consumer", state.connected, state.fault},
+          {"keys", signer_.verdict() != SignerCheck::Verdict::lacks, signer_.fault()}};
 }
 
 }  // namespace takt

@@ -8,7 +8,9 @@
 #include "core/amqp/consumer.h"
 #include "core/db/database.h"
 #include "core/http/status_server.h"
+#include "core/log_throttle.h"
 #include "core/metrics.h"
+#include "core/signer_check.h"
 #include "core/signing.h"
 #include "dlq/letter.h"
 
@@ -16,11 +18,12 @@ namespace takt {
 
 /// The service: takes what arrives in takt.dead, stores it once by id, then acknowledges. Threads: the consumer's, and
 /// one that stores batches of at most 100 and 8 MiB. Holds at most 100 deliveries of at most kMaxBodyBytes (the prefetch).
-/// A letter that PostgreSQL refuses is kept as a message; the others go on.
+/// A letter that PostgreSQL refuses is kept as a message; the others go on. While this process lacks the key that the leading dispatcher
+/// signs with, a letter that it cannot verify goes back to the queue: another archive may have the key.
 /// While PostgreSQL is away it waits with what it holds; several archives may run.
 class Archive {
  public:
-  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, const Clock& clock, Metrics& metrics);
+  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, SignerCheck& signer, const Clock& clock, Metrics& metrics);
   ~Archive();
   Archive(const Archive&) = delete;
   Archive& operator=(const Archive&) = delete;
@@ -31,13 +34,16 @@ class Archive {
 
  private:
   void store_loop();
+  void give_back_foreign(std::deque<amqp::Delivery>& batch);
   void store(const std::deque<amqp::Delivery>& batch);
   void store_singly(const std::deque<amqp::Delivery>& batch, std::size_t first, std::vector<Letter>& letters);
 
   Database& database_;
   const KeyRing& keys_;
+  SignerCheck& signer_;
   const Clock& clock_;
   Metrics& metrics_;
+  LogThrottle given_back_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_

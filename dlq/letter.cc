@@ -150,6 +150,10 @@ Letter as_message(const amqp::Delivery& delivery, Timestamp now, const std::stri
   return letter;
 }
 
+bool is_takts(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
+  return signed_as(delivery, keys, now) != Signed::not_by_takt;
+}
+
 Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now) {
   const auto how = signed_as(delivery, keys, now);
   const std::string id = delivery.header("webhook-id").value_or("");

@@ -26,6 +26,9 @@ struct Letter {
   Timestamp died_at{};
 };
 
+/// Whether a key of the ring confirms its signature, as a letter or as a tick.
+bool is_takts(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now);
+
 /// What a delivery from takt.dead is. Pure. Never fails: what is not understood is kept as a message. A letter or tick
 /// whose signature no key of the ring confirms is kept as a message, too, so that it can never be replayed into work.
 Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestamp now);

@@ -23,11 +23,21 @@ constexpr Statement kOpen{"letters_open", "SELECT d.id FROM takt.dead_letters d 
 constexpr Statement kCountOpen{"letters_count_open",
                                "SELECT count(*) FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER};
 
-constexpr Statement kShow{"letters_show", R"sql(
-  SELECT jsonb_pretty(jsonb_strip_nulls(to_jsonb(d) - 'body' || jsonb_build_object(
-           'body', CASE WHEN d.body IS NOT NULL THEN left(encode(d.body, 'base64'), 20000) END,
-           'body_bytes', octet_length(d.body))))
-    FROM takt.dead_letters d WHERE d.id = $1
+constexpr Statement kParts{"letter_parts", R"sql(
+  SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
+    FROM takt.dead_letters d CROSS JOIN LATERAL (VALUES
+      (0, 'letter', to_json(d.id)), (0, 'kind', to_json(d.kind)), (0, 'job', to_json(d.job)), (0, 'state', to_json(d.state)),
+      (0, 'changed_at', to_json(takt.shown(d.changed_at))), (0, 'changed_by', to_json(d.changed_by)),
+      (0, 'edited_at', to_json(takt.shown(d.edited_at))), (0, 'edited_by', to_json(d.edited_by)),
+      (0, 'reason', to_json(d.reason)), (0, 'error', to_json(d.error)), (0, 'item', to_json(d.item_id)), (0, 'key', to_json(d.key)),
+      (0, 'priority', to_json(d.priority)), (0, 'attempts', to_json(d.attempts)), (0, 'died_at', to_json(takt.shown(d.died_at))),
+      (0, 'archived_at', to_json(takt.shown(d.archived_at))), (0, 'payload', d.payload::json),
+      (1, 'headers', d.headers::json), (1, 'x_death', d.x_death::json), (1, 'bytes', to_json(octet_length(d.body))),
+      (1, 'body_base64', to_json(translate(encode(substring(d.body FOR 15000), 'base64'), E'\n', ''))),
+      (0, 'history', (SELECT coalesce(json_agg(json_build_object('at', takt.shown((a->>'at')::timestamptz), 'attempt', a->'attempt', 'replay', a->'replay',
+                                                        'run', a->'run', 'class', a->'class', 'reason', a->'reason', 'error', a->'error')), '[]')
+                        FROM jsonb_array_elements(d.attempt_errors) a))) p(of_message, name, value)
+   WHERE d.id = $1 AND (p.of_message = 0 OR d.kind = 'message')
 )sql"};
 
 constexpr Statement kToMend{"letter_to_mend", R"sql(
@@ -115,6 +125,30 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
 constexpr Statement kReplayed{"letters_replayed",
                               "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
 
+// By dead_letters' primary key; an item's state by its id.
+constexpr Statement kWhyNot{"letters_why_not", R"sql(
+  SELECT CASE WHEN d.id IS NULL THEN 'not known; pruned, perhaps'
+              WHEN d.state = 'replayed' THEN 'replayed at ' || to_char(d.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' by ' || d.changed_by
+              WHEN d.state = 'discarded' THEN 'discarded at ' || to_char(d.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' by ' || d.changed_by
+              WHEN d.kind = 'message' THEN 'a message, which is only kept'
+              WHEN j.id IS NULL THEN 'of job ' || d.job || ', which is not applied'
+              WHEN d.payload IS NULL THEN 'without a payload'
+              WHEN d.key IS NOT NULL THEN 'its key is held by item ' || coalesce((SELECT k.item_id::text FROM takt.item_keys k WHERE k.job_id = j.id AND k.key = d.key), 'another')
+              ELSE 'not replayed' END,
+         count(*), min(u.id), min(CASE WHEN d.state = 'replayed' THEN d.item_id END)
+    FROM unnest($1::text[]) u(id) LEFT JOIN takt.dead_letters d ON d.id = u.id LEFT JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
+   WHERE $2 OR d.state IS DISTINCT FROM 'replayed'
+   GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10
+)sql"};
+// By primary keys, and the bounds of what each run claimed (runs_items).
+constexpr Statement kItemState{"letters_item_state", R"sql(
+  SELECT takt.state_name(state) FROM takt.items WHERE id = $1
+  UNION ALL SELECT takt.state_name(state) FROM takt.ended_items WHERE id = $1
+  UNION ALL SELECT CASE status WHEN 'running' THEN 'running' ELSE 'done' END FROM takt.runs
+             WHERE item_min <= $1 AND item_max >= $1 AND $1 = ANY (item_ids)
+  LIMIT 1
+)sql"};
+
 constexpr Statement kDiscard{"letters_discard", R"sql(
   WITH marked AS (
     UPDATE takt.dead_letters SET state = 'discarded', changed_at = now(), changed_by = $2
@@ -138,11 +172,7 @@ Rows list_letters(Database& database, const LetterFilter& filter, int limit) {
   return database.exec(kList, filter_params(filter).add(limit));
 }
 
-std::optional<std::string> show_letter(Database& database, const std::string& id) {
-  const auto rows = database.exec(kShow, Params::of(id));
-  if (rows.empty()) return std::nullopt;
-  return std::string(rows.text(0, 0));
-}
+Rows letter_parts(Database& database, const std::string& id) { return database.exec(kParts, Params::of(id)); }
 
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit) {
   const auto rows = database.exec(kOpen, filter_params(filter).add(limit));
@@ -177,6 +207,22 @@ Replayed replay_letters(Database& database, const std::vector<std::string>& ids,
   });
   replayed.refused = static_cast<int>(ids.size()) - replayed.items - replayed.ticks - replayed.before;
   return replayed;
+}
+
+std::vector<std::string> why_not_replayed(Database& database, const std::vector<std::string>& ids, bool also_replayed) {
+  const auto rows = database.exec(kWhyNot, Params::of(ids, also_replayed));
+  std::vector<std::string> lines;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::string line = std::string(rows.text(i, 2)) + ": " + std::string(rows.text(i, 0));
+    if (!rows.is_null(i, 3)) {
+      const auto item = database.exec(kItemState, Params::of(rows.integer(i, 3)));
+      line += "; item " + std::to_string(rows.integer(i, 3)) + " is " +
+              (item.empty() ? "older than the history" : std::string(item.text(0, 0)));
+    }
+    if (rows.integer(i, 1) > 1) line += ", and " + std::to_string(rows.integer(i, 1) - 1) + " more alike";
+    lines.push_back(std::move(line));
+  }
+  return lines;
 }
 
 int discard_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {

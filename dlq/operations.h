@@ -18,8 +18,8 @@ struct LetterFilter {
 /// Letters as rows: id, kind, job, reason, error, item_id, attempts, died_at, state, changed_at, changed_by, key. Newest
 /// first, at most `limit`.
 Rows list_letters(Database& database, const LetterFilter& filter, int limit);
-/// The whole letter as one JSON object, and nothing if there is none.
-std::optional<std::string> show_letter(Database& database, const std::string& id);
+/// The whole letter: rows of name, value as pretty JSON, value as JSON; none if there is no such letter.
+Rows letter_parts(Database& database, const std::string& id);
 
 /// Ids of the letters that match and are still archived, oldest first, at most `limit`.
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit);
@@ -47,6 +47,9 @@ struct Replayed {
 /// One transaction: the items are live again with no attempts spent, their ticks are in the outbox, and the letters are
 /// marked with who and when. Repeating it replays nothing twice, and so do two operators at once.
 Replayed replay_letters(Database& database, const std::vector<std::string>& ids, const std::string& who);
+/// Why letters that were asked for are not replayed now, one line a reason, with one of them by name and how many are alike. One that was
+/// replayed says when and by whom, and what became of its item.
+std::vector<std::string> why_not_replayed(Database& database, const std::vector<std::string>& ids, bool also_replayed);
 int discard_letters(Database& database, const std::vector<std::string>& ids, const std::string& who);
 
 /// Removes letters that died before `age` ago, at most `batch`; returns how many.

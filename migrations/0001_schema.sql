@@ -15,7 +15,7 @@ CREATE TABLE takt.jobs (
   dedupe_window interval NOT NULL,
   source        text NOT NULL CHECK (source IN ('file', 'api')),
   paused        boolean NOT NULL DEFAULT false,
-  held_until    timestamptz,                -- a worker leaves its destination alone and declined a tick: no other before then, at most 1 s
+  held_until    timestamptz,                -- a worker declined a tick (its circuit is open, its set-up incomplete): none before then, at most 1 s
   removed_at    timestamptz,
   cancelling    boolean NOT NULL DEFAULT false,  -- removed by an apply that cancels its items, and has not come to their end
   version       bigint NOT NULL DEFAULT nextval('takt.definitions_version'),
@@ -295,6 +295,63 @@ CREATE TABLE takt.leader (
 ) WITH (fillfactor = 50);
 INSERT INTO takt.leader VALUES ('dispatcher', '', 0, 'epoch');
 
+-- Who is there: one row a process of Takt's, written every two seconds while it lives (core/presence.h) and deleted when it ends
+-- in order. One that has not been written for longer is of a process that went silent; it goes after an hour.
+CREATE TABLE takt.services (
+  id         text PRIMARY KEY,              -- as in the log's lines and, before the @, in runs.worker
+  kind       text NOT NULL,                 -- dispatcher, worker, archive or up, which is all three
+  roles      text[] NOT NULL,               -- what it does, of the first three
+  host       text NOT NULL,
+  pid        integer NOT NULL,
+  version    text NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT now(),
+  seen_at    timestamptz NOT NULL DEFAULT now(),
+  keys       text[] NOT NULL,               -- roles and fingerprints
+  queues     text[] NOT NULL,               -- whose ticks it takes
+  ready      boolean NOT NULL,
+  detail     text NOT NULL,                 -- why it is not ready
+  runs       integer NOT NULL,              -- under way
+  places     integer NOT NULL,              -- of runs; 0: it is no worker
+  waiting    jsonb NOT NULL DEFAULT '{}',   -- of the leader: messages in the broker's queues, by queue
+  failing    jsonb NOT NULL DEFAULT '[]'    -- of a worker: jobs whose latest attempts all failed there (job, attempts, error)
+) WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 0);
+
+-- What all workers know together of destinations that fail (worker/shared_circuits.h). One that works has no row.
+CREATE TABLE takt.failing_destinations (
+  name      text PRIMARY KEY,               -- as takt.destination_of() says; at most 1,000 bytes
+  failures  bigint NOT NULL,                -- requests in a row, over all workers
+  since     timestamptz NOT NULL,
+  last_at   timestamptz NOT NULL,
+  error     text NOT NULL,                  -- of the last
+  worker    text NOT NULL,
+  opened_at timestamptz,                    -- the workers leave it alone
+  until     timestamptz                     -- when the last of them tries again
+) WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 0);
+
+-- Where a job's items go: its URL without the query, or a named database; NULL for functions of the worker, and for what is never
+-- left alone (circuit_failures: 0).
+CREATE FUNCTION takt.destination_of(definition jsonb) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN coalesce(definition #>> '{handler,http,circuit_failures}', definition #>> '{handler,sql,circuit_failures}') = '0' THEN NULL
+              ELSE coalesce(substring(definition #>> '{handler,http,url}' FROM '^[^?#]*'), 'database ' || (definition #>> '{handler,sql,database}'))
+         END
+$$;
+
+-- Jobs whose destination is left alone: until when, after how many failures in a row, and why. Whoever has an item tries it then; where
+-- nobody has one, it is told for a minute more.
+CREATE VIEW takt.held_jobs AS
+  SELECT j.id AS job_id, j.name AS job, d.name AS destination, greatest(d.until, j.held_until) AS until, d.failures, d.since, d.error, d.worker
+    FROM takt.failing_destinations d JOIN takt.jobs j ON takt.destination_of(j.definition) = d.name
+   WHERE d.opened_at IS NOT NULL AND d.until > now() - interval '1 min' AND j.removed_at IS NULL;
+
+-- paused; held: its destination is left alone, or a worker declined its tick a moment ago; active.
+CREATE FUNCTION takt.job_state(job takt.jobs) RETURNS text LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN job.paused THEN 'paused'
+              WHEN job.held_until > now() OR EXISTS (SELECT 1 FROM takt.failing_destinations d
+                                                      WHERE d.name = takt.destination_of(job.definition) AND d.opened_at IS NOT NULL
+                                                        AND d.until > now() - interval '1 min')
+              THEN 'held' ELSE 'active' END
+$$;
+
 CREATE TABLE takt.audit (
   id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   at      timestamptz NOT NULL DEFAULT now(),
@@ -304,6 +361,7 @@ CREATE TABLE takt.audit (
   subject text NOT NULL,
   detail  jsonb
 );
+CREATE INDEX audit_subject ON takt.audit (subject, id);
 
 -- A run's row is written at its claim and updated at its end: half a page is left for the second version. Arrays are
 -- compressed with lz4 where the server was built with it, which costs a tenth of the default's time.
@@ -392,6 +450,11 @@ EXCEPTION
 END $$;
 
 SELECT takt.ensure_partitions();
+
+-- A time as commands print it: RFC 3339, UTC, milliseconds; what lies outside of the years 1 to 9999 as their ends.
+CREATE FUNCTION takt.shown(moment timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
+  SELECT to_char(least(greatest(moment, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999+00') AT TIME ZONE 'UTC',
+                 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
 
 -- When an item becomes due: NULL and what is before 1970 is now; nothing is later than the end of year 9999.
 CREATE FUNCTION takt.item_time(run_at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$
@@ -582,7 +645,7 @@ CREATE FUNCTION takt.notifier_lock(the_job integer) RETURNS bigint LANGUAGE sql 
   SELECT (pg_catalog.date_part('epoch', pg_catalog.now()) OPERATOR(pg_catalog.*) 20)::pg_catalog.int8 OPERATOR(pg_catalog.*) 64
          OPERATOR(pg_catalog.+) (the_job OPERATOR(pg_catalog.&) 63) $$;
 
--- For applications, inside their own transaction (docs/enqueue.md). Returns the item's id; with a key that is live, the first
+-- For applications, inside their own transaction (docs/enqueueing.md). Returns the item's id; with a key that is live, the first
 -- item's. The wake-up is a NOTIFY that names the job and is delivered at commit. PostgreSQL lets one transaction that notifies
 -- commit at a time, so while one that will notify is open, others that began with it leave it to that one: the dispatcher
 -- looks again a few milliseconds after each wake-up, and scans every dispatcher.scan_interval whatever happens.

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/config/job.h"
+#include "worker/handlers/circuit_breaker.h"
 #include "worker/item.h"
 #include "worker/run_control.h"
 
@@ -24,12 +25,23 @@ struct Readiness {
   Duration pause{0};  ///< if none: for how long at least
 };
 
+/// The circuit that a job's items pass through.
+struct JobCircuit {
+  CircuitBreaker* breaker = nullptr;  ///< null: there is none
+  std::string destination;
+  CircuitConfig config;
+};
+
 /// Processes items. run() fills one result for each item and returns when all are settled one way or another: those
 /// it did not begin stay `handed_back`. Called from many threads at once, once a run.
 class Handler {
  public:
   virtual ~Handler() = default;
   [[nodiscard]] virtual Readiness readiness(const JobDefinition& /*job*/) { return {}; }
+  [[nodiscard]] virtual JobCircuit circuit(const JobDefinition& /*job*/) { return {}; }
+  /// What this process lacks to do the job's items, in words ("the environment variable X is not set"); empty: nothing. While it
+  /// lacks something it claims none of them: a worker that does not will.
+  [[nodiscard]] virtual std::string lacks(const JobDefinition& /*job*/) const { return ""; }
   virtual void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) = 0;
 };
 

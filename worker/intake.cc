@@ -14,9 +14,11 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// What of an unverified body the quarantine keeps: with its 10,000 messages, at most 640 MB on the broker's disk
 /// before its own limit of 64 MiB, and never more than this in a worker.
 constexpr std::size_t kQuarantinedBytes = 64 * 1024;
-/// Names of no job that are remembered, and for how long: a flood of ticks for one costs a moment of waiting once a minute.
+/// Names of no job that are remembered, and for how long: a flood of ticks for one costs a second of waiting once a minute. So long
+/// an apply that publishes first may take on a busy machine; and so often a tick is returned, where the names do not fit.
 constexpr std::size_t kDoubted = 1000;
-constexpr Duration kMoment = std::chrono::milliseconds(100);
+constexpr Duration kMoment = std::chrono::seconds(1);
+constexpr std::int64_t kReturns = 5;
 constexpr Duration kDoubtedFor = std::chrono::minutes(1);
 
 // Served by ticks' primary key. The catalog's "unknown" is newer than the apply that removed the job and finished its ticks.
@@ -46,6 +48,7 @@ bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
   message.headers = {{"takt-reason", std::string(to_string(reason))},
                      {"takt-queue", delivery.routing_key},
                      {"takt-bytes", std::to_string(delivery.body_size)},
+                     {"takt-at", format_rfc3339(clock_.now())},
                      {"webhook-id", id},
                      {"webhook-timestamp", printable(delivery.header("webhook-timestamp").value_or(""), 32)}};
   message.body = delivery.body.substr(0, kQuarantinedBytes);
@@ -87,10 +90,17 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
   auto verdict = verify_tick(message, keys_, clock_.now(), max_tick_age_);
   const auto* refused = std::get_if<RejectReason>(&verdict);
   // This machine may have slept since it last heard PostgreSQL's time.
-  if (refused != nullptr && *refused == RejectReason::future_dated && catalog_.refresh_rarely()) {
+  if (refused != nullptr && *refused == RejectReason::future_dated) {
+    catalog_.refresh_rarely();
     verdict = verify_tick(message, keys_, clock_.now(), max_tick_age_);
   }
   if (const auto* reason = std::get_if<RejectReason>(&verdict)) {
+    // With the leader's key missing here, its ticks look like forged ones: others judge them.
+    if (*reason == RejectReason::bad_signature && signer_.ask() == SignerCheck::Verdict::lacks) {
+      if (const auto ticks = foreign_.due(0); ticks > 0)
+        log_error("ticks given back", {{"ticks", ticks}, {"error", "this worker " + signer_.fault()}});
+      return NotNow{};
+    }
     if (quarantine(delivery, *reason)) return Disposed{};
     return NotNow{};
   }
@@ -111,7 +121,7 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
   return NotNow{};
 }
 
-/// Whether this tick, or another for that name, was returned to the queue a moment ago: whoever ticks a job in the moment
+/// Whether this tick, or another for that name, was returned to the queue for a second: whoever ticks a job in the moment
 /// in which it is applied may be faster than the commit.
 bool Intake::asked_before(const amqp::Delivery& delivery, const std::string& job) {
   const auto now = clock_.steady();
@@ -119,7 +129,7 @@ bool Intake::asked_before(const amqp::Delivery& delivery, const std::string& job
   if (doubted_.size() >= kDoubted && !doubted_.contains(job)) doubted_.clear();
   auto& since = doubted_.try_emplace(job, now).first->second;
   if (now - since >= kDoubtedFor) since = now;
-  return delivery.redelivered || now - since >= kMoment;
+  return delivery.times_returned() >= kReturns || now - since >= kMoment;
 }
 
 }  // namespace takt

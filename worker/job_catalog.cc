@@ -64,8 +64,7 @@ void JobCatalog::ask(Lock& lock, std::uint64_t number) {
     }
     ++begun_;
     last_begun_ = std::chrono::steady_clock::now();
-    const auto end = [&](std::optional<std::string> failure) {
-      failure_ = std::move(failure);
+    const auto end = [&] {
       ended_ = begun_;
       answered_.notify_all();
     };
@@ -77,10 +76,12 @@ void JobCatalog::ask(Lock& lock, std::uint64_t number) {
       take(changes);
     } catch (const std::exception& error) {
       if (!lock.owns_lock()) lock.lock();
-      end(error.what());
+      failure_ = error.what();
+      end();
       throw;
     }
-    end(std::nullopt);
+    failure_.reset();
+    end();
   }
   if (failure_) throw DatabaseUnavailable(*failure_);
 }
@@ -90,11 +91,14 @@ void JobCatalog::refresh() {
   ask(lock, begun_ + 1);
 }
 
-bool JobCatalog::refresh_rarely() {
+void JobCatalog::refresh_rarely() {
   Lock lock(mutex_);
-  if (std::chrono::steady_clock::now() - last_begun_ < kRarely) return false;
-  ask(lock, begun_ + 1);
-  return true;
+  if (const auto now = std::chrono::steady_clock::now(); now - last_rarely_ >= kRarely) {
+    last_rarely_ = now;
+    ask(lock, begun_ + 1);
+  } else {
+    ask(lock, begun_);  // one that is under way is waited for
+  }
 }
 
 CatalogAnswer JobCatalog::look_up(const std::string& name) {
@@ -115,6 +119,15 @@ std::shared_ptr<const CatalogJob> JobCatalog::known(const std::string& name) {
   const Lock lock(mutex_);
   const auto found = entries_.find(name);
   return found == entries_.end() ? nullptr : found->second.job;
+}
+
+std::vector<std::shared_ptr<const CatalogJob>> JobCatalog::jobs() {
+  const std::scoped_lock lock(mutex_);
+  std::vector<std::shared_ptr<const CatalogJob>> jobs;
+  for (const auto& [name, entry] : entries_) {
+    if (entry.job) jobs.push_back(entry.job);
+  }
+  return jobs;
 }
 
 std::vector<std::string> JobCatalog::queues() {

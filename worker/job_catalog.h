@@ -38,14 +38,16 @@ class JobCatalog {
   /// Reads what changed since the last time, and PostgreSQL's time for `clock`; one cheap statement when nothing did.
   /// Waits for at most one other query before its own.
   void refresh();
-  /// refresh(), unless PostgreSQL was asked in the last second already; false then.
-  bool refresh_rarely();
+  /// refresh(), once a second at most: what comes meanwhile waits for the query under way, or has its answer.
+  void refresh_rarely();
   /// A name that is not known is looked for in PostgreSQL, by a query that began after this call: `unknown` is what
   /// PostgreSQL said just now. At most ten such queries a second, whatever the number of names and callers.
   /// Throws DatabaseUnavailable or DatabaseError when PostgreSQL does not answer.
   CatalogAnswer look_up(const std::string& name);
   /// The job as of the last query; nullptr if it is unknown, removed or unreadable. Asks PostgreSQL nothing.
   std::shared_ptr<const CatalogJob> known(const std::string& name);
+  /// All jobs as of the last query that are readable, by name.
+  std::vector<std::shared_ptr<const CatalogJob>> jobs();
   /// The queues of all jobs as of the last query, and `default`; sorted, each once.
   std::vector<std::string> queues();
 
@@ -75,6 +77,7 @@ class JobCatalog {
   std::uint64_t begun_ = 0, ended_ = 0;   // queries; ended_ is one less while one is under way; guarded by mutex_
   std::optional<std::string> failure_;    // of the last query that ended; guarded by mutex_
   SteadyTime last_begun_{};               // guarded by mutex_
+  SteadyTime last_rarely_{};              // of refresh_rarely(); guarded by mutex_
 };
 
 }  // namespace takt

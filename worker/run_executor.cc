@@ -94,6 +94,8 @@ RunExecutor::RunExecutor(Database& database, Handlers handlers, Heartbeat& heart
       heartbeat_(heartbeat),
       random_(random),
       metrics_(metrics),
+      failing_(clock),
+      circuits_(database, worker_id),
       worker_id_(std::move(worker_id)),
       ids_(database) {}
 
@@ -128,7 +130,7 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
       "numbering a run", give_up, [&] { return next_run_id(); }, nullptr, kSchemaPatience);
   const auto own = static_cast<std::uint32_t>(job->definition.batch_size);
   const int wanted = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
-  const int batch = std::min(wanted, handler_of(job->definition).readiness(job->definition).items);
+  const int batch = std::min(wanted, readiness(job->definition).items);
   crash_point("worker.before_claim");
   const auto begin_it = [&] {
     if (!tick.dry_run()) accept_inline_items(database_, *job, tick, source);
@@ -155,8 +157,13 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
 
 std::optional<Duration> RunExecutor::leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const {
   if (tick.dry_run() || tick_source(tick.id()) != "due") return std::nullopt;
-  const auto ready = handler_of(job).readiness(job);
+  const auto ready = readiness(job);
   return ready.items == 0 ? std::optional(ready.pause) : std::nullopt;
+}
+
+Readiness RunExecutor::readiness(const JobDefinition& job) const {
+  auto& handler = handler_of(job);
+  return handler.lacks(job).empty() ? handler.readiness(job) : Readiness{0, Duration(0)};
 }
 
 Handler& RunExecutor::handler_of(const JobDefinition& job) const {
@@ -212,16 +219,15 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
   }
   const auto next_run = while_unavailable(
       "numbering a run", give_up, [&] { return next_run_id(); }, between);
-  const ClaimRequest request{
-      *next_job,
-      next_tick_id(run),
-      clock_.now(),
-      "more",
-      next_run,
-      worker_id_,
-      std::min(next_job->definition.batch_size, handler_of(next_job->definition).readiness(next_job->definition).items),
-      false,
-      std::chrono::steady_clock::now() - searched < kSearchInterval};
+  const ClaimRequest request{*next_job,
+                             next_tick_id(run),
+                             clock_.now(),
+                             "more",
+                             next_run,
+                             worker_id_,
+                             std::min(next_job->definition.batch_size, readiness(next_job->definition).items),
+                             false,
+                             std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
   // What failed in company is tried again alone: a lock that one run waits for is not the others'.
   const auto settled = while_unavailable(
@@ -236,15 +242,10 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
 
 void RunExecutor::hold(const CatalogJob& job, Duration pause) {
   constexpr Statement kHold{"hold_job", R"sql(
-    WITH before AS (SELECT held_until FROM takt.jobs WHERE id = $1)
     UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms'
-     WHERE id = $1 AND (held_until IS NULL OR held_until <= now())
-    RETURNING (SELECT held_until IS NULL OR held_until < now() - interval '1 minute' FROM before))sql"};
+     WHERE id = $1 AND (held_until IS NULL OR held_until <= now()))sql"};
   try {
-    const auto rows = database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count()));
-    if (!rows.empty() && rows.boolean(0, 0)) {
-      log_warn("destination left alone", {{"job", job.definition.name}, {"ms", pause.count()}});
-    }
+    database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count()));
   } catch (const std::exception& error) {
     log_debug("job not held", {{"job", job.definition.name}, {"error", error.what()}});  // ticks then come, and find it so again
   }
@@ -270,7 +271,8 @@ void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost
                                  {"item", run.items[i].id},
                                  {"attempt", run.items[i].attempt},
                                  {"class", to_string(run.results[i].item_class)},
-                                 {"reason", run.results[i].reason}});
+                                 {"reason", run.results[i].reason},
+                                 {"error", run.results[i].error}});
     }
   }
   for (const auto& [item_class, count] : classes) metrics_.items(name, item_class, count);
@@ -298,7 +300,9 @@ RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
   crash_point("worker.before_settle");
 
   run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
-  const auto ready = handler_of(held.job->definition).readiness(held.job->definition);
+  circuits_.exchange(held.job->definition.name, handler_of(held.job->definition).circuit(held.job->definition));
+  failing_.note(run);
+  const auto ready = readiness(held.job->definition);
   run.drains = run.drains && !control->stopped() && ready.items > 0;
   heartbeat_.settling(run.run_id);
   outcome.settled = settle(run, held.searched, continue_here(), waits.give_up, outcome.next);

@@ -9,10 +9,12 @@
 #include "core/tick.h"
 #include "worker/chains.h"
 #include "worker/claim.h"
+#include "worker/failing_jobs.h"
 #include "worker/handler.h"
 #include "worker/heartbeat.h"
 #include "worker/job_catalog.h"
 #include "worker/settle.h"
+#include "worker/shared_circuits.h"
 
 namespace takt {
 
@@ -55,15 +57,21 @@ class RunExecutor {
   /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
   Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
 
-  /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, so
-  /// that nothing would be claimed, and for how long.
+  /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, or
+  /// lacks something to do its items, so that nothing would be claimed, and for how long.
   [[nodiscard]] std::optional<Duration> leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const;
   /// Tells the dispatcher that ticks for this job's due items are of no use at this moment: a second's pause at most, since
   /// for another worker they may well be of use.
   void hold(const CatalogJob& job, Duration pause);
 
+  /// What this process lacks to do the job's items; empty: nothing.
+  [[nodiscard]] std::string lacks(const JobDefinition& job) const { return handler_of(job).lacks(job); }
+  [[nodiscard]] std::vector<FailingJob> failing() { return failing_.list(); }
+  [[nodiscard]] SharedCircuits& circuits() { return circuits_; }
+
  private:
-  Handler& handler_of(const JobDefinition& job) const;
+  [[nodiscard]] Handler& handler_of(const JobDefinition& job) const;
+  [[nodiscard]] Readiness readiness(const JobDefinition& job) const;
   Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
   Settled settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
@@ -78,6 +86,8 @@ class RunExecutor {
   Heartbeat& heartbeat_;
   Random& random_;
   Metrics& metrics_;
+  FailingJobs failing_;
+  SharedCircuits circuits_;
   const std::string worker_id_;
   std::mutex ids_mutex_;
   RunIds ids_;  // guarded by ids_mutex_

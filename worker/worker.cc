@@ -1,5 +1,7 @@
 #include "worker/worker.h"
 
+#include <algorithm>
+
 #include "core/amqp/topology.h"
 #include "core/crash_point.h"
 #include "core/log.h"
@@ -14,6 +16,11 @@ constexpr Duration kNotNow = std::chrono::milliseconds(200);
 constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// A tick's queue dead-letters what was given back 20 times (core/amqp/topology.cc).
 constexpr int kGivenBack = 10;
+constexpr std::size_t kMostLacks = 5;  // that are named
+/// A tick that finds every place taken goes back to its queue after this time, where a worker with a free one may get it. It may
+/// get nowhere so often: after that there is none, most likely.
+constexpr Duration kPatience = std::chrono::milliseconds(15);
+constexpr std::int64_t kPassedOn = 3;
 /// Kinds of lines: each is one a second, whatever the number of ticks.
 constexpr std::size_t kAway = 0, kFailed = 1;
 constexpr Duration kCatalogInterval = std::chrono::milliseconds(900);  // every second duty: jobs and queues are met within a second
@@ -31,24 +38,28 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
       settings_(std::move(settings)),
       given_back_(clock, 2),
       catalog_(vital, clock_),
+      signer_(vital, keys, clock),
       heartbeat_(vital),
       http_client_({settings_.host_connections, 4 * settings_.host_connections, settings_.outbound, settings_.reserved_descriptors,
                     settings_.http_threads}),
       http_(http_client_, keys, clock_, metrics, settings_.payload_in_errors),
       sql_(settings_.databases, clock_, metrics),
       native_(settings_.native, metrics),
-      executor_(database, {http_, sql_, native_}, heartbeat_, clock_, random, metrics, random_id().substr(0, 12)),
-      intake_(database, keys, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
+      executor_(database, {http_, sql_, native_}, heartbeat_, clock_, random, metrics, settings_.name),
+      intake_(database, keys, signer_, catalog_, publisher, clock_, metrics, settings_.max_tick_age) {
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
   consuming.tick_queues = settings_.queues;
   for (const auto& queue : settings_.queues) consuming.queues.push_back(amqp::tick_queue(queue));
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(consuming), [this](amqp::Delivery&& delivery) {
+    bool crowded = false;
     {
       const std::scoped_lock lock(mutex_);
-      deliveries_.push_back(std::move(delivery));
+      deliveries_.push_back({std::move(delivery), std::chrono::steady_clock::now()});
+      crowded = full();
     }
     arrived_.notify_one();
+    if (crowded) crowded_.notify_one();
   });
 }
 
@@ -59,6 +70,7 @@ void Worker::start() {
     log_warn("few file descriptors", {{"http_connections", http_client_.connections()}, {"hint", "raise the limit (ulimit -n)"}});
   }
   duty_thread_ = std::thread([this] { duty_loop(); });
+  passing_thread_ = std::thread([this] { passing_loop(); });
   for (int i = 0; i < settings_.runs; ++i) threads_.emplace_back([this] { run_loop(); });
   consumer_->start();
 }
@@ -71,6 +83,7 @@ void Worker::stop() {
   consumer_->stop_consuming();
   heartbeat_.for_each([](RunControl& control) { control.stop(); });
   arrived_.notify_all();
+  crowded_.notify_all();
   const auto grace_end = std::chrono::steady_clock::now() + settings_.grace;
   while (active_.load() > 0 && std::chrono::steady_clock::now() < grace_end) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   grace_over_ = true;
@@ -78,7 +91,7 @@ void Worker::stop() {
   for (auto& thread : threads_) thread.join();
   {
     const std::scoped_lock lock(mutex_);
-    for (const auto& delivery : deliveries_) consumer_->reject(delivery, true);
+    for (const auto& waiting : deliveries_) consumer_->reject(waiting.delivery, true);
     deliveries_.clear();
   }
   consumer_->stop();
@@ -88,16 +101,37 @@ void Worker::stop() {
   }
   duties_ending_.notify_all();
   if (duty_thread_.joinable()) duty_thread_.join();
+  if (passing_thread_.joinable()) passing_thread_.join();
 }
 
 bool Worker::take(amqp::Delivery& delivery) {
   std::unique_lock lock(mutex_);
   arrived_.wait(lock, [&] { return stopping() || !deliveries_.empty(); });
   if (stopping()) return false;
-  delivery = std::move(deliveries_.front());
+  delivery = std::move(deliveries_.front().delivery);
   deliveries_.pop_front();
   ++active_;
+  if (full() && !deliveries_.empty()) crowded_.notify_one();
   return true;
+}
+
+/// The prefetch is as large as there are places, but of each queue; and a run that goes on without a message keeps its place
+/// when its tick is acknowledged.
+void Worker::passing_loop() {
+  std::unique_lock lock(mutex_);
+  while (!stopping()) {
+    const auto hopeful = std::find_if(deliveries_.begin(), deliveries_.end(),
+                                      [](const Waiting& waiting) { return waiting.delivery.times_returned() < kPassedOn; });
+    if (!full() || hopeful == deliveries_.end()) {
+      crowded_.wait(lock);
+    } else if (const auto until = hopeful->since + kPatience; std::chrono::steady_clock::now() < until) {
+      crowded_.wait_until(lock, until);
+    } else {
+      log_debug("tick passed on", {{"tick", hopeful->delivery.message_id}});
+      consumer_->reject(hopeful->delivery, true);
+      deliveries_.erase(hopeful);
+    }
+  }
 }
 
 void Worker::run_loop() {
@@ -151,6 +185,9 @@ void Worker::process(const amqp::Delivery& delivery) {
   }
   const auto& accepted = std::get<AcceptedTick>(verdict);
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
+  // Whoever has what is missing here takes it; the job is not held for what this worker lacks.
+  if (!executor_.lacks(accepted.job->definition).empty())
+    return delivery.redelivered ? give_back(delivery) : consumer_->reject(delivery, true);
   if (const auto pause = executor_.leaves_alone(accepted.job->definition, accepted.tick)) {
     log_debug("tick declined", {{"tick", accepted.tick.id()}, {"job", accepted.tick.job()}});
     if (!delivery.redelivered) return consumer_->reject(delivery, true);  // most likely another worker gets it then
@@ -202,6 +239,11 @@ void Worker::duty_loop() {
       heartbeat_.beat(std::chrono::steady_clock::now());
       if (std::chrono::steady_clock::now() >= next_catalog) {
         catalog_.refresh();
+        metrics_.led(false);  // unless it is heard now
+        signer_.ask();
+        metrics_.led(signer_.led());
+        executor_.circuits().refresh(vital_, {&http_.circuits(), &sql_.circuits()});
+        look_for_lacks();
         if (settings_.queues.empty()) consumer_->consume_ticks(catalog_.queues());
         next_catalog = std::chrono::steady_clock::now() + kCatalogInterval;
       }
@@ -211,7 +253,6 @@ void Worker::duty_loop() {
       if (!failing) log_error("worker failing", {{"part", "heartbeat"}, {"error", error.what()}});
       failing = true;
     }
-    metrics_.database(database_.healthy() && vital_.healthy());
     const auto consuming = consumer_->state();
     metrics_.broker("consumer", consuming.connected, consuming.blocked);
     const auto publishing = publisher_.state();
@@ -221,12 +262,44 @@ void Worker::duty_loop() {
   }
 }
 
+/// Told once for each change, and by health() as long as it is so.
+void Worker::look_for_lacks() {
+  if (stopping()) return;
+  std::string lacks;
+  std::size_t jobs = 0;
+  const auto& own = settings_.queues;  // empty: all
+  for (const auto& job : catalog_.jobs()) {
+    if (!own.empty() && std::find(own.begin(), own.end(), job->definition.queue) == own.end()) continue;
+    const auto lack = executor_.lacks(job->definition);
+    if (lack.empty() || ++jobs > kMostLacks) continue;
+    lacks += (lacks.empty() ? "" : "; ") + std::string("job ") + job->definition.name + ": " + lack;
+  }
+  if (jobs > kMostLacks) lacks += "; and " + std::to_string(jobs - kMostLacks) + " jobs more";
+  {
+    const std::scoped_lock lock(mutex_);
+    if (lacks == lacks_) return;
+    lacks_ = lacks;
+  }
+  if (lacks.empty()) return log_info("set-up complete", {});
+  log_error("set-up incomplete", {{"lacks", lacks}, {"then", "these jobs' items are left to other workers, and spend no attempts"}});
+}
+
+std::vector<std::string> Worker::queues() {
+  if (stopping()) return {};
+  return settings_.queues.empty() ? catalog_.queues() : settings_.queues;
+}
+
 std::vector<HealthPart> Worker::health() const {
   const auto consuming = consumer_->state();
   const auto publishing = publisher_.state();
-  return {{"database", database_.healthy() && vital_.healthy(), ""},
+  const bool database = database_.healthy() && vital_.healthy();
+  const std::scoped_lock lock(mutex_);
+  return {{"database", database, database ? "" : kNoDatabase},
           {"consumer", consuming.connected, consuming.fault},
           {"publisher", publishing.connected && !publishing.blocked, publishing.fault},
+          {"setup", lacks_.empty(), lacks_},
+          {"leader", true, signer_.led() ? "" : "no dispatcher leads: schedules do not tick and nothing is woken"},
+          {"keys", signer_.verdict() != SignerCheck::Verdict::lacks, signer_.fault()},
           {"work", !stopping(), stopping() ? "stopping" : std::to_string(active_.load()) + " runs active"}};
 }
 

@@ -13,6 +13,8 @@
 #include "core/config/config.h"
 #include "core/http/client.h"
 #include "core/http/status_server.h"
+#include "core/random.h"
+#include "core/signer_check.h"
 #include "worker/handlers/http_handler.h"
 #include "worker/handlers/native_handler.h"
 #include "worker/handlers/sql_handler.h"
@@ -22,12 +24,14 @@
 namespace takt {
 
 /// The service. Threads: one for the consumer's connection, one for the publisher's (given), `runs` that each carry a
-/// tick from verification to acknowledgement, `http_threads` for HTTP, one for heartbeats and definitions.
+/// tick from verification to acknowledgement, `http_threads` for HTTP, one for heartbeats and definitions, one that
+/// passes on ticks for which there is no place.
 /// Memory: at most `runs` deliveries a queue are held, of at most amqp::kMaxTickQueues queues, and at most `runs` batches.
 /// While PostgreSQL is away the run threads wait with what they hold, and the prefetch keeps further ticks away.
 class Worker {
  public:
   struct Settings {
+    std::string name = random_id().substr(0, 12);  ///< this process's own, as its runs show it
     int runs = 12;
     Duration grace{};
     Duration max_tick_age{};
@@ -53,10 +57,18 @@ class Worker {
   /// hands the rest back, settles, acknowledges, joins. Idempotent.
   void stop();
   [[nodiscard]] std::vector<HealthPart> health() const;
+  /// Whose ticks it takes at this moment; none while it stops.
+  [[nodiscard]] std::vector<std::string> queues();
+  /// Jobs whose latest items all failed here.
+  [[nodiscard]] std::vector<FailingJob> failing() { return executor_.failing(); }
+  [[nodiscard]] int runs() const { return active_.load(); }
+  [[nodiscard]] int places() const { return settings_.runs; }
 
  private:
   void run_loop();
   void duty_loop();
+  void passing_loop();
+  void look_for_lacks();
   bool take(amqp::Delivery& delivery);
   void process(const amqp::Delivery& delivery);
   /// Back to the queue after a moment: for a genuine tick that cannot be begun now.
@@ -65,6 +77,8 @@ class Worker {
   std::optional<RunExecutor::Held> finish(RunExecutor::Held&& held);
   void publish_continuation(const CatalogJob& job, const std::string& tick_id);
   [[nodiscard]] bool stopping() const { return stopping_.load(); }
+  /// No place is free.
+  [[nodiscard]] bool full() const { return active_.load() >= settings_.runs; }
 
   Database& database_;
   Database& vital_;
@@ -75,6 +89,7 @@ class Worker {
   const Settings settings_;
   LogThrottle given_back_;  // ticks, since every one may be while something is away or refuses
   JobCatalog catalog_;
+  SignerCheck signer_;
   Heartbeat heartbeat_;
   HttpClient http_client_;
   HttpHandler http_;
@@ -83,16 +98,23 @@ class Worker {
   RunExecutor executor_;
   Intake intake_;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::string lacks_;  // to do the jobs of its queues; guarded by mutex_
   std::condition_variable arrived_;
   std::condition_variable duties_ending_;
-  std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_; at most runs × queues (the prefetch)
-  std::atomic<bool> stopping_{false};      // set under mutex_, so that no take() misses it
-  std::atomic<bool> grace_over_{false};    // nothing waits any longer for PostgreSQL, or for a lock in it
-  bool duties_end_ = false;                // guarded by mutex_
+  std::condition_variable crowded_;  // a tick may have come to a worker without a free place
+  struct Waiting {
+    amqp::Delivery delivery;
+    SteadyTime since;
+  };
+  std::deque<Waiting> deliveries_;       // guarded by mutex_; at most runs × queues (the prefetch)
+  std::atomic<bool> stopping_{false};    // set under mutex_, so that no take() misses it
+  std::atomic<bool> grace_over_{false};  // nothing waits any longer for PostgreSQL, or for a lock in it
+  bool duties_end_ = false;              // guarded by mutex_
   std::atomic<int> active_{0};
   std::vector<std::thread> threads_;
   std::thread duty_thread_;
+  std::thread passing_thread_;
   std::unique_ptr<amqp::Consumer> consumer_;
 };
 

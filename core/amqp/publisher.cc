@@ -86,14 +86,17 @@ bool Publisher::publish_unwatched(Message message) {
 }
 
 std::map<std::string, std::uint64_t> Publisher::queue_depths() {
-  std::map<std::string, std::uint64_t> depths;
   {
     const std::scoped_lock lock(mutex_);
-    depths = depths_;
     depths_wanted_ = true;
   }
   wake();
-  return depths;
+  return last_queue_depths();
+}
+
+std::map<std::string, std::uint64_t> Publisher::last_queue_depths() const {
+  const std::scoped_lock lock(mutex_);
+  return depths_;
 }
 
 void Publisher::inspect_queues(Channel& channel) {

@@ -43,6 +43,8 @@ class Publisher final : public Connection {
   /// Messages ready in each of Takt's queues that this publisher has declared, as of the last answer, and asks the broker for newer ones.
   /// Empty until the first answer. Never waits.
   std::map<std::string, std::uint64_t> queue_depths();
+  /// The same without asking: an answer that does not come keeps the connection from noticing a confirm that does not.
+  [[nodiscard]] std::map<std::string, std::uint64_t> last_queue_depths() const;
   /// How often messages given to this object may have been lost with a connection. Any thread.
   [[nodiscard]] std::uint64_t losses() const { return losses_.load(); }
   /// Publishes and forgets: for messages whose loss changes nothing but latency. False if there is no room now.
@@ -70,7 +72,7 @@ class Publisher final : public Connection {
 
   const Settings settings_;
   std::atomic<std::uint64_t> losses_{0};
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable room_;
   std::deque<Entry> waiting_;                    // guarded by mutex_
   std::size_t held_ = 0;                         // waiting and unconfirmed; guarded by mutex_

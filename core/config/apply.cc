@@ -14,6 +14,7 @@ using nlohmann::json;
 // Serialises everything that changes definitions, so that versions rise in commit order (any constant would do).
 constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541557)";
 constexpr auto kToBeCancelled = "; what waits is to be cancelled";
+constexpr auto kStay = "; items stay until the job is back";
 
 struct StoredJob {
   std::int64_t id;
@@ -106,7 +107,7 @@ void stop_slots_stored_ahead(Session& on, const std::string& job, const std::str
 
 class Apply {
  public:
-  Apply(Session& on, const std::string& who, Leftovers leftovers) : on_(on), who_(who), leftovers_(leftovers), now_(read_now(on)) {}
+  Apply(Session& on, const std::string& who, Removal removal) : on_(on), who_(who), removal_(removal), now_(read_now(on)) {}
 
   std::vector<DefinitionChange> run(const Config& config) {
     auto jobs = read_jobs(on_);
@@ -125,7 +126,7 @@ class Apply {
     for (const auto& [name, stored] : jobs) {
       if (!stored.removed)
         remove_job(name, stored.id);
-      else if (stored.cancelling && leftovers_ == Leftovers::cancel)
+      else if (stored.cancelling && removal_ == Removal::cancel)
         go_on_cancelling(name, stored);
     }
     return std::move(changes_);
@@ -159,14 +160,13 @@ class Apply {
 
   void remove_job(const std::string& name, std::int64_t id) {
     auto backlog = backlog_of(on_, id);
-    const bool cancels = backlog.has_items() && leftovers_ == Leftovers::cancel;
+    const bool cancels = backlog.has_items() && removal_ == Removal::cancel;
     std::string detail = backlog.text();
     const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), cancelling = $2, version ="
                                            " nextval('takt.definitions_version'), updated_at = now() WHERE id = $1 RETURNING version"),
                                Params::of(id, cancels));
     end_unbegun_ticks(on_, id);
-    if (backlog.has_items() && leftovers_ == Leftovers::leave) detail += "; the items are left";
-    if (cancels) detail += kToBeCancelled;
+    if (backlog.has_items()) detail += cancels ? kToBeCancelled : kStay;
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
     changes_.back().removal = rows.integer(0, 0);
@@ -245,7 +245,7 @@ class Apply {
 
   Session& on_;
   const std::string& who_;
-  const Leftovers leftovers_;
+  const Removal removal_;
   const Timestamp now_;
   std::map<std::string, std::string> as_stored_;  // by the payload's text in the file
   std::vector<DefinitionChange> changes_;
@@ -260,6 +260,7 @@ void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes
     if (away.empty()) cancelled = cancel_waiting(database, *change.backlog, {who, "file"}, change.removal);
     if (!cancelled.stopped_by.empty() && !database.healthy()) away = cancelled.stopped_by;
     change.detail = change.backlog->text() + "; " + std::to_string(cancelled.items) + " cancelled";
+    change.cancelled = cancelled.items;
     change.not_cancelled = cancelled.stopped_by;
     change.is_back = cancelled.job_is_back;
     if (!cancelled.stopped_by.empty()) continue;
@@ -268,7 +269,7 @@ void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes
   }
 }
 
-/// Thrown to end a transaction without committing it: a dry run's, or one that would remove a job with items.
+/// Thrown to end a transaction without committing it: a dry run's, or one that would remove a job unasked.
 struct RolledBack {};
 
 /// Slots of schedules that begin to fire again: from now on, none of those in between. Empty `schedule`: all of the job's.
@@ -303,24 +304,27 @@ void audit(Session& on, const std::string& who, const std::string& action, const
 
 }  // namespace
 
-bool removes_items(const std::vector<DefinitionChange>& changes) {
-  return std::any_of(changes.begin(), changes.end(),
-                     [](const DefinitionChange& change) { return change.backlog && change.backlog->has_items(); });
+std::vector<std::string> removed_jobs(const std::vector<DefinitionChange>& changes) {
+  std::vector<std::string> jobs;
+  for (const auto& change : changes) {
+    if (change.backlog) jobs.push_back(change.backlog->job);
+  }
+  return jobs;
 }
 
 std::vector<DefinitionChange> apply_definitions(Database& database, const Config& config, const std::string& who, bool dry_run,
-                                                Leftovers leftovers) {
+                                                Removal removal) {
   std::vector<DefinitionChange> changes;
   try {
     database.transaction([&](Session& on) {
       on.script(kLock);
-      changes = Apply(on, who, leftovers).run(config);
-      if (dry_run || (leftovers == Leftovers::refuse && removes_items(changes))) throw RolledBack{};
+      changes = Apply(on, who, removal).run(config);
+      if (dry_run || (removal == Removal::refuse && !removed_jobs(changes).empty())) throw RolledBack{};
     });
   } catch (const RolledBack&) {
     return changes;
   }
-  if (leftovers == Leftovers::cancel) cancel_leftovers(database, changes, who);
+  if (removal == Removal::cancel) cancel_leftovers(database, changes, who);
   return changes;
 }
 

@@ -75,6 +75,23 @@ SqlHandlerConfig read_sql(SectionReader section, const std::map<std::string, Nam
   return sql;
 }
 
+/// "12: not YAML: …", in words for what people write most often and YAML's own words do not tell.
+std::string not_yaml(const std::string& text, const YAML::Exception& error) {
+  const auto lines = split(text, '\n');
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const auto first = lines[i].find_first_not_of(' ');
+    if (first != std::string_view::npos && lines[i][first] == '\t' && !trim(lines[i]).empty())
+      return std::to_string(i + 1) + ": not YAML: a tab at the line's beginning; indent with spaces";
+  }
+  const auto line = static_cast<std::size_t>(std::max(error.mark.line, 0));
+  if (line < lines.size() && lines[line].find(": *") != std::string_view::npos) {
+    const auto value = trim(lines[line].substr(lines[line].find(": *") + 2));
+    return std::to_string(line + 1) + ": not YAML: a value that begins with * is a reference; put it in quotes: \"" +
+           printable(value.substr(0, value.find_first_of(",}#")), 60) + "\"";
+  }
+  return std::to_string(line + 1) + ": not YAML: " + printable(error.msg, 200);
+}
+
 Backoff read_backoff(const YAML::Node& node, const std::string& path, YAML::Mark parent, Faults& faults) {
   Backoff backoff;
   YAML::Node as_section;
@@ -88,7 +105,8 @@ Backoff read_backoff(const YAML::Node& node, const std::string& path, YAML::Mark
   backoff.base = section.duration("base");
   backoff.factor = section.number("factor");
   backoff.max = section.duration("max");
-  backoff.full_jitter = section.text("jitter") == "full";
+  const auto jitter = section.text("jitter");
+  backoff.full_jitter = jitter.empty() ? backoff.list.empty() : jitter == "full";
   if (backoff.max < backoff.base) section.fault("max", "shorter than base");
   return backoff;
 }
@@ -248,7 +266,7 @@ Config parse_config(const std::string& text, const std::string& name) {
   try {
     root = YAML::Load(text);
   } catch (const YAML::Exception& error) {
-    throw ConfigError({name + ":" + std::to_string(error.mark.line + 1) + ": not YAML: " + printable(error.msg, 200)});
+    throw ConfigError({name + ":" + not_yaml(text, error)});
   }
   Config config;
   SectionReader top("", root, "", YAML::Mark(), faults);
@@ -258,6 +276,7 @@ Config parse_config(const std::string& text, const std::string& name) {
     config.databases[key] = {section.text("url_env"), section.text("role"), section.boolean("superuser"),
                              static_cast<int>(section.integer("pool")), section.duration("statement_timeout")};
   });
+  config.has_jobs_section = top.has("jobs");
   for_each_named(top, "jobs", faults, [&](const std::string& key, const YAML::Node& node, const std::string& path, YAML::Mark mark) {
     config.jobs.push_back(read_job(key, {"jobs.<name>", node, path, mark, faults}, config, faults));
   });

@@ -49,6 +49,7 @@ struct Config {
   } retention;
   std::map<std::string, NamedDatabase> databases;
   std::vector<JobDefinition> jobs;
+  bool has_jobs_section = false;  ///< "jobs: {}" has one, and no jobs
 
   /// The queues of all jobs and of the worker, "default" included; sorted, each once.
   [[nodiscard]] std::vector<std::string> queues() const;

@@ -76,7 +76,8 @@ constexpr std::array kWorker{
 };
 constexpr std::array kMetrics{
     Field{"listen", text, 0, 256, "127.0.0.1:0", nullptr,
-          "address:port of /metrics, /healthz and /readyz; port 0: any free one, which is logged"},
+          "address:port of /metrics, /healthz and /readyz; port 0: any free one, which is logged. The environment variable "
+          "TAKT_METRICS_LISTEN comes first"},
 };
 constexpr std::array kRetention{
     Field{"history", duration, kDay, 3650 * kDay, "30d", nullptr,
@@ -146,7 +147,9 @@ constexpr std::array kBackoff{
     Field{"base", duration, 1, 30 * kDay, "10s", nullptr, "pause before the second attempt"},
     Field{"factor", number, 1, 10, "2", nullptr, "each further pause is this much longer"},
     Field{"max", duration, 1, 365 * kDay, "1h", nullptr, "longest pause; also the most that Retry-After is honoured for"},
-    Field{"jitter", choice, 0, 0, "full", "full|none", "full: uniform between 0 and the pause; none: exactly the pause"},
+    Field{"jitter", choice, 0, 0, "", "full|none",
+          "full: uniform between 0 and the pause; none: exactly the pause. Default: none with a list, which is meant as it is written; "
+          "else full"},
     Field{"list", durations, 0, 365 * kDay, "", nullptr, "pauses one by one instead of base and factor"},
 };
 constexpr std::array kSchedule{

@@ -8,6 +8,7 @@
 #include <set>
 #include <system_error>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 
 #pragma GCC diagnostic push
@@ -46,6 +47,8 @@ std::string first_line(const std::string& text) {
   }();
   std::string line = text.substr(0, end);
   if (line.starts_with("ERROR:  ")) line.erase(0, 8);
+  // libpqxx's own words for a connection that broke since it was last used.
+  if (line.starts_with("Could not obtain client encoding") || line == "Connection to database failed") line = "the connection was lost";
   return line + hint;
 }
 
@@ -283,6 +286,13 @@ class PqxxConnection final : public DatabaseConnection {
         return body();
       } catch (const pqxx::failure& error) {
         const auto silent = deadline_.given_up_after();
+        // The server's refusals have a class of their own or a SQLSTATE. What has neither is libpq's own word, of a connection that
+        // breaks; also where libpq holds it for open still, since a notice could be read after the statement could not be sent.
+        const auto* refusal = dynamic_cast<const pqxx::sql_error*>(&error);
+        const bool own_word = refusal != nullptr && typeid(*refusal) == typeid(pqxx::sql_error) && refusal->sqlstate().empty();
+        if (silent == Duration(0) && own_word) {
+          throw DatabaseUnavailable("database: " + first_line(error.what()));
+        }
         if (silent == Duration(0)) throw;
         throw DatabaseUnavailable("database: the server did not answer for " + format_duration(silent) +
                                   ", so its connection was given up: " + first_line(error.what()));

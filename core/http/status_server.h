@@ -6,6 +6,9 @@
 
 namespace takt {
 
+/// Why the part "database" is not ok.
+inline constexpr auto kNoDatabase = "PostgreSQL cannot be used: its last statement had no answer, or no connection is to be had";
+
 /// One thing a service depends on, as /readyz shows it.
 struct HealthPart {
   std::string name;

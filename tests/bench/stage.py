@@ -79,7 +79,7 @@ class Stage:
         path = os.path.join(self.folder, "takt.yaml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
-        self.takt("apply", "--config", path)
+        self.takt("apply", "--prune", "--config", path)
         return path
 
     def service(self, config, *arguments):

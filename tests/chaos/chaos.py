@@ -215,9 +215,6 @@ logfile = {folder}/log
             status = dict(line.split(":", 1) for line in file)
         return held, int(status["Threads"]), int(status["VmRSS"].split()[0]) / 1024
 
-    def drained(self, seconds=60):
-        eventually(lambda: self.one("SELECT count(*) FROM takt.all_items WHERE state IN ('pending', 'running')") == 0, seconds, "the drain")
-
     # --- the invariants, from outside
 
     def check_accepted(self, accepted, repeats=0):

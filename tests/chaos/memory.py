@@ -16,6 +16,7 @@ YOUNG = 64  # MiB that a younger process may hold
 GROWTH, RESIDENT, HEAP = 1.2, 16, 8  # and MiB
 WARMING, WORK = 3000, 6000  # items
 LEAK, FLAT = 15, 192 * 1024  # bytes an item, and bytes at all
+OUTAGE = 30  # seconds, longer than any: a process without a connection is without the thread that watches them, too
 OPENED = 6  # descriptors: a standby that leads opens some, as does a worker whose connections are in use
 MIB = 1024 * 1024
 
@@ -26,8 +27,14 @@ class Memory:
         self.before = {}
 
     def look(self, process):
-        if process not in self.before and time.monotonic() > process.began + self.served:
+        served = time.monotonic() - process.began - self.served
+        if served <= 0:
+            return
+        if process not in self.before:
             self.before[process] = (*self.footprint(process), heap(process, 1) / MIB)
+        elif served < OUTAGE:
+            descriptors, threads, resident, in_use = self.before[process]
+            self.before[process] = (descriptors, max(threads, self.footprint(process)[1]), resident, in_use)
 
     def check(self, test, living):
         """Descriptors, threads and resident memory of every process, against what it had before; says them."""

@@ -71,7 +71,7 @@ class Operators(threading.Thread):
 
     def apply(self):
         self.write()
-        return self.takt("apply")
+        return self.takt("apply", "--prune")
 
     def act(self, what):
         if what == "apply the same":
@@ -109,7 +109,7 @@ class Operators(threading.Thread):
             # With work under way: it is left, and done once the job is back.
             self.extra = False
             self.write()
-            self.takt("apply", "--leave-items")
+            self.takt("apply", "--prune")
 
     def enqueue_extra(self):
         self.made += 1

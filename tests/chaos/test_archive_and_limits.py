@@ -128,6 +128,7 @@ class Limits(ChaosTest):
         item = self.enqueue("work")
         eventually(lambda: self.ledger.of("/work"))
         self.install(CONFIG.replace("url}/work", "url}/moved"))
+        time.sleep(1.5)  # running services follow within a second
         later = self.enqueue("work")
         eventually(lambda: self.state(item) == "done" and self.state(later) == "done", what="both ends")
         self.assertEqual(len(self.ledger.of("/work")), 1, "what was under way ended by the version it began with")

@@ -24,6 +24,27 @@ jobs:
 """
 
 
+STRANGERS = """
+metrics: {listen: "127.0.0.1:0"}
+jobs:
+  slow:
+    handler: {http: {url: "{url}/slow", method: POST}}
+"""
+CROWDED = """
+metrics: {listen: "127.0.0.1:0"}
+worker: {runs: 1}
+jobs:
+  slow:
+    batch_size: 1
+    queue: other
+    concurrency: 1
+    handler: {http: {url: "{url}/slow", method: POST}}
+  quick:
+    handler: {http: {url: "{url}/quick", method: POST}}
+"""
+AT_ONCE = 0.05  # seconds from an item's commit to its request
+
+
 class Misbehaving:
     """A server that does `behave(connection)` with each connection after it has read a request's head."""
 
@@ -130,6 +151,61 @@ class DestinationFaults(ChaosTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 30)
         self.assertLess(self.footprint(self.worker)[2] - before, 20, "MiB more than before")
         self.assertTrue(all(row[0] for row in self.rows("SELECT error FROM takt.failed_attempts")), "each says why in words")
+        self.check_invariants()
+
+    def slow_endpoint(self):
+        """Takes 2.5 s for each request."""
+        self.ledger.behave["/slow"] = lambda nth: (time.sleep(2.5), (200, {}, b""))[1]
+
+    def started(self, job):
+        """Enqueues; seconds until its request."""
+        began = time.time()
+        item = f"item-{self.enqueue(job)}"
+        return eventually(lambda: [d for d in self.ledger.of("/" + job) if d["item"] == item], 30, "its request")[0]["time"] - began
+
+    def at_once(self, round_of, rounds=5):
+        """Every item waits for nobody; and in one of a few rounds, for the machine has moments of its own, for nothing at all."""
+        waits = []
+        for _ in range(rounds):
+            waits = round_of()
+            self.assertLess(max(waits), 1, "seconds: it waited for another's request")
+            if max(waits) < AT_ONCE:
+                return
+        self.fail(f"seconds from the enqueue to the request: {waits}")
+
+    def test_C22_an_item_does_not_wait_for_its_jobs_running_one(self):
+        self.slow_endpoint()
+        self.install(STRANGERS)
+        self.start("dispatcher")
+        for _ in range(3):
+            self.start("worker")
+        self.started("slow")
+
+        def five():
+            waits = []
+            for _ in range(5):
+                waits.append(self.started("slow"))
+                time.sleep(0.2)
+            return waits
+
+        self.at_once(five)
+        eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0)
+        self.assertEqual(max(self.ledger.of_item.values()), 1)
+        self.check_invariants()
+
+    def test_C22b_an_item_does_not_wait_at_a_worker_that_has_no_place(self):
+        self.slow_endpoint()
+        self.install(CROWDED)
+        self.start("dispatcher")
+        for _ in range(2):
+            self.start("worker")
+        self.started("quick")
+        # One after the other in one place, and after the first without a message, so that only the other worker is of use.
+        for _ in range(20):
+            self.enqueue("slow")
+        eventually(lambda: len(self.ledger.of("/slow")) >= 2)
+        self.at_once(lambda: [self.started("quick") for _ in range(10)])
+        self.takt("items", "cancel", "--job", "slow", "--yes")
         self.check_invariants()
 
     def test_H1_hanging_destination_times_out(self):

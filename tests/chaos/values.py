@@ -64,7 +64,7 @@ def text_of(size):
 
 
 def digits(count):
-    """4 to 7 of them are more than the limit as text, and taken only where they are 128 bytes stored (docs/enqueue.md)."""
+    """4 to 7 of them are more than the limit as text, and taken only where they are 128 bytes stored (docs/enqueueing.md)."""
     refused = TAKT_LARGE if count > 7 else EITHER if count > 3 else None
     return Value(f"1e131071, {count} times", "(SELECT jsonb_agg(1e131071::numeric) FROM generate_series(1, %s))", count, refused)
 

@@ -40,7 +40,7 @@ class Catalog(TaktTest):
     def apply(self, config):
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(config.replace("{url}", self.ledger.url))
-        return self.takt("apply")
+        return self.takt("apply", "--prune")
 
     def enqueue_together(self, *jobs):
         """One item each in the moment in which the jobs are there; with what they wait, in seconds."""
@@ -151,8 +151,9 @@ class Catalog(TaktTest):
     def test_finding33_check_says_which_queues_are_still_to_be_declared(self):
         self.install(ALL)
         self.apply(ALL + ADDED)
-        endpoints = [line for line in self.takt("check").splitlines() if line.startswith("ok    broker")]
+        endpoints = [line for line in self.takt("check", "--before-start").splitlines() if line.startswith("ok    broker")]
         self.assertEqual(endpoints, ["ok    broker: reachable, 1 queue; the services will declare slow, ticking"])
         self.start("up")
+        eventually(lambda: json.loads(self.takt("status", "--json"))["troubles"] == [], what="its signs of life, with all queues")
         self.assertIn("reachable, 3 queues\n", self.takt("check"))
         self.assertTrue(json.loads(self.takt("check", "--json"))[0]["ok"])

@@ -3,6 +3,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import tempfile
 import unittest
@@ -49,6 +50,42 @@ class Documentation(unittest.TestCase):
             with open(os.path.join(SOURCE, "docs", page), encoding="utf-8") as file:
                 self.assertEqual(file.read(), run("reference", *arguments).stdout, f"run: takt reference {' '.join(arguments)} > docs/{page}")
 
+    @staticmethod
+    def commands():
+        """Each command of docs/commands.md with its help."""
+        with open(os.path.join(SOURCE, "docs", "commands.md"), encoding="utf-8") as file:
+            return dict(re.findall(r"^## `(takt[^`]*)`\n\n```\n(.*?)```", file.read(), re.M | re.S))
+
+    def test_F11_every_usage_line_is_the_commands_own(self):
+        commands = self.commands()
+        self.assertGreater(len(commands), 50)
+        for command, text in commands.items():
+            self.assertIn(f"Usage: {command} [OPTIONS]", text)
+        self.assertIn("runs a company's background jobs", commands["takt"])
+
+    def test_F15_the_help_of_each_command_has_examples_with_options_that_it_has(self):
+        commands = self.commands()
+        for command, text in commands.items():
+            if "Examples:" not in text:
+                self.assertTrue(any(other.startswith(command + " ") for other in commands), f"{command} has no examples")
+                continue
+            for example in re.findall(r"^  (takt .*)$", text.split("Examples:")[1], re.M):
+                self.assertTrue(example.startswith(command), example)
+                for option in re.findall(r"--[a-z-]+", example):
+                    self.assertRegex(text + commands["takt"], rf"{option}\b", example)
+
+    def test_F19_the_units_of_the_page_start_what_takt_has(self):
+        with open(os.path.join(SOURCE, "docs", "running.md"), encoding="utf-8") as file:
+            page = file.read()
+        unit = dict(re.findall(r"^(\w+)=(.*)$", re.search(r"```ini\n(.*?)```", page, re.S)[1], re.M))
+        program, *words = unit["ExecStart"].split()
+        self.assertEqual((program, words[-1]), ("/usr/local/bin/takt", "$TAKT_COMMAND"))
+        for command in ("dispatcher", "worker", re.search(r'TAKT_COMMAND=(dlq archive)"', page)[1]):
+            self.assertEqual(run("--log-level", "info", *command.split(), "--help").returncode, 0, command)
+        with open(os.path.join(SOURCE, "docs", "configuration.md"), encoding="utf-8") as file:
+            grace = re.search(r"`grace` \|[^\n]*`(\d+)s`", file.read())[1]
+        self.assertGreater(int(unit["TimeoutStopSec"]), int(grace) + 10)
+
     def test_every_link_in_the_documentation_leads_somewhere(self):
         for folder, _, files in os.walk(SOURCE):
             if any(part in folder for part in ("/build", "/.git", "/.takt", "node_modules")):
@@ -92,7 +129,7 @@ class ExitCodes(unittest.TestCase):
         for arguments in (["--help"], ["--version"], ["dlq", "replay", "--help"]):
             self.assertEqual(run(*arguments).returncode, 0)
 
-    def test_what_is_missing_is_named_with_exit_1(self):
+    def test_troubles_of_is_named_with_exit_1(self):
         self.assertIn("TAKT_DATABASE_URL is not set", run("status").stderr)
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "takt.yaml"), "w", encoding="utf-8") as file:
@@ -108,7 +145,7 @@ class ExitCodes(unittest.TestCase):
         done = run("cron", "next", "0 25 * * *")
         self.assertIn("  0 25 * * *\n    ^", done.stderr)
         times = json.loads(run("cron", "next", "0 9 * * 1-5", "--zone", "Europe/Madrid", "--from", "2026-11-20T12:00:00Z", "--count", "2", "--json").stdout)
-        self.assertEqual([time["utc"] for time in times], ["2026-11-23T08:00:00Z", "2026-11-24T08:00:00Z"])
+        self.assertEqual([time["at"] for time in times], ["2026-11-23T08:00:00Z", "2026-11-24T08:00:00Z"])
 
     def test_every_command_has_help(self):
         with open(os.path.join(SOURCE, "docs", "commands.md"), encoding="utf-8") as file:
@@ -171,7 +208,7 @@ class Commands(TaktTest):
         self.takt("migrate")
         self.assertIn("run \"takt apply\"", self.takt("check", expect=1))
         self.takt("apply")
-        self.assertIn("all good", self.takt("check"))
+        self.assertIn("all good", self.takt("check", "--before-start"))
         environment = dict(self.environment)
         del environment["TAKT_SIGNING_KEYS"]
         self.assertIn("FAULT signing keys", self.takt("check", expect=1, environment=environment))
@@ -187,12 +224,28 @@ class Commands(TaktTest):
         self.assertIn("2 differences, applied", self.takt("apply"))
         self.assertIn("0 differences", self.takt("apply"))
 
+    def test_F15_every_example_of_a_help_is_understood(self):
+        self.install(CONFIG.replace("demo", "billing.renewals").replace("daily", "nightly"))
+        with open(os.path.join(self.folder, "customers.jsonl"), "w", encoding="utf-8") as file:
+            file.write('{"customer": 7}\n')
+        with open(os.path.join(SOURCE, "docs", "commands.md"), encoding="utf-8") as file:
+            examples = [shlex.split(line) for text in re.findall(r"^Examples:\n(.*?)```", file.read(), re.M | re.S) for line in re.findall(r"^  takt (.*)$", text, re.M)]
+        self.assertGreater(len(examples), 60)
+        for words in examples:
+            if words[0] in ("dispatcher", "up", "bench", "reference") or words[:2] in (["worker", "--log-json"], ["dlq", "archive"], ["keys", "rotate"], ["keys", "generate"]):
+                continue  # they run on, or write where the example says
+            frames = ["--frames", "1"] if words[0] == "top" else []
+            done = subprocess.run([BINARY, *words, *frames, "--config", self.config], env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, timeout=60, check=False)
+            said = done.stdout + done.stderr
+            self.assertTrue(done.returncode in (0, 1) or "--yes" in said, f"takt {shlex.join(words)}\n{said}")
+
     def test_listing_commands_speak_json(self):
         self.install(CONFIG)
         item = int(self.takt("enqueue", "demo", '{"a": 1}', "--key", "k").split()[1])
         self.assertEqual(int(self.takt("enqueue", "demo", "--key", "k").split()[1]), item)
         self.assertEqual(json.loads(self.takt("items", "--json"))[0]["item"], item)
-        self.assertEqual(json.loads(self.takt("items", "show", str(item)))["payload"], {"a": 1})
+        self.assertEqual(json.loads(self.takt("items", "show", str(item), "--json"))["payload"], {"a": 1})
         self.assertEqual(json.loads(self.takt("schedules", "--json"))[0]["time_zone"], "Europe/Madrid")
         self.assertEqual(json.loads(self.takt("jobs", "--json"))[0]["due"], 1)
         self.assertEqual(json.loads(self.takt("runs", "--json")), [])
@@ -215,19 +268,25 @@ class Commands(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"n": n}) + "\n" for n in range(2299))
-            file.write('{"n": \n')
+            file.write('{"n": \n{"n": 1}\n[1,\n')
         said = self.takt("enqueue", "demo", "--file", path, expect=2)
         self.assertIn("items.ndjson:2300: not JSON", said)
-        self.assertIn("2000 items of", said)
-        self.assertIn("not known to be: all from line 2001 on", said)
-        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 4500)
+        self.assertIn("items.ndjson:2302: not JSON, at character 4\n2 lines are wrong; nothing was stored\n", said)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500)
+        with open(path, encoding="utf-8") as file:
+            said = self.takt("enqueue", "demo", "--file", "-", expect=2, stdin=file.read())
+        self.assertIn("standard input:2300: not JSON", said)
+        self.assertRegex(said, r"[12]000 items were stored; not stored: all from line [12]001 on")
+        stored = int(re.search(r"(\d+) items were", said)[1])
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 2500 + stored)
+        self.db.cursor().execute("DELETE FROM takt.items")
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"pad": "p" * (600_000 if 1200 <= n < 1203 else 1)}) + "\n" for n in range(5000))
         said = self.takt("enqueue", "demo", "--file", path, expect=1)
         self.assertIn("bytes, more than 524288", said)
-        self.assertIn("not known to be: lines 1001 to 2000, all from line", said)
-        stored = int(re.search(r"(\d+) items of", said)[1])
-        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 4500 + stored)
+        self.assertIn("not stored: lines 1001 to 2000, all from line", said)
+        stored = int(re.search(r"(\d+) items were stored", said)[1])
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), stored)
         with open(path, "w", encoding="utf-8") as file:
             file.write('{"n": "\\u0000"}\n')
         self.assertIn("items.ndjson:1: holds a NUL", self.takt("enqueue", "demo", "--file", path, expect=2))

@@ -34,7 +34,7 @@ SPAN = timedelta(days=4)
 def takt(expression, zone, begin, count):
     done = subprocess.run([BINARY, "cron", "next", expression, "--zone", zone, "--from", begin.strftime("%Y-%m-%dT%H:%M:%SZ"), "--count", str(count), "--json"],
                           capture_output=True, text=True, timeout=60, check=True)
-    return [datetime.fromisoformat(row["utc"].replace("Z", "+00:00")) for row in json.loads(done.stdout)]
+    return [datetime.fromisoformat(row["at"].replace("Z", "+00:00")) for row in json.loads(done.stdout)]
 
 
 class CronAgainstOthers(unittest.TestCase):

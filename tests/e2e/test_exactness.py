@@ -30,7 +30,7 @@ class Exactness(TaktTest):
         self.ledger.behave["/demo"] = answers(500)
         self.one("SELECT takt.enqueue('demo', %s::jsonb)", ACCOUNT)
         self.die(1)
-        shown = json.loads(self.takt("dlq", "show", self.one("SELECT id FROM takt.dead_letters")), parse_int=str, parse_float=str)
+        shown = json.loads(self.takt("dlq", "show", self.one("SELECT id FROM takt.dead_letters"), "--json"), parse_int=str, parse_float=str)
         self.assertEqual(shown["payload"], {"account": "1234567890123456789", "d": "0.1000000000000000055511151231257827"})
         self.ledger.behave["/demo"] = answers(200)
         self.takt("dlq", "replay", "--job", "demo", "--yes")

@@ -83,14 +83,14 @@ class Lifecycle(TaktTest):
         for gap, pause in zip(gaps, (0.5, 1.0, 2.0)):
             self.assertGreaterEqual(gap, pause)
             self.assertLess(gap, pause + 1.5, f"after a pause of {pause} s; the gaps were {gaps}")
-        letter = json.loads(self.takt("dlq", "show", f"item-{item}-0"))
+        letter = json.loads(self.takt("dlq", "show", f"item-{item}-0", "--json"))
         self.assertEqual((letter["reason"], letter["attempts"], letter["payload"]), ("max_attempts", 4, {"customer": "Ada"}))
-        self.assertEqual([(a["attempt"], a["reason"]) for a in letter["attempt_errors"]], [(n, "http_500") for n in (1, 2, 3, 4)])
+        self.assertEqual([(a["attempt"], a["reason"]) for a in letter["history"]], [(n, "http_500") for n in (1, 2, 3, 4)])
         self.assertEqual(self.state(item), "dead")
         self.check_invariants()
 
         listed = json.loads(self.takt("dlq", "list", "--job", "hopeless", "--text", "ada", "--json"))
-        self.assertEqual([row["id"] for row in listed], [f"item-{item}-0"])
+        self.assertEqual([row["letter"] for row in listed], [f"item-{item}-0"])
         self.ledger.behave["/hopeless"] = answers(200)
         self.assertIn("--yes", self.takt("dlq", "replay", "--job", "hopeless", expect=2))
         self.assertIn("say which", self.takt("dlq", "replay", "--yes", expect=2))

@@ -75,7 +75,7 @@ class Mending(TaktTest):
         self.assertNotIn("TAKT_", seen, "an editor is given no secrets")
         self.assertIn('\n    "account": 1234567890123456789,\n', seen, "a line a field, numbers as they are")
         self.assertEqual(self.payload(letter), MENDED)
-        self.assertIn('"edited_by": "ann"', self.takt("dlq", "show", letter))
+        self.assertIn('"edited_by": "ann"', self.takt("dlq", "show", letter, "--json"))
         audit = self.rows("SELECT who, detail::text FROM takt.audit WHERE action = 'dlq edit' AND subject = %s", letter)
         self.assertEqual(len(audit), 1)
         self.assertEqual(audit[0][0], "ann")

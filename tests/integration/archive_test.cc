@@ -22,7 +22,8 @@ struct ArchiveTest : testing::Test {
   Metrics metrics;
   const KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   amqp::Publisher publisher{vhost.settings("publisher"), {}};
-  Archive archive{*database, vhost.settings("archive"), keys, clock, metrics};
+  SignerCheck signer{*database, keys, clock};
+  Archive archive{*database, vhost.settings("archive"), keys, signer, clock, metrics};
 
   void SetUp() override {
     database.apply(plain_job("demo"));
@@ -50,6 +51,26 @@ struct ArchiveTest : testing::Test {
     return channel.inspect_queue(amqp::kDeadQueue)->messages;
   }
 };
+
+TEST_F(ArchiveTest, C21_WithoutTheLeadersKeyALetterOfItsGoesBackAndIsNoMessage) {
+  const KeyRing leaders = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  database->exec(
+      std::string("INSERT INTO takt.services (id, kind, roles, host, pid, version, keys, queues, ready, detail, runs, places)"
+                  " VALUES ('leader', 'dispatcher', '{dispatcher}', 'h', 1, '1', ARRAY['current ' || $1], '{}', true, '', 0, 0)"),
+      Params::of(leaders.keys()[0].fingerprint));
+  database->exec(std::string("UPDATE takt.leader SET holder = 'leader@h', term = 1, until = now() + interval '1 h'"));
+  auto foreign = letter(1, "{}");
+  const auto tick_like = dead_letter_message("item-1-0", kProtobufType, foreign.body, leaders, clock.now());
+  ASSERT_EQ(publisher.publish(tick_like, 10s), amqp::Outcome::confirmed);
+  ASSERT_EQ(publisher.publish(letter(2, "{}"), 10s), amqp::Outcome::confirmed);
+  archive.start();
+  EXPECT_TRUE(eventually([&] { return database.text("SELECT string_agg(id, ',') FROM takt.dead_letters") == "item-2-0"; })) << "its own";
+  EXPECT_TRUE(eventually([&] { return !archive.health().back().ok; }));
+  EXPECT_NE(archive.health().back().detail.find("lacks the key " + leaders.keys()[0].fingerprint), std::string::npos);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters"), 1);
+  archive.stop();
+  EXPECT_TRUE(eventually([&] { return waiting() == 1; })) << "for an archive that has the key";
+}
 
 TEST_F(ArchiveTest, C18_Finding24_OfManyLettersTheOnesThatPostgresqlRefusesAreSetAsideAndTheArchiveGoesOn) {
   // One that jsonb refuses, though it is JSON; and one for a reason that nobody foresees.

@@ -1,7 +1,12 @@
 #include "core/db/database.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <atomic>
 #include <barrier>
 #include <thread>
@@ -10,11 +15,13 @@
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
 #include "tests/support/fixture.h"
+#include "tests/support/http_server.h"
 
 namespace takt {
 namespace {
 
 using namespace std::chrono_literals;
+using namespace std::string_literals;
 
 TEST(Migrations, AreAppliedOnceByManyAtTheSameTime) {
   TestDatabase database(false);
@@ -371,7 +378,7 @@ TEST(Apply, MakesTheDatabaseMatchAndIsSafeToRepeat) {
   EXPECT_TRUE(apply_definitions(*database, config, "test", false).empty());
 
   const auto changed = parse_config("jobs:\n" + plain_job("a", "batch_size: 7, schedules: [{name: s, cron: '0 10 * * *'}]"), "t");
-  const auto changes = apply_definitions(*database, changed, "test", false);
+  const auto changes = apply_definitions(*database, changed, "test", false, Removal::prune);
   ASSERT_EQ(changes.size(), 3U);
   EXPECT_EQ(changes[0].detail, "batch_size: 100 → 7");
   EXPECT_EQ(database.text("SELECT to_char(next_due AT TIME ZONE 'UTC', 'HH24:MI') FROM takt.schedules"), "10:00");
@@ -403,6 +410,67 @@ TEST(Prepared, APlanThatWasMadeForAnEmptyTableReadsByKeyWhenItIsFull) {
   EXPECT_EQ(on.exec(kByKeys, keys).integer(0, 0), 2);
   EXPECT_EQ(on.script("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'ticks'").integer(0, 0), 0);
   on.script("ROLLBACK");
+}
+
+/// Lies between a client and PostgreSQL. What is cut off gets a last notice, as from a server that stops at once, and a reset.
+class Relay {
+ public:
+  explicit Relay(const std::string& url) : url_(url), server_([this](int client) { relay(client); }) {}
+  [[nodiscard]] std::string url() const { return url_ + "?port=" + std::to_string(port_of(server_.url())); }
+  void cut_off() {
+    cut_ = true;
+    EXPECT_TRUE(eventually([&] { return closed_.load(); }));
+  }
+
+ private:
+  static int port_of(const std::string& url) { return std::stoi(url.substr(url.rfind(':') + 1)); }
+
+  void relay(int client) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<std::uint16_t>(port_of(url_)));
+    const int far = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    constexpr int kOn = 1;
+    ::setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &kOn, sizeof kOn);  // else the notice waits, and goes with the reset
+    ASSERT_EQ(::connect(far, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    std::array<pollfd, 2> ends{{{client, POLLIN, 0}, {far, POLLIN, 0}}};
+    while (!cut_ && !server_.stopping()) {
+      if (::poll(ends.data(), ends.size(), 10) <= 0) continue;
+      if (ends[0].revents != 0 && !pass(client, far)) break;
+      if (ends[1].revents != 0 && !pass(far, client)) break;
+    }
+    if (cut_) {
+      const auto notice = "SWARNING\0C57P01\0Mterminating connection due to immediate shutdown command\0\0"s;
+      MisbehavingServer::send_all(client, "N\0\0\0"s + static_cast<char>(notice.size() + 4) + notice);
+      const sockaddr nowhere{AF_UNSPEC, {}};
+      ::connect(client, &nowhere, sizeof nowhere);  // a reset, at once
+    }
+    ::close(far);
+    closed_ = true;
+  }
+  static bool pass(int from, int to) {
+    std::array<char, 8192> bytes{};
+    const auto got = ::recv(from, bytes.data(), bytes.size(), 0);
+    if (got > 0) MisbehavingServer::send_all(to, std::string(bytes.data(), static_cast<std::size_t>(got)));
+    return got > 0;
+  }
+
+  std::string url_;
+  std::atomic<bool> cut_{false}, closed_{false};
+  MisbehavingServer server_;
+};
+
+TEST(Connection, Finding28_OneThatBreaksBetweenANoticeAndTheStatementIsAnOutageAndNoFaultOfTheStatement) {
+  TestDatabase database(false);
+  Relay relay(database.url());
+  Database behind(Secret(relay.url()), {});
+  const auto begin_and_break = [&](Session& session) {
+    EXPECT_EQ(session.exec(std::string("SELECT 1"), {}).integer(0, 0), 1);
+    relay.cut_off();
+    session.exec(std::string("SELECT 1"), {});
+  };
+  EXPECT_THROW(behind.transaction(begin_and_break), DatabaseUnavailable);
 }
 
 TEST(Pool, Finding12_PartitionsThatAreMissingAreALineASecondAndNotOneAStatement) {

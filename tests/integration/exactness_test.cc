@@ -55,7 +55,8 @@ struct ExactnessTest : testing::Test {
   Metrics metrics;
   const KeyRing keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   amqp::Publisher first{vhost.settings("first"), {}}, second{vhost.settings("second"), {}};
-  Archive archive{*database, vhost.settings("archive"), keys, clock, metrics};
+  SignerCheck signer{*database, keys, clock};
+  Archive archive{*database, vhost.settings("archive"), keys, signer, clock, metrics};
   Dispatcher dispatcher{*database, dispatcher_vital, first, second, keys, clock, metrics, dispatching()};
   Worker worker{*database, worker_vital, vhost.settings("worker"), first, keys, clock, random, metrics, working()};
   std::mt19937 dice{20261126};

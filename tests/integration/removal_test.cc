@@ -25,13 +25,11 @@ struct RemovalTest : testing::Test {
 
   void SetUp() override { database.apply(plain_job("old") + plain_job("kept")); }
 
-  std::vector<DefinitionChange> apply(const std::string& jobs, Leftovers leftovers, bool dry_run = false) {
-    return apply_definitions(*database, parse_config("jobs:\n" + jobs, "test.yaml"), "ann", dry_run, leftovers);
+  std::vector<DefinitionChange> apply(const std::string& jobs, Removal removal, bool dry_run = false) {
+    return apply_definitions(*database, parse_config("jobs:\n" + jobs, "test.yaml"), "ann", dry_run, removal);
   }
   /// Everything but `old`, which is removed.
-  std::vector<DefinitionChange> remove_old(Leftovers leftovers, bool dry_run = false) {
-    return apply(plain_job("kept"), leftovers, dry_run);
-  }
+  std::vector<DefinitionChange> remove_old(Removal removal, bool dry_run = false) { return apply(plain_job("kept"), removal, dry_run); }
   bool removed() { return database.number("SELECT count(*) FROM takt.jobs WHERE name = 'old' AND removed_at IS NOT NULL") == 1; }
   std::string count_by_state() {
     return database.text(
@@ -51,25 +49,26 @@ TEST_F(RemovalTest, C17_Finding38_RefusesToRemoveAJobThatHasItemsAndSaysHowMany)
       std::string("UPDATE takt.items SET state = CASE WHEN run_at < now() + interval '90 min' THEN 5 ELSE 6 END"
                   " WHERE run_at < now() + interval '150 min'"));
   const auto audited = database.number("SELECT count(*) FROM takt.audit");
-  const auto changes = apply(plain_job("kept", "batch_size: 7"), Leftovers::refuse);
-  EXPECT_TRUE(removes_items(changes));
+  const auto changes = apply(plain_job("kept", "batch_size: 7"), Removal::refuse);
+  EXPECT_EQ(removed_jobs(changes), std::vector<std::string>{"old"});
   ASSERT_EQ(changes.size(), 2U);
   EXPECT_EQ(changes[1].subject, "job old");
-  EXPECT_EQ(changes[1].detail, "4 items waiting (1 blocked), 1 running, 1 tick under way");
+  EXPECT_EQ(changes[1].detail, "4 items waiting (1 blocked), 1 running, 1 tick under way; items stay until the job is back");
   EXPECT_FALSE(removed());
   EXPECT_EQ(database.number("SELECT batch_size FROM takt.jobs WHERE name = 'kept'"), 100) << "nothing else was applied";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.audit"), audited);
   EXPECT_EQ(count_by_state(), "blocked 1, pending 3, running 1");
 
-  EXPECT_TRUE(removes_items(remove_old(Leftovers::cancel, true))) << "a dry run shows it, too";
+  EXPECT_EQ(remove_old(Removal::cancel, true).size(), 1U) << "a dry run shows it, too";
   EXPECT_FALSE(removed());
   EXPECT_EQ(count_by_state(), "blocked 1, pending 3, running 1");
   EXPECT_TRUE(removed_with_items(*database).empty());
 }
 
-TEST_F(RemovalTest, C17_Finding38_RemovesAJobWithoutItemsAsBefore) {
-  const auto changes = remove_old(Leftovers::refuse);
-  EXPECT_FALSE(removes_items(changes));
+TEST_F(RemovalTest, F9_RemovesAJobOnlyWhenAsked) {
+  EXPECT_EQ(removed_jobs(remove_old(Removal::refuse)), std::vector<std::string>{"old"});
+  EXPECT_FALSE(removed()) << "though it has no items";
+  const auto changes = remove_old(Removal::prune);
   ASSERT_EQ(changes.size(), 1U);
   EXPECT_EQ(changes[0].detail, "");
   EXPECT_TRUE(removed());
@@ -80,7 +79,7 @@ TEST_F(RemovalTest, C17_Finding38_LeftItemsAreShownNeitherRunNorContinuedAndCome
   const auto job = database.job("old");
   const auto claim = begin(job, "external-1", 1, 2);
   ASSERT_EQ(claim.items.size(), 2U);
-  EXPECT_EQ(remove_old(Leftovers::leave)[0].detail, "3 items waiting, 2 running, 1 tick under way; the items are left");
+  EXPECT_EQ(remove_old(Removal::prune)[0].detail, "3 items waiting, 2 running, 1 tick under way; items stay until the job is back");
 
   const auto left = removed_with_items(*database);
   ASSERT_EQ(left.size(), 1U);
@@ -95,7 +94,7 @@ TEST_F(RemovalTest, C17_Finding38_LeftItemsAreShownNeitherRunNorContinuedAndCome
   EXPECT_TRUE(next.items.empty());
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND id <> 'due:2'"), 0) << "no continuation";
 
-  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  apply(plain_job("kept") + plain_job("old"), Removal::refuse);
   EXPECT_TRUE(removed_with_items(*database).empty());
   EXPECT_EQ(begin(job, "due:4", 4, 10).items.size(), 3U);
 }
@@ -106,7 +105,7 @@ TEST_F(RemovalTest, C17_Finding38_CancelsWhatWaitsInBatchesAndReleasesItsKeys) {
                   "ARRAY[6000]), keys => ARRAY(SELECT b || '-' || n FROM generate_series(1, 6000) n))"));
   database->exec(std::string("UPDATE takt.items SET state = CASE WHEN id % 2 = 0 THEN 5 ELSE 6 END WHERE id <= 10"));
   ASSERT_EQ(begin(database.job("old"), "external-1", 1, 2).items.size(), 2U);
-  EXPECT_EQ(remove_old(Leftovers::cancel)[0].detail, "11998 items waiting (5 blocked), 2 running, 1 tick under way; 11998 cancelled");
+  EXPECT_EQ(remove_old(Removal::cancel)[0].detail, "11998 items waiting (5 blocked), 2 running, 1 tick under way; 11998 cancelled");
   EXPECT_EQ(count_by_state(), "cancelled 11998, running 2");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys"), 2) << "the running ones'";
   EXPECT_EQ(
@@ -117,7 +116,7 @@ TEST_F(RemovalTest, C17_Finding38_CancelsWhatWaitsInBatchesAndReleasesItsKeys) {
   EXPECT_EQ(database.text("SELECT count(*) || ' ' || sum((detail->>'items')::int) FROM takt.audit WHERE who = 'ann' AND action = 'cancel'"),
             "5 11998")
       << "a line a batch: 5,000, 5,000 and 1,988 pending, 5 blocked, 5 suspect";
-  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+  apply(plain_job("kept") + plain_job("old"), Removal::refuse);
   EXPECT_GT(database.number("SELECT takt.enqueue('old', key => '1-6000')"), 12000) << "a new item: its key was free";
 }
 
@@ -163,10 +162,10 @@ TEST_F(BlockedRemovalTest, C17_Finding38_WhatWasCancelledStaysSoWhereALaterBatch
 }
 
 TEST_F(BlockedRemovalTest, C17_Finding38_StopsWhereTheJobIsAppliedAgainMeanwhile) {
-  const auto removal = remove_old(Leftovers::leave)[0].removal;
+  const auto removal = remove_old(Removal::prune)[0].removal;
   std::thread applying([&] {
     EXPECT_TRUE(eventually([&] { return cancelled() == 10; }));
-    apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
+    apply(plain_job("kept") + plain_job("old"), Removal::refuse);
   });
   const auto stopped = cancel(removal);
   applying.join();
@@ -182,12 +181,12 @@ TEST_F(BlockedRemovalTest, C17_Finding38_LeavesTheItemsToALaterRemovalThatLeaves
   Database removing(Secret(database.url()), settings);
   store_more();
   auto removal = std::async(std::launch::async, [&] {
-    return apply_definitions(removing, parse_config("jobs:\n" + plain_job("kept"), "test.yaml"), "ann", false, Leftovers::cancel);
+    return apply_definitions(removing, parse_config("jobs:\n" + plain_job("kept"), "test.yaml"), "ann", false, Removal::cancel);
   });
   EXPECT_TRUE(eventually([&] { return cancelled() == 5000; }));
   // Waits for the batch that waits for the key.
-  apply(plain_job("kept") + plain_job("old"), Leftovers::refuse);
-  remove_old(Leftovers::leave);
+  apply(plain_job("kept") + plain_job("old"), Removal::refuse);
+  remove_old(Removal::prune);
   somebody->session().script("ROLLBACK");
   const auto change = removal.get()[0];
   EXPECT_TRUE(change.is_back);
@@ -235,9 +234,9 @@ TEST_F(RemovalTest, Finding20_FinishesTheTicksNobodyHasBegunAndKeepsWhatTheyCarr
         ('replay:dry', 'replay', NULL, '[{"payload": 2}]', true),
         ('due:1', 'due', now(), NULL, NULL)) t(id, source, published_at, items, dry)
      WHERE j.name = 'old')sql"));
-  EXPECT_TRUE(removes_items(remove_old(Leftovers::refuse))) << "what a tick carries is work";
+  EXPECT_EQ(remove_old(Removal::refuse)[0].backlog->waiting, 3) << "what a tick carries is work";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 4);
-  EXPECT_EQ(remove_old(Leftovers::leave)[0].detail, "3 items waiting, 4 ticks under way; the items are left");
+  EXPECT_EQ(remove_old(Removal::prune)[0].detail, "3 items waiting, 4 ticks under way; items stay until the job is back");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL OR items IS NOT NULL"), 0);
   EXPECT_EQ(database.text("SELECT string_agg(concat_ws(' ', payload, key, priority, CASE WHEN run_at > now() THEN 'later' END), ', ' "
                           "ORDER BY key, priority) FROM takt.items"),
@@ -247,7 +246,7 @@ TEST_F(RemovalTest, Finding20_FinishesTheTicksNobodyHasBegunAndKeepsWhatTheyCarr
 TEST_F(RemovalTest, Finding20_TheTickOfALostWorkerIsNotPublishedAgainWhereItsJobWasRemoved) {
   database->exec(std::string("SELECT takt.enqueue('old')"));
   ASSERT_EQ(begin(database.job("old"), "external-1", 1, 1).items.size(), 1U);
-  remove_old(Leftovers::leave);
+  remove_old(Removal::prune);
   FakeClock clock;
   Leadership leadership(*database, 60s, clock);
   ASSERT_TRUE(leadership.try_lead());

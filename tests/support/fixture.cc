@@ -54,7 +54,7 @@ std::int64_t TestDatabase::number(const std::string& sql) { return database_->ex
 
 Config TestDatabase::apply(const std::string& jobs) {
   auto config = parse_config("jobs:\n" + jobs, "test.yaml");
-  apply_definitions(*database_, config, "test", false, Leftovers::leave);
+  apply_definitions(*database_, config, "test", false, Removal::prune);
   return config;
 }
 

@@ -111,5 +111,136 @@ TEST(DestinationOf, LeavesTheQueryOut) {
   EXPECT_EQ(destination_of(config), "https://shop.example/hooks");
 }
 
+struct SharedJudgment : CircuitBreakerTest {
+  void hear(bool open) { breaker.hear({{kShop, open}}); }
+  void hear_nothing() { breaker.hear(std::vector<CircuitBreaker::Failing>{}); }
+  [[nodiscard]] State state() { return breaker.allowance(kShop, config).state; }
+  /// Its news, as told to others who know `open` then.
+  CircuitBreaker::News tell(std::optional<bool> open) {
+    const auto news = breaker.news(kShop);
+    breaker.told(kShop, open ? std::optional(CircuitBreaker::Failing{kShop, *open}) : std::nullopt);
+    return news;
+  }
+};
+
+TEST_F(SharedJudgment, FailuresAreNewsOnceAndASuccessTakesThemBack) {
+  EXPECT_FALSE(breaker.news(kShop).any());
+  const auto pass = breaker.begin(kShop, config);
+  breaker.end(kShop, config, *pass, false, "the endpoint answered 500");
+  const auto news = tell(false);
+  EXPECT_EQ(news.failures, 1);
+  EXPECT_EQ(news.error, "the endpoint answered 500");
+  EXPECT_FALSE(news.open);
+  EXPECT_FALSE(breaker.news(kShop).any()) << "told";
+  request(false);
+  request(true);
+  const auto good = tell(std::nullopt);
+  EXPECT_EQ(good.failures, 0);
+  EXPECT_TRUE(good.works) << "others hold it for failing";
+  EXPECT_FALSE(breaker.news(kShop).any());
+}
+
+TEST_F(SharedJudgment, ASuccessWhereNothingWasToldIsNoNews) {
+  request(true);
+  EXPECT_FALSE(breaker.news(kShop).any());
+}
+
+TEST_F(SharedJudgment, WhatFailedWhileTheNewsWasUnderWayIsToldNext) {
+  request(false);
+  const auto news = breaker.news(kShop);
+  request(false);
+  EXPECT_EQ(news.failures, 1);
+  EXPECT_EQ(breaker.news(kShop).failures, 1) << "each once, also where several are told at a time";
+  request(false);
+  breaker.told(kShop, CircuitBreaker::Failing{kShop, false});
+  EXPECT_EQ(breaker.news(kShop).failures, 1);
+}
+
+TEST_F(SharedJudgment, WhatCouldNotBeToldIsNewsAgainUnlessASuccessCame) {
+  request(false);
+  const auto first = breaker.news(kShop);
+  breaker.not_told(kShop, first);
+  const auto second = breaker.news(kShop);
+  EXPECT_EQ(second.failures, 1);
+  request(true);
+  breaker.not_told(kShop, second);
+  clock.advance(CircuitBreaker::kWorksStill);
+  EXPECT_FALSE(breaker.news(kShop).any());
+}
+
+TEST_F(SharedJudgment, FailuresBetweenSuccessesAreNoNews) {
+  config.failures = 100;
+  for (int i = 0; i < 20; ++i) {
+    request(i % 2 == 0);
+    EXPECT_FALSE(breaker.news(kShop).any());
+    clock.advance(10ms);
+  }
+  clock.advance(CircuitBreaker::kWorksStill);
+  request(false);
+  EXPECT_EQ(breaker.news(kShop).failures, 2) << "those since the last success";
+}
+
+TEST_F(SharedJudgment, AWorkerThatSawAFailureOpensWithTheOthers) {
+  request(false);
+  hear(true);
+  EXPECT_EQ(state(), State::open);
+  EXPECT_FALSE(request(true));
+}
+
+TEST_F(SharedJudgment, AWorkerThatSawNoneTriesOnceAndJudgesItself) {
+  hear(true);
+  ASSERT_EQ(state(), State::probing);
+  EXPECT_EQ(breaker.allowance(kShop, config).items, 1);
+  const auto pass = breaker.begin(kShop, config);
+  ASSERT_TRUE(pass);
+  EXPECT_FALSE(breaker.begin(kShop, config)) << "one";
+  breaker.end(kShop, config, *pass, false);
+  EXPECT_EQ(state(), State::open);
+}
+
+TEST_F(SharedJudgment, ASoundWorkerIsFreeOfABrokenOnesJudgment) {
+  hear(true);
+  EXPECT_TRUE(request(true));
+  EXPECT_TRUE(breaker.news(kShop).works);
+  for (int i = 0; i < 200; ++i) EXPECT_TRUE(request(true));
+  EXPECT_EQ(state(), State::closed);
+  hear(true);  // once more, and it was so before
+  EXPECT_EQ(state(), State::closed);
+}
+
+TEST_F(SharedJudgment, WhatDoubtedAloneForOthersIsWholeAgainWithThem) {
+  hear(true);
+  ASSERT_EQ(state(), State::probing);
+  hear_nothing();
+  EXPECT_EQ(state(), State::closed);
+}
+
+TEST_F(SharedJudgment, WhatWorksForOneIsTriedByAllAtOnceButOnlyOnceAPause) {
+  open_it();
+  hear(true);
+  hear_nothing();
+  EXPECT_EQ(breaker.allowance(kShop, config).items, 1) << "before its pause was over";
+  EXPECT_TRUE(request(false));
+  EXPECT_EQ(state(), State::open);
+  hear(true);
+  hear_nothing();
+  EXPECT_FALSE(request(true)) << "what fails may be its own";
+  clock.advance(20s);
+  EXPECT_TRUE(request(true));
+}
+
+TEST_F(SharedJudgment, OneThatHeedsNobodyKeepsItsOwn) {
+  CircuitBreaker own(clock, false);
+  own.hear({{kShop, true}});
+  EXPECT_EQ(own.allowance(kShop, config).state, State::closed);
+  EXPECT_TRUE(own.begin(kShop, config));
+}
+
+TEST_F(SharedJudgment, ErrorsAreKeptUpToABound) {
+  const auto pass = breaker.begin(kShop, config);
+  breaker.end(kShop, config, *pass, false, std::string(10'000, 'x') + "\n");
+  EXPECT_LE(breaker.news(kShop).error.size(), CircuitBreaker::kErrorBytes + 8);
+}
+
 }  // namespace
 }  // namespace takt

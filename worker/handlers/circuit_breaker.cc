@@ -1,10 +1,14 @@
 #include "worker/handlers/circuit_breaker.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "core/text.h"
 
 namespace takt {
 
 std::string destination_of(const HttpHandlerConfig& config) { return config.url.substr(0, config.url.find_first_of("?#")); }
+std::string destination_of(const SqlHandlerConfig& config) { return "database " + config.database; }
 
 void CircuitBreaker::count(Circuit& circuit, bool succeeded) {
   circuit.in_a_row = succeeded ? 0 : circuit.in_a_row + 1;
@@ -17,6 +21,7 @@ void CircuitBreaker::open(Circuit& circuit, const CircuitConfig& config) {
   circuit.pause = circuit.pause == Duration(0) ? config.pause : std::min(2 * circuit.pause, std::max(config.pause, config.max_pause));
   circuit.open_until = clock_.steady() + circuit.pause;
   circuit.state = State::open;
+  circuit.doubted = false;
   ++circuit.period;
 }
 
@@ -26,12 +31,19 @@ void CircuitBreaker::close(Circuit& circuit) {
   circuit.period = period;
 }
 
+void CircuitBreaker::probe(Circuit& circuit) {
+  circuit.state = State::probing;
+  circuit.limit = 1;
+  circuit.in_flight = 0;
+  ++circuit.period;
+}
+
 CircuitBreaker::Allowance CircuitBreaker::allowance(const std::string& destination, const CircuitConfig& config) {
   if (config.failures == 0) return {};
   const std::scoped_lock lock(mutex_);
-  const auto found = circuits_.find(destination);
-  if (found == circuits_.end()) return {};
-  const Circuit& circuit = found->second;
+  const auto found = entries_.find(destination);
+  if (found == entries_.end()) return {};
+  const Circuit& circuit = found->second.circuit;
   switch (circuit.state) {
     case State::closed: return {};
     case State::probing: return {State::probing, std::max(0, circuit.limit - circuit.in_flight), Duration(0)};
@@ -44,13 +56,10 @@ CircuitBreaker::Allowance CircuitBreaker::allowance(const std::string& destinati
 std::optional<CircuitBreaker::Pass> CircuitBreaker::begin(const std::string& destination, const CircuitConfig& config) {
   if (config.failures == 0) return 0;
   const std::scoped_lock lock(mutex_);
-  auto& circuit = circuits_[destination];
+  auto& circuit = entries_[destination].circuit;
   if (circuit.state == State::open) {
     if (clock_.steady() < circuit.open_until) return std::nullopt;
-    circuit.state = State::probing;
-    circuit.limit = 1;
-    circuit.in_flight = 0;
-    ++circuit.period;
+    probe(circuit);
   }
   if (circuit.state == State::probing) {
     if (circuit.in_flight >= circuit.limit) return std::nullopt;
@@ -59,11 +68,23 @@ std::optional<CircuitBreaker::Pass> CircuitBreaker::begin(const std::string& des
   return circuit.period;
 }
 
-CircuitBreaker::State CircuitBreaker::end(const std::string& destination, const CircuitConfig& config, Pass pass, bool succeeded) {
+CircuitBreaker::State CircuitBreaker::end(const std::string& destination, const CircuitConfig& config, Pass pass, bool succeeded,
+                                          std::string_view error) {
   if (config.failures == 0) return State::closed;
   const std::scoped_lock lock(mutex_);
-  auto& circuit = circuits_[destination];
+  auto& entry = entries_[destination];
+  auto& circuit = entry.circuit;
   if (circuit.period != pass) return circuit.state;
+  entry.config = config;
+  if (succeeded) {
+    entry.untold = 0;
+    ++entry.successes;
+    entry.worked = clock_.steady();
+    entry.works = entry.works || entry.failing;
+  } else {
+    ++entry.untold;
+    entry.error = printable(error, kErrorBytes);
+  }
   if (circuit.state == State::probing) {
     --circuit.in_flight;
     if (!succeeded) {
@@ -77,6 +98,63 @@ CircuitBreaker::State CircuitBreaker::end(const std::string& destination, const 
   const bool too_many = circuit.seen == kWindow && circuit.failed.count() * 100 >= kWindow * static_cast<std::size_t>(config.rate);
   if (circuit.in_a_row >= config.failures || (!succeeded && too_many)) open(circuit, config);
   return circuit.state;
+}
+
+CircuitBreaker::News CircuitBreaker::news(const std::string& destination) {
+  const std::scoped_lock lock(mutex_);
+  const auto found = entries_.find(destination);
+  if (found == entries_.end()) return {};
+  auto& entry = found->second;
+  const bool open = entry.circuit.state == State::open;
+  const bool works_still = !open && entry.worked && clock_.steady() - *entry.worked < kWorksStill;
+  const auto pause = open ? std::chrono::ceil<Duration>(entry.circuit.open_until - clock_.steady()) : entry.config.pause;
+  const int failures = works_still ? 0 : std::exchange(entry.untold, 0);
+  return {std::exchange(entry.works, false), failures, open, pause, entry.error, entry.successes};
+}
+
+void CircuitBreaker::told(const std::string& destination, const std::optional<Failing>& failing) {
+  const std::scoped_lock lock(mutex_);
+  if (const auto found = entries_.find(destination); found != entries_.end())
+    hear(found->second, failing.has_value(), failing && failing->open);
+}
+
+void CircuitBreaker::not_told(const std::string& destination, const News& news) {
+  const std::scoped_lock lock(mutex_);
+  const auto found = entries_.find(destination);
+  if (found == entries_.end()) return;
+  auto& entry = found->second;
+  entry.works = entry.works || (news.works && entry.failing);
+  if (entry.successes == news.successes) entry.untold += news.failures;
+}
+
+void CircuitBreaker::hear(const std::vector<Failing>& failing) {
+  std::unordered_map<std::string_view, bool> open;
+  for (const auto& one : failing) open[one.destination] = one.open;
+  const std::scoped_lock lock(mutex_);
+  if (heeds_others_) {
+    for (const auto& one : failing) entries_.try_emplace(one.destination);
+  }
+  for (auto& [destination, entry] : entries_) {
+    const auto found = open.find(destination);
+    hear(entry, found != open.end(), found != open.end() && found->second);
+  }
+}
+
+void CircuitBreaker::hear(Entry& entry, bool failing, bool open) {
+  auto& circuit = entry.circuit;
+  const bool was_open = entry.open;
+  entry.failing = failing;
+  entry.open = open;
+  if (!failing) entry.works = false;
+  if (open && !was_open && heeds_others_ && circuit.state == State::closed) {
+    if (circuit.in_a_row > 0) return this->open(circuit, entry.config);
+    probe(circuit);
+    circuit.doubted = true;
+  } else if (was_open && !failing && circuit.state == State::probing && circuit.doubted) {
+    close(circuit);
+  } else if (was_open && !failing && circuit.state == State::open && (!entry.freed || clock_.steady() - *entry.freed >= circuit.pause)) {
+    entry.freed = circuit.open_until = clock_.steady();
+  }
 }
 
 }  // namespace takt

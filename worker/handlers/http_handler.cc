@@ -107,17 +107,21 @@ Readiness HttpHandler::readiness(const JobDefinition& job) {
   return {allowance.items, allowance.pause};
 }
 
+JobCircuit HttpHandler::circuit(const JobDefinition& job) {
+  const auto& config = std::get<HttpHandlerConfig>(job.handler);
+  return {&circuits_, destination_of(config), config.circuit};
+}
+
+std::string HttpHandler::lacks(const JobDefinition& job) const {
+  const auto& name = std::get<HttpHandlerConfig>(job.handler).bearer_env;
+  if (name.empty()) return "";
+  const char* token = std::getenv(name.c_str());
+  if (token == nullptr) return "the environment variable " + name + " is not set";
+  return std::strcspn(token, "\r\n") == 0 ? "the environment variable " + name + " is empty" : "";
+}
+
 void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& config = std::get<HttpHandlerConfig>(context.job.handler);
-  if (!config.bearer_env.empty() && std::getenv(config.bearer_env.c_str()) == nullptr) {
-    for (auto& result : results) {
-      result.item_class = ItemClass::error;
-      result.reason = "bearer_missing";
-      result.error = "the environment variable " + config.bearer_env + " is not set in this worker";
-    }
-    return;
-  }
-
   const std::string destination = destination_of(config);
   const auto keys = keys_.webhooks(context.job.name);  // this job's own: its receiver can verify with it, and forge nothing
   Progress progress;
@@ -138,7 +142,7 @@ void HttpHandler::run(const RunContext& context, const std::vector<ClaimedItem>&
       }
       const auto ended = [&, index, pass](HttpResponse&& response) {
         results[index] = guarded([&] { return judge_reply(response, config.method, clock_.now(), keep_body_); });
-        circuits_.end(destination, config.circuit, *pass, destination_works(response));
+        circuits_.end(destination, config.circuit, *pass, destination_works(response), results[index].error);
         crash_point("worker.mid_handler");
         begin_next();
         const std::scoped_lock lock(progress.mutex);  // held while notifying: run() must not return before this ends

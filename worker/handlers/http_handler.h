@@ -14,6 +14,9 @@ class HttpHandler final : public Handler {
   HttpHandler(HttpClient& client, const KeyRing& keys, const Clock& clock, Metrics& metrics, bool keep_body)
       : client_(client), keys_(keys), clock_(clock), metrics_(metrics), keep_body_(keep_body), circuits_(clock) {}
   [[nodiscard]] Readiness readiness(const JobDefinition& job) override;
+  [[nodiscard]] JobCircuit circuit(const JobDefinition& job) override;
+  [[nodiscard]] std::string lacks(const JobDefinition& job) const override;
+  [[nodiscard]] CircuitBreaker& circuits() { return circuits_; }
   void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
 
  private:

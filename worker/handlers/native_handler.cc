@@ -30,6 +30,11 @@ NativeHandler::NativeHandler(NativeFunctions functions, Metrics& metrics) : func
   });
 }
 
+std::string NativeHandler::lacks(const JobDefinition& job) const {
+  const auto& name = std::get<NativeHandlerConfig>(job.handler).name;
+  return functions_.contains(name) ? "" : "it has no native handler named " + printable(name, 100);
+}
+
 void NativeHandler::run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   const auto& name = std::get<NativeHandlerConfig>(context.job.handler).name;
   const auto found = functions_.find(name);
@@ -40,7 +45,7 @@ void NativeHandler::run(const RunContext& context, const std::vector<ClaimedItem
     if (found == functions_.end()) {
       results[i].item_class = ItemClass::blocked;
       results[i].reason = "native_unknown";
-      results[i].error = "this worker has no native handler named \"" + printable(name, 100) + "\"";
+      results[i].error = lacks(context.job);
       continue;
     }
     if (context.control.stopped() || began > context.deadline) break;

@@ -25,10 +25,11 @@ using NativeFunction = std::function<HandlerResult(const NativeItem&)>;
 using NativeFunctions = std::map<std::string, NativeFunction>;
 
 /// C++ functions of this binary, by name. `noop` is always there and ends every item `done`.
-/// A name that is not registered ends its items `blocked`: an operator must start the right worker.
+/// Items of a name that is not registered are another worker's.
 class NativeHandler final : public Handler {
  public:
   NativeHandler(NativeFunctions functions, Metrics& metrics);
+  [[nodiscard]] std::string lacks(const JobDefinition& job) const override;
   void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
 
  private:

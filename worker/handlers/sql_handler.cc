@@ -1,5 +1,7 @@
 #include "worker/handlers/sql_handler.h"
 
+#include <cstdlib>
+
 namespace takt {
 
 namespace {
@@ -23,7 +25,7 @@ HandlerResult blocked(std::string reason, std::string error) {
 }  // namespace
 
 SqlHandler::SqlHandler(std::map<std::string, NamedDatabase> databases, const Clock& clock, Metrics& metrics)
-    : configured_(std::move(databases)), clock_(clock), metrics_(metrics), circuits_(clock) {}
+    : configured_(std::move(databases)), clock_(clock), metrics_(metrics), circuits_(clock, false) {}
 SqlHandler::~SqlHandler() = default;
 
 /// Null if it is not declared here.
@@ -36,23 +38,37 @@ SqlTarget* SqlHandler::target(const std::string& name) {
 }
 
 Readiness SqlHandler::readiness(const JobDefinition& job) {
-  const auto allowance = circuits_.allowance(std::get<SqlHandlerConfig>(job.handler).database, kCircuit);
+  const auto allowance = circuits_.allowance(destination_of(std::get<SqlHandlerConfig>(job.handler)), kCircuit);
   metrics_.circuit_open(job.name, allowance.state != CircuitBreaker::State::closed);
   return {allowance.items, allowance.pause};
 }
 
-SqlAnswer SqlHandler::execute(SqlTarget& target, const std::string& name, CircuitBreaker::Pass pass, const BoundStatement& bound,
+JobCircuit SqlHandler::circuit(const JobDefinition& job) {
+  return {&circuits_, destination_of(std::get<SqlHandlerConfig>(job.handler)), kCircuit};
+}
+
+std::string SqlHandler::lacks(const JobDefinition& job) const {
+  const auto& name = std::get<SqlHandlerConfig>(job.handler).database;
+  const auto declared = configured_.find(name);
+  if (declared == configured_.end()) return "database " + name + " is not declared in its takt.yaml";
+  const auto& variable = declared->second.url_env;
+  const char* url = std::getenv(variable.c_str());
+  if (url != nullptr && *url != '\0') return "";
+  return "the environment variable " + variable + " (database " + name + ") is " + (url == nullptr ? "not set" : "empty");
+}
+
+SqlAnswer SqlHandler::execute(SqlTarget& target, const std::string& destination, CircuitBreaker::Pass pass, const BoundStatement& bound,
                               const ClaimedItem& item) {
   const auto began = std::chrono::steady_clock::now();
   SqlAnswer answer;
   try {
     answer = target.execute(bound, item);
   } catch (...) {  // nothing of the database's
-    circuits_.end(name, kCircuit, pass, true);
+    circuits_.end(destination, kCircuit, pass, true);
     throw;
   }
-  circuits_.end(name, kCircuit, pass, answer.reach != SqlReach::away);
-  if (answer.reach == SqlReach::away) answer.result.retry_after = circuits_.allowance(name, kCircuit).pause;
+  circuits_.end(destination, kCircuit, pass, answer.reach != SqlReach::away, answer.result.error);
+  if (answer.reach == SqlReach::away) answer.result.retry_after = circuits_.allowance(destination, kCircuit).pause;
   answer.result.seconds = seconds_between(began, std::chrono::steady_clock::now());
   return answer;
 }
@@ -68,11 +84,12 @@ void SqlHandler::run(const RunContext& context, const std::vector<ClaimedItem>& 
     return block(results, 0,
                  blocked("sql_database_unknown", "database " + config.database + " is not declared in this worker's takt.yaml"));
   }
+  const auto destination = destination_of(config);
   for (std::size_t i = 0; i < items.size(); ++i) {
     if (context.control.stopped() || std::chrono::steady_clock::now() >= context.deadline) return;
-    const auto pass = circuits_.begin(config.database, kCircuit);
+    const auto pass = circuits_.begin(destination, kCircuit);
     if (!pass) return;
-    auto answer = execute(*where, config.database, *pass, bound, items[i]);
+    auto answer = execute(*where, destination, *pass, bound, items[i]);
     if (answer.reach == SqlReach::busy) return;
     if (answer.reach == SqlReach::refused) return block(results, i, std::move(answer.result));
     results[i] = std::move(answer.result);

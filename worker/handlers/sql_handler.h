@@ -19,17 +19,20 @@ class SqlHandler final : public Handler {
   SqlHandler(std::map<std::string, NamedDatabase> databases, const Clock& clock, Metrics& metrics);
   ~SqlHandler() override;
   [[nodiscard]] Readiness readiness(const JobDefinition& job) override;
+  [[nodiscard]] JobCircuit circuit(const JobDefinition& job) override;
+  [[nodiscard]] std::string lacks(const JobDefinition& job) const override;
+  [[nodiscard]] CircuitBreaker& circuits() { return circuits_; }
   void run(const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) override;
 
  private:
   SqlTarget* target(const std::string& name);
-  SqlAnswer execute(SqlTarget& target, const std::string& name, CircuitBreaker::Pass pass, const BoundStatement& bound,
+  SqlAnswer execute(SqlTarget& target, const std::string& destination, CircuitBreaker::Pass pass, const BoundStatement& bound,
                     const ClaimedItem& item);
 
   const std::map<std::string, NamedDatabase> configured_;
   const Clock& clock_;
   Metrics& metrics_;
-  CircuitBreaker circuits_;  // by name of the database
+  CircuitBreaker circuits_;  // away for one worker is not away for all: others' failures do not count here
   std::mutex mutex_;
   std::map<std::string, std::unique_ptr<SqlTarget>> targets_;  // guarded by mutex_; stay once they are made
 };

@@ -1,0 +1,134 @@
+#include <poll.h>
+
+#include <algorithm>
+#include <charconv>
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/table.h"
+#include "core/amqp/channel.h"
+#include "core/amqp/topology.h"
+#include "core/text.h"
+
+namespace takt {
+
+namespace {
+
+/// A quarantined body is at most 64 KiB (worker/intake.cc), so this bounds what is held.
+constexpr int kMostShown = 1000;
+/// The broker has sent nothing more for so long: that was all.
+constexpr Duration kQuiet = std::chrono::milliseconds(500);
+constexpr Duration kLongest = std::chrono::seconds(10);
+
+/// The oldest messages, which stay where they are: they are taken and given back, and come again in another order at most.
+std::vector<amqp::Delivery> look_at_quarantine(Context& context, int most) {
+  amqp::Channel channel(context.broker("takt quarantine"));
+  const auto queue = channel.inspect_queue(amqp::kQuarantineQueue);
+  if (!queue) throw CommandFailed("queue " + amqp::kQuarantineQueue + " is missing; run \"takt migrate\"");
+  std::vector<amqp::Delivery> messages;
+  if (queue->messages == 0) return messages;
+  channel.consume(amqp::kQuarantineQueue, "takt:quarantine", static_cast<std::uint16_t>(most));
+  const auto begin = std::chrono::steady_clock::now();
+  for (auto last = begin; messages.size() < std::min<std::size_t>(static_cast<std::size_t>(most), queue->messages);) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last > kQuiet || now - begin > kLongest) break;
+    if (!channel.has_buffered()) {
+      pollfd descriptor{channel.socket(), POLLIN, 0};
+      ::poll(&descriptor, 1, static_cast<int>(kQuiet.count() / 5));
+    }
+    channel.process([&](amqp::Event&& event) {
+      if (auto* delivery = std::get_if<amqp::Delivery>(&event); delivery != nullptr && messages.size() < static_cast<std::size_t>(most)) {
+        messages.push_back(std::move(*delivery));
+        last = std::chrono::steady_clock::now();
+      }
+    });
+  }
+  channel.cancel("takt:quarantine");
+  for (const auto& message : messages) channel.reject(message.tag, true);
+  if (messages.empty())
+    throw CommandFailed(std::to_string(queue->messages) +
+                        " messages are in quarantine, and somebody else is looking at them at this moment; try again");
+  // What was looked at goes behind the others.
+  std::stable_sort(messages.begin(), messages.end(),
+                   [](const auto& a, const auto& b) { return a.header("takt-at").value_or("") < b.header("takt-at").value_or(""); });
+  return messages;
+}
+
+nlohmann::json header_of(const amqp::Delivery& message, const char* name) {
+  const auto value = message.header(name);
+  return value ? nlohmann::json(printable(*value, 256)) : nlohmann::json(nullptr);
+}
+
+/// What its sender said when it was sent: nobody has vouched for it.
+nlohmann::json claimed_time(const amqp::Delivery& message) {
+  const auto text = message.header("webhook-timestamp").value_or("");
+  std::int64_t seconds = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error != std::errc() || end != text.data() + text.size() || seconds < 0 || seconds > 253'402'300'799) return nullptr;
+  return shown_time(from_unix_us(seconds * 1'000'000));
+}
+
+std::int64_t bytes_of(const amqp::Delivery& message) {
+  const auto text = message.header("takt-bytes").value_or("");
+  std::int64_t bytes = static_cast<std::int64_t>(message.body_size);
+  std::from_chars(text.data(), text.data() + text.size(), bytes);
+  return bytes;
+}
+
+void list(Context& context, const std::string& reason, int limit, bool json) {
+  Table table({"message", "reason", {"queue", 1}, "tick", {"sent_at", 1}, {"bytes", 2}});
+  for (const auto& message : look_at_quarantine(context, reason.empty() ? limit : kMostShown)) {
+    if (!reason.empty() && message.header("takt-reason").value_or("") != reason) continue;
+    if (--limit < 0) break;
+    table.add({printable(message.message_id, 64), header_of(message, "takt-reason"), header_of(message, "takt-queue"),
+               header_of(message, "webhook-id"), claimed_time(message), bytes_of(message)});
+  }
+  table.print(json, reason.empty() ? "nothing is in quarantine" : "nothing is in quarantine for reason \"" + printable(reason, 60) + "\"");
+}
+
+void show(Context& context, const std::string& id, bool json) {
+  for (const auto& message : look_at_quarantine(context, kMostShown)) {
+    if (message.message_id != id) continue;
+    const nlohmann::ordered_json shown{{"message", id},
+                                       {"reason", header_of(message, "takt-reason")},
+                                       {"queue", header_of(message, "takt-queue")},
+                                       {"tick", header_of(message, "webhook-id")},
+                                       {"sent_at", claimed_time(message)},
+                                       {"bytes", bytes_of(message)},
+                                       {"content_type", printable(message.content_type, 100)},
+                                       {"body", printable(message.body, message.body.size() + 1)}};
+    if (json) {
+      std::cout << shown.dump(2) << "\n";
+      return;
+    }
+    for (const auto& [name, value] : shown.items())
+      std::cout << name << std::string(14 - name.size(), ' ')
+                << (value.is_string() ? value.get<std::string>()
+                    : value.is_null() ? "-"
+                                      : value.dump())
+                << "\n";
+    return;
+  }
+  throw CommandFailed("no message \"" + printable(id, 64) + "\" among the oldest " + std::to_string(kMostShown) + " of the quarantine");
+}
+
+}  // namespace
+
+void add_quarantine(CLI::App& app, Context& context) {
+  auto* quarantine = app.add_subcommand("quarantine", "list messages that are no genuine ticks, oldest first; show one");
+  auto reason = std::make_shared<std::string>();
+  auto limit = std::make_shared<int>(20);
+  auto json = std::make_shared<bool>(false);
+  add_listing(
+      quarantine,
+      [=](CLI::App* command) {
+        command->add_option("--reason", *reason, "only those refused for this: bad_signature, stale, …");
+        command->add_option("--limit", *limit, "at most so many")->check(CLI::Range(1, kMostShown))->capture_default_str();
+        command->add_flag("--json", *json, "as JSON");
+      },
+      [&context, reason, limit, json] { list(context, *reason, *limit, *json); });
+  add_showing<std::string>(quarantine, "one message, with its body as far as it was kept", "its id, as the list shows it",
+                           [&context](const std::string& id, bool as_json) { show(context, id, as_json); });
+}
+
+}  // namespace takt

@@ -1,0 +1,219 @@
+#include "cli/status.h"
+
+#include <algorithm>
+
+#include "cli/installation_view.h"
+#include "core/amqp/topology.h"
+#include "core/config/job.h"
+
+namespace takt {
+
+namespace {
+
+constexpr std::int64_t kMostCounted = 10'000;  // of each kind and job; below, in the statements, too
+
+/// Schedules and definitions that were set aside: the rest goes on without them. At most 100.
+std::vector<Status::Fault> read_faults(Database& database) {
+  constexpr std::size_t kMost = 100;
+  std::vector<Status::Fault> faults;
+  const auto schedules =
+      database.exec(std::string("SELECT j.name || '/' || s.name, s.fault FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id"
+                                " WHERE s.fault IS NOT NULL AND j.removed_at IS NULL ORDER BY 1 LIMIT 100"));
+  for (std::size_t i = 0; i < schedules.size(); ++i) {
+    faults.push_back({"schedule " + std::string(schedules.text(i, 0)), std::string(schedules.text(i, 1))});
+  }
+  const auto jobs = database.exec(std::string("SELECT name, definition::text FROM takt.jobs WHERE removed_at IS NULL ORDER BY name"));
+  for (std::size_t i = 0; i < jobs.size() && faults.size() < kMost; ++i) {
+    const std::string name(jobs.text(i, 0));
+    try {
+      job_from_json(name, nlohmann::json::parse(jobs.text(i, 1)));
+    } catch (const std::exception& error) {
+      faults.push_back({"job " + name, std::string("its definition is another version's: ") + error.what()});
+    }
+  }
+  return faults;
+}
+
+constexpr std::size_t kJobsAtOnce = 200;
+
+// A slot is stored up to half a second ahead of its time, and sent a moment after: what is younger is no backlog.
+constexpr Statement kTotals{"status_totals", R"sql(
+  SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND created_at < now() - interval '2 s' LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x),
+         (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
+         (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '5 s' AND NOT paused AND NOT job_paused),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE job = '' AND state = 'archived' LIMIT 10000) x)
+)sql"};
+
+// Suspects (state 6) are due like any other.
+constexpr Statement kJobs{"status_jobs", R"sql(
+  SELECT j.id, j.name, takt.job_state(j),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
+         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (
+            (SELECT i.run_at FROM takt.items i
+              WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000)
+            UNION ALL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 6 AND i.run_at <= now() LIMIT 10000)) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
+         r.runs, r.failed, r.done, r.error, r.last, u.ticks, u.oldest, r.rate
+    FROM takt.jobs j
+    LEFT JOIN LATERAL (SELECT count(*) AS ticks, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
+                         FROM (SELECT t.created_at FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL AND t.begun_at IS NULL
+                                  AND t.published_at IS NOT NULL ORDER BY t.created_at LIMIT 10000) x) u ON true
+    LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
+                              coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at) FILTER (WHERE scanned > 0)) AS last,
+                              coalesce(sum(done + noop) FILTER (WHERE finished_at > now() - interval '10 s'), 0) / 10.0 AS rate
+                         FROM (SELECT status, started_at, finished_at, scanned, done, noop, error, dead FROM takt.runs
+                                WHERE job_id = j.id AND started_at > now() - interval '24 hours'
+                                ORDER BY started_at DESC LIMIT 10000) newest
+                        WHERE status <> 'running') r ON true
+   WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
+)sql"};
+
+/// By name. One statement counts at most 10,000 rows of each kind for kJobsAtOnce jobs, so that more jobs never bring it to its
+/// timeout.
+std::vector<JobStatus> read_jobs(Database& database) {
+  std::vector<JobStatus> jobs;
+  std::int64_t last = 0;
+  for (bool more = true; more;) {
+    const auto rows = database.exec(kJobs, Params::of(last, static_cast<std::int64_t>(kJobsAtOnce)));
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      last = rows.integer(i, 0);
+      jobs.push_back({std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), rows.integer(i, 3), rows.real(i, 4), rows.integer(i, 5),
+                      rows.integer(i, 6), rows.integer(i, 7), rows.integer(i, 8), rows.integer(i, 9), rows.integer(i, 10),
+                      rows.is_null(i, 11) ? std::nullopt : std::optional(rows.real(i, 11)), rows.integer(i, 12), rows.real(i, 13),
+                      rows.real(i, 14)});
+    }
+    more = rows.size() == kJobsAtOnce;
+  }
+  std::sort(jobs.begin(), jobs.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return jobs;
+}
+
+/// A number that stopped at the most that is counted, or is the sum of so many runs, says so.
+nlohmann::json counted(std::int64_t number, std::int64_t rows) {
+  if (rows < kMostCounted) return number;
+  return std::to_string(number) + "+";
+}
+nlohmann::json counted(std::int64_t number) { return counted(number, number); }
+
+std::string a_second(double rate) {
+  if (rate == 0) return "-";
+  auto text = std::to_string(rate);
+  return text.substr(0, text.find('.') + 2) + "/s";
+}
+
+}  // namespace
+
+Status read_status(Database& database) {
+  Status status;
+  status.installation = read_installation(database);
+  status.troubles = troubles_of(status.installation);
+  const auto totals = database.exec(kTotals);
+  status.dead_letters_open = totals.integer(0, 0);
+  status.outbox_ticks = totals.integer(0, 1);
+  status.outbox_dead_letters = totals.integer(0, 2);
+  status.runs_active = totals.integer(0, 3);
+  status.schedules_late = totals.integer(0, 4);
+  status.dead_messages = totals.integer(0, 5);
+  status.jobs = read_jobs(database);
+  status.removed = removed_with_items(database);
+  status.faults = read_faults(database);
+  return status;
+}
+
+nlohmann::json status_as_json(const Status& status) {
+  nlohmann::json json{
+      {"dispatcher", {{"leading", status.installation.led}, {"leader", status.installation.leader}, {"term", status.installation.term}}},
+      {"dead_letters_open", status.dead_letters_open},
+      {"outbox_ticks", status.outbox_ticks},
+      {"outbox_dead_letters", status.outbox_dead_letters},
+      {"runs_active", status.runs_active},
+      {"schedules_late", status.schedules_late},
+      {"dead_messages", status.dead_messages},
+      {"services", services_as_json(status.installation)},
+      {"troubles", troubles_as_json(status.troubles)},
+      {"waiting_in", status.installation.waiting},
+      {"faults", nlohmann::json::array()},
+      {"jobs", nlohmann::json::array()},
+      {"removed_jobs", nlohmann::json::array()}};
+  for (const auto& job : status.removed)
+    json["removed_jobs"].push_back({{"job", job.job}, {"waiting", job.waiting}, {"running", job.running}});
+  for (const auto& job : status.jobs) {
+    json["jobs"].push_back({{"job", job.name},
+                            {"state", job.state},
+                            {"due", job.due},
+                            {"oldest_due_s", job.oldest_due_s},
+                            {"blocked", job.blocked},
+                            {"ticks_not_begun", job.ticks},
+                            {"oldest_tick_s", job.oldest_tick_s},
+                            {"dead_letters", job.dead_letters},
+                            {"done_a_second", job.done_a_second},
+                            {"runs_24h", job.runs_24h},
+                            {"runs_lost_24h", job.runs_lost_24h},
+                            {"items_done_24h", job.done_24h},
+                            {"attempts_failed_24h", job.attempts_failed_24h}});
+  }
+  for (const auto& fault : status.faults) json["faults"].push_back({{"what", fault.what}, {"detail", fault.why}});
+  return json;
+}
+
+std::string status_head(const Status& status) {
+  const auto& installation = status.installation;
+  std::string text;
+  if (installation.led) text += "dispatcher: " + installation.leader + " leads, term " + std::to_string(installation.term) + "\n";
+  text += "services: " + living_by_role(installation) + "\n";
+  for (const auto& one : status.troubles) text += one.text + "\n";
+  for (const auto& queue : {amqp::kDeadQueue, amqp::kQuarantineQueue}) {
+    const auto waiting = installation.waiting.find(queue);
+    if (waiting != installation.waiting.end() && waiting->second > 0)
+      text += "waiting in " + queue + ": " + std::to_string(waiting->second) + "\n";
+  }
+  text += "runs active: " + std::to_string(status.runs_active) + "   dead letters open: " + std::to_string(status.dead_letters_open) +
+          "   unpublished: " + std::to_string(status.outbox_ticks) + " ticks, " + std::to_string(status.outbox_dead_letters) +
+          " dead letters   schedules late: " + std::to_string(status.schedules_late) + "\n";
+  for (const auto& fault : status.faults) text += "SET ASIDE: " + fault.what + ": " + fault.why + "\n";
+  return text;
+}
+
+Table status_table(const std::vector<JobStatus>& jobs) {
+  Table table({"job",
+               "state",
+               "due",
+               {"oldest", 1},
+               {"rate", 2},
+               {"ticks", 4},
+               {"oldest tick", 5},
+               {"blocked", 1},
+               {"dead", 1},
+               {"runs 24h", 6},
+               {"lost 24h", 3},
+               {"done 24h", 5},
+               {"failed attempts 24h", 4},
+               {"last run", 3}});
+  for (const auto& job : jobs) {
+    table.add({job.name, job.state, counted(job.due), job.due > 0 ? nlohmann::json(short_age(job.oldest_due_s)) : nlohmann::json(nullptr),
+               a_second(job.done_a_second), counted(job.ticks),
+               job.ticks > 0 ? nlohmann::json(short_age(job.oldest_tick_s)) : nlohmann::json(nullptr), counted(job.blocked),
+               counted(job.dead_letters), counted(job.runs_24h), counted(job.runs_lost_24h, job.runs_24h),
+               counted(job.done_24h, job.runs_24h), counted(job.attempts_failed_24h, job.runs_24h),
+               job.last_run_s ? nlohmann::json(short_age(*job.last_run_s) + " ago") : nlohmann::json(nullptr)});
+  }
+  return table;
+}
+
+std::string status_foot(const Status& status) {
+  std::string text;
+  if (status.dead_messages > 0) {
+    text += "dead letters of no job: " + std::to_string(status.dead_messages) + (status.dead_messages < kMostCounted ? "" : "+") +
+            ", messages that could not be read; see \"takt dlq list --kind message\"\n";
+  }
+  for (const auto& job : status.removed) {
+    text += "removed, but not done: " + job.job + ", " + job.text() +
+            "; apply a job of that name to have them run, or end them with \"takt items cancel --job " + job.job + "\"\n";
+  }
+  return text;
+}
+
+}  // namespace takt

@@ -1,0 +1,212 @@
+"""How would I find it? Each fault that makes no noise by itself, told by status, check, readiness and metrics within five seconds."""
+import json
+import signal
+import time
+
+from harness import answers, eventually
+from told import TOLD, ToldTest
+
+CONFIG = """
+metrics: {listen: "127.0.0.1:0"}
+worker: {queues: [default]}
+jobs:
+  mail.send:
+    handler: {http: {url: "{url}/mail", method: POST, timeout: 300ms%s}}
+    max_attempts: 20
+    backoff: {base: 200ms, factor: 1, max: 200ms, jitter: none}
+"""
+WITH_SECRET = CONFIG % ", bearer_env: MAIL_SECRET"
+PLAIN = CONFIG % ""
+
+
+class Faults(ToldTest):
+    def running(self, config):
+        self.install(config)
+        dispatcher, worker, _ = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        self.complete()
+        return dispatcher, worker
+
+    def mended(self, items):
+        eventually(lambda: all(self.state(item) == "done" for item in items), 60, "all done once it is mended")
+        eventually(lambda: self.troubles() == {}, TOLD, "no trouble any more")
+
+    def test_F8_an_endpoint_that_is_down(self):
+        dispatcher, worker = self.running(PLAIN.replace("max_attempts: 20", "max_attempts: 100").replace("timeout: 300ms", "circuit_pause: 1s, circuit_max_pause: 1s"))
+        self.ledger.behave["/mail"] = answers(500)
+        items = [self.enqueue("mail.send") for _ in range(4)]
+        eventually(lambda: "held" in self.troubles(), 20, "the circuit's opening")
+        self.told(dispatcher, "held", "HELD: job mail.send until ", " failures in a row since ", "the endpoint answered 500")
+        self.assertIn("held", self.takt("jobs"))
+        told = json.loads(self.takt("jobs", "--json"))[0]
+        self.assertEqual((told["state"], told["held_for"]), ("held", "the endpoint answered 500"))
+        self.assertRegex(told["held_until"], "^20")
+        self.assertIn('destination left alone job=mail.send failures=', self.log_of(worker))
+        self.ledger.behave["/mail"] = answers(200)
+        self.mended(items)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failing_destinations"), 0)
+
+    def test_an_endpoint_that_refuses_the_method(self):
+        dispatcher, _ = self.running(PLAIN)
+        self.ledger.behave["/mail"] = answers(405)
+        items = [self.enqueue("mail.send") for _ in range(2)]
+        self.told(dispatcher, "blocked", "BLOCKED: job mail.send: 2 items wait for you: this endpoint does not accept POST; once it is mended,")
+        self.ledger.behave["/mail"] = answers(200)
+        self.takt("items", "retry", "--job", "mail.send", "--yes", "--by", "ann")
+        self.assertEqual(json.loads(self.takt("audit", "--subject", "mail.send", "--json"))[0]["parameters"], {"items": 2, "state": "blocked"})
+        self.mended(items)
+
+    def test_an_endpoint_that_fails_for_a_few_items(self):
+        dispatcher, worker = self.running(PLAIN.replace("timeout: 300ms", "circuit_failures: 0"))
+        self.ledger.behave["/mail"] = answers(500)
+        items = [self.enqueue("mail.send") for _ in range(2)]
+        name = self.one("SELECT id || '@' || host FROM takt.services WHERE pid = %s", worker.pid)
+        self.told(dispatcher, "failing", "FAILING: job mail.send: the last ", f" attempts failed at worker {name}: the endpoint answered 500")
+        self.ledger.behave["/mail"] = answers(200)
+        self.mended(items)
+
+    def test_an_endpoint_that_answers_too_late(self):
+        dispatcher, _ = self.running(PLAIN)
+        self.ledger.behave["/mail"] = lambda nth: (time.sleep(1) or 200, {}, b"")
+        items = [self.enqueue("mail.send") for _ in range(4)]
+        self.told(dispatcher, "failing", "FAILING: job mail.send: the last ", "timed out")
+        self.ledger.behave["/mail"] = answers(200)
+        self.mended(items)
+
+    def refuse_but(self, token):
+        """The endpoint knows one bearer."""
+        self.ledger.behave["/mail"] = lambda nth: (200 if self.ledger.deliveries[-1]["headers"].get("Authorization") == "Bearer " + token else 401, {}, b"")
+
+    def test_F5_a_secret_that_is_wrong_in_one_worker_of_two(self):
+        self.environment["MAIL_SECRET"] = "right"
+        dispatcher, _ = self.running(WITH_SECRET)
+        wrong = self.started_with(dict(self.environment, MAIL_SECRET="wrong"), "worker")
+        self.refuse_but("right")
+        items = [self.enqueue("mail.send") for _ in range(5)]
+        deadline = time.monotonic() + 30
+        while "failing" not in self.troubles():  # it takes three of its own in a row
+            self.assertLess(time.monotonic(), deadline)
+            items.append(self.enqueue("mail.send"))
+        name = self.one("SELECT id || '@' || host FROM takt.services WHERE pid = %s", wrong.pid)
+        self.told(dispatcher, "failing", "FAILING: job mail.send: the last ", f" attempts failed at worker {name}: the endpoint answered 401")
+        self.stop(wrong)
+        self.mended(items)
+
+    def test_F10_a_secret_that_is_missing_in_one_worker_of_two(self):
+        dispatcher = self.running_without_secret()
+        self.started_with(dict(self.environment, MAIL_SECRET="there"), "worker")
+        items = [self.enqueue("mail.send") for _ in range(20)]
+        eventually(lambda: all(self.state(item) == "done" for item in items), what="all done by the other")
+        self.assertEqual(self.rows("SELECT DISTINCT attempts FROM takt.finished_items"), [(1,)])
+        self.told(dispatcher, "not_ready", "NOT READY: worker ", "worker.setup: job mail.send: the environment variable MAIL_SECRET is not set")
+
+    def running_without_secret(self):
+        self.environment.pop("MAIL_SECRET", None)
+        self.install(WITH_SECRET)
+        dispatcher, worker, _ = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        eventually(lambda: "set-up incomplete" in self.log_of(worker), TOLD, "the word of its start")
+        self.assertIn('"ready":false', self.get(worker, "/readyz"))
+        self.told(dispatcher, "not_ready", "NOT READY: worker ", "worker.setup: job mail.send: the environment variable MAIL_SECRET is not set")
+        return dispatcher
+
+    def test_F10_a_secret_that_is_missing_everywhere_spends_no_attempts(self):
+        self.running_without_secret()
+        items = [self.enqueue("mail.send") for _ in range(3)]
+        time.sleep(2)
+        self.assertEqual(self.rows("SELECT state, attempts FROM takt.all_items"), [("pending", 0)] * 3)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.failed_attempts"), 0)
+        empty = self.started_with(dict(self.environment, MAIL_SECRET=""), "worker")
+        eventually(lambda: "the environment variable MAIL_SECRET is empty" in self.log_of(empty), TOLD)
+        self.assertIn("MAIL_SECRET is empty here", self.takt("check", expect=1, environment=dict(self.environment, MAIL_SECRET="")))
+        self.assertIn("job mail.send: here the environment variable MAIL_SECRET is not set", self.takt("worker", "--once", "--job", "mail.send", expect=1))
+        self.started_with(dict(self.environment, MAIL_SECRET="there"), "worker")
+        eventually(lambda: all(self.state(item) == "done" for item in items), what="that they go on by themselves")
+        self.assertEqual(self.rows("SELECT DISTINCT attempts FROM takt.finished_items"), [(1,)])
+
+    def test_F10_a_database_without_address_and_a_function_that_is_not_there(self):
+        self.environment.pop("REPORTING_URL", None)
+        self.install(PLAIN + """
+  report:
+    handler: {sql: {database: reporting, statement: "SELECT 1"}}
+  crunch:
+    handler: {native: {name: crunch}}
+databases:
+  reporting: {url_env: REPORTING_URL, role: takt}
+""")
+        dispatcher, worker, _ = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        report, crunch, mail = self.enqueue("report"), self.enqueue("crunch"), self.enqueue("mail.send")
+        self.told(dispatcher, "not_ready", "job crunch: it has no native handler named crunch",
+                  "job report: the environment variable REPORTING_URL (database reporting) is not set")
+        eventually(lambda: self.state(mail) == "done", what="the sound job's item")
+        self.assertEqual(self.rows("SELECT state, attempts FROM takt.all_items WHERE id IN (%s, %s)", report, crunch), [("pending", 0)] * 2)
+        self.assertIn("set-up incomplete", self.log_of(worker))
+
+    def test_a_job_that_somebody_paused(self):
+        dispatcher, _ = self.running(PLAIN)
+        self.takt("jobs", "pause", "mail.send", "--by", "ann")
+        self.told(dispatcher, "paused", "PAUSED: job mail.send by ann since 20", "takt jobs resume mail.send", check=0)
+        self.assertIn("note  services: PAUSED", self.takt("check"))
+        self.takt("jobs", "resume", "mail.send")
+        eventually(lambda: self.troubles() == {}, TOLD, "no trouble any more")
+
+    def test_a_leader_that_is_killed(self):
+        self.install(PLAIN)
+        first, _, _ = self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        second = self.start("dispatcher")
+        self.complete()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        eventually(lambda: "leads, term 2" in self.takt("status"), TOLD, "the other's lead")
+        self.told(second, "silent", "WENT SILENT: dispatcher ", f"(pid {first.pid}), last seen ")
+        self.assertIn("services: 1 dispatcher, 1 worker", self.takt("status"))
+
+    def test_no_dispatcher_at_all_is_told_by_the_workers_too(self):
+        dispatcher, worker = self.running(PLAIN)
+        self.assertIn("takt_led 1", self.get(worker, "/metrics"))
+        dispatcher.send_signal(signal.SIGKILL)
+        dispatcher.wait()
+        end = time.monotonic() + TOLD
+        for ask, words in ((lambda: self.takt("status"), "NONE LEADS"), (lambda: self.takt("check", expect=1), "FAULT services: NONE LEADS"),
+                           (lambda: self.get(worker, "/readyz"), "no dispatcher leads"), (lambda: self.get(worker, "/metrics"), "takt_led 0")):
+            eventually(lambda ask=ask, words=words: words in ask(), end - time.monotonic(), words)
+
+
+class Judgment(ToldTest):
+    def test_F6_small_jobs_items_do_not_die_before_the_circuit_opens(self):
+        """15 items, 3 attempts, three workers: the destination is left alone after 20 failures of all workers together."""
+        self.install(PLAIN.replace("max_attempts: 20", "max_attempts: 3").replace("timeout: 300ms", "circuit_pause: 2s, circuit_max_pause: 2s"))
+        self.ledger.behave["/mail"] = answers(500)
+        self.start("dispatcher")
+        for _ in range(3):
+            self.start("worker")
+        self.start("dlq", "archive")
+        items = [self.enqueue("mail.send") for _ in range(15)]
+        eventually(lambda: "held" in self.troubles(), 10, "the circuit's opening")
+        time.sleep(1)
+        self.assertEqual(self.one("""SELECT count(*) FROM takt.ended_items WHERE finished_at <
+            (SELECT min(opened_at) FROM takt.failing_destinations)"""), 0, "nothing died before it was left alone")
+        dead = self.one("SELECT count(*) FROM takt.ended_items")
+        self.assertLessEqual(dead, 1, "the try of a worker that had seen no failure itself")
+        self.assertLess(len(self.ledger.of("/mail")), 20 + 3 * 3 + 3, "and little more was sent")
+        self.ledger.behave["/mail"] = answers(200)
+        eventually(lambda: sum(self.state(item) == "done" for item in items) == 15 - dead, 30, "all done")
+
+    def test_11_what_one_sound_worker_learns_frees_all(self):
+        """Two workers that leave it alone for five minutes; a third comes, and its success lets them try."""
+        self.install(PLAIN.replace("max_attempts: 20", "max_attempts: 1000\n    batch_size: 5").replace("timeout: 300ms", "circuit_pause: 5m"))
+        self.ledger.behave["/mail"] = answers(500)
+        self.start("dispatcher")
+        workers = [self.start("worker") for _ in range(2)]
+        items = [self.enqueue("mail.send") for _ in range(40)]
+        eventually(lambda: "held" in self.troubles(), 20, "the circuit's opening")
+        # One that had seen no failure has tried for itself.
+        eventually(lambda: all(part in self.get(w, "/metrics") for w in workers for part in
+                               ('takt_circuit_open{job="mail.send"} 1', 'takt_items_total{class="error",job="mail.send"}')), 20, "both leave it alone")
+        self.ledger.behave["/mail"] = answers(200)
+        time.sleep(1.5)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.finished_items"), 0, "they wait")
+        third = self.start("worker")
+        eventually(lambda: all(self.state(item) == "done" for item in items), 20, "all done by the third, which asked once")
+        self.assertNotIn("held", self.troubles())
+        self.stop(third)
+        last = [self.enqueue("mail.send") for _ in range(5)]
+        eventually(lambda: all(self.state(item) == "done" for item in last), 10, "the freed ones' work")
