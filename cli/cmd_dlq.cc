@@ -38,7 +38,6 @@ void add_filter(CLI::App* command, LetterOptions& options) {
 }
 
 LetterFilter filter_of(const LetterOptions& options) {
-  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
   LetterFilter filter;
   filter.ids = options.ids;
   filter.job = optional_text(options.job);
@@ -165,10 +164,7 @@ void discard(Context& context, const LetterOptions& options) {
   const std::string who = Context::who(options.by);
   work_through(context, options, "discard",
                [&](Database& database, const std::vector<std::string>& ids) { discarded += discard_letters(database, ids, who); });
-  if (options.json)
-    std::cout << nlohmann::json{{"discarded", discarded}}.dump() << "\n";
-  else if (discarded > 0)
-    std::cout << "discarded " << discarded << "\n";
+  if (options.json || discarded > 0) say(options.json, {{"discarded", discarded}}, "discarded " + std::to_string(discarded));
 }
 
 void prune(Context& context, const std::string& older_than, bool yes, bool json) {
@@ -185,10 +181,7 @@ void prune(Context& context, const std::string& older_than, bool yes, bool json)
     removed += part;
     if (!json) std::cerr << removed << " of " << total << "\n";
   }
-  if (json)
-    std::cout << nlohmann::json{{"removed", removed}}.dump() << "\n";
-  else
-    std::cout << "removed " << removed << "\n";
+  say(json, {{"removed", removed}}, "removed " + std::to_string(removed));
 }
 
 struct EditOptions {
@@ -225,10 +218,7 @@ std::string edited(const LetterToMend& letter) {
 }
 
 void say_mended(const EditOptions& options, bool mended, const std::string& text) {
-  if (options.json)
-    std::cout << nlohmann::json{{"letter", options.id}, {"mended", mended}}.dump() << "\n";
-  else
-    std::cout << text << "\n";
+  say(options.json, {{"letter", options.id}, {"mended", mended}}, text);
 }
 
 void edit(Context& context, const EditOptions& options) {

@@ -1,5 +1,3 @@
-#include <iostream>
-
 #include "cli/commands.h"
 #include "cli/table.h"
 #include "core/config/removal.h"
@@ -15,7 +13,6 @@ struct ItemFilter {
 };
 
 void list_items(Context& context, const ItemFilter& filter) {
-  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
   auto& database = context.current_database();
   // Each source gives its newest; done and running items are in the newest runs.
   const auto rows =
@@ -163,12 +160,10 @@ struct ActingOptions {
   bool yes = false, json = false;
 };
 
-/// What an act came to, for people and for programs.
-void say(bool json, const std::string& verb, std::int64_t items, const std::string& text) {
-  if (json)
-    std::cout << nlohmann::json{{verb, items}}.dump() << "\n";
-  else
-    std::cout << text << "\n";
+/// There is no job of this name to act on.
+CommandFailed nothing_left(Database& database, const std::string& job) {
+  require_job(database, job);
+  return CommandFailed("nothing is left of job \"" + job + "\" but dead letters");
 }
 
 void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
@@ -176,22 +171,19 @@ void act_on_ids(Database& database, const ActingOptions& options, const std::str
   const auto asked = std::to_string(options.ids.size()) + (options.ids.size() == 1 ? " item" : " items");
   if (!confirm(verb + " " + asked + "?", options.yes)) throw CommandFailed("nothing done");
   const auto count = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by))).integer(0, 0);
-  say(options.json, verb == "cancel" ? "cancelled" : "retried", count, std::to_string(count) + " of " + asked + " " + done);
+  say(options.json, {{verb == "cancel" ? "cancelled" : "retried", count}}, std::to_string(count) + " of " + asked + " " + done);
   if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
 }
 
 /// Of a job that was removed, too: what was left of it is ended so.
 void cancel_of_job(Database& database, const ActingOptions& options) {
   const auto backlog = backlog_of(database, options.job);
-  if (!backlog) {
-    require_job(database, options.job);
-    throw CommandFailed("nothing is left of job \"" + options.job + "\" but dead letters");
-  }
+  if (!backlog) throw nothing_left(database, options.job);
   const auto removal = removal_of(database, backlog->job_id);
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
   const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, removal);
-  say(options.json, "cancelled", cancelled.items, std::to_string(cancelled.items) + " items cancelled");
+  say(options.json, {{"cancelled", cancelled.items}}, std::to_string(cancelled.items) + " items cancelled");
   if (!cancelled.stopped_by.empty())
     throw CommandFailed("stopped before the end: " + cancelled.stopped_by +
                         (cancelled.job_is_back ? "; what is left is its work" : "; repeat the command for the rest"));
@@ -201,10 +193,7 @@ void retry_of_job(Database& database, const ActingOptions& options) {
   const bool blocked = options.state == "blocked";
   const std::int64_t state = blocked ? 5 : 0;
   const auto found = database.exec(std::string("SELECT id, now()::text FROM takt.jobs WHERE name = $1"), Params::of(options.job));
-  if (found.empty()) {
-    require_job(database, options.job);
-    throw CommandFailed("nothing is left of job \"" + options.job + "\" but dead letters");
-  }
+  if (found.empty()) throw nothing_left(database, options.job);
   const auto job = found.integer(0, 0);
   const std::string now(found.text(0, 1));
   // Blocked ones were due once; of those pending, what waits for later.
@@ -219,7 +208,7 @@ void retry_of_job(Database& database, const ActingOptions& options) {
   const std::string what =
       std::to_string(waiting) + (more ? " or more " : " ") + options.state + (waiting == 1 ? " item" : " items") + " of " + options.job;
   if (waiting == 0)
-    return say(options.json, "retried", 0, "no " + options.state + " items of " + options.job + (blocked ? "" : " wait for later"));
+    return say(options.json, {{"retried", 0}}, "no " + options.state + " items of " + options.job + (blocked ? "" : " wait for later"));
   if (!confirm("retry " + what + " now?", options.yes)) throw CommandFailed("nothing done");
   std::int64_t done = 0;
   for (std::size_t i = 0; i < priorities.size(); ++i) {
@@ -235,7 +224,7 @@ void retry_of_job(Database& database, const ActingOptions& options) {
       id = set.integer(0, 3);
     }
   }
-  say(options.json, "retried", done, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now");
+  say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now");
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {

@@ -18,12 +18,6 @@ std::pair<std::string, std::string> job_and_schedule(const std::string& name) {
   return {name.substr(0, slash), name.substr(slash + 1)};
 }
 
-/// Why no job of this name is there now.
-CommandFailed no_job(Database& database, const std::string& name) {
-  require_job(database, name);
-  return CommandFailed("job \"" + name + "\" was removed; apply one of that name to have it back");
-}
-
 void list_jobs(Context& context, bool json) {
   const auto rows = context.current_database().exec(std::string(R"sql(
     SELECT j.name, j.queue, takt.job_state(j),
@@ -86,7 +80,7 @@ void list_schedules(Context& context, const std::string& job, bool json) {
       FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
      WHERE j.removed_at IS NULL AND ($1::text IS NULL OR j.name = $1) ORDER BY j.name, s.name
   )sql"),
-                                  Params::of(job.empty() ? std::nullopt : std::optional(job)));
+                                  Params::of(optional_text(job)));
   if (rows.empty() && !job.empty()) require_job(database, job);
   Table table({"job", "schedule", {"cron", 1}, {"time_zone", 2}, {"misfire", 3}, "state", "next_due", {"last_due", 1}, {"source", 4}});
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -129,7 +123,6 @@ struct RunFilter {
 
 void list_runs(Context& context, const RunFilter& filter) {
   const auto since = filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since"));
-  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
   auto& database = context.current_database();
   const auto rows =
       database.exec(std::string(R"sql(
@@ -205,10 +198,7 @@ void add_pausing(CLI::App* parent, const std::string& verb, const std::string& w
   command->callback([name, by, json, act, &context] {
     context.configure_logging("takt");
     const auto outcome = act(*name, Context::who(*by));
-    if (*json)
-      std::cout << outcome.dump() << "\n";
-    else
-      std::cout << outcome.at("text").get<std::string>() << "\n";
+    say(*json, outcome, outcome.at("text"));
   });
 }
 
@@ -229,11 +219,10 @@ void add_jobs(CLI::App& app, Context& context) {
     });
   }
   auto* run = jobs->add_subcommand("run", "publish a tick for a job now");
-  auto name = std::make_shared<std::string>();
-  auto run_json = std::make_shared<bool>(false);
-  run->add_option("name", *name, "a job")->required();
-  run->add_flag("--json", *run_json, "the outcome as JSON");
-  run->callback([&context, name, run_json] { say_published(context, *name, publish_tick(context, *name, 0, false), *run_json); });
+  auto tick = std::make_shared<TickOptions>();
+  run->add_option("name", tick->job, "a job")->required();
+  run->add_flag("--json", tick->json, "the outcome as JSON");
+  run->callback([&context, tick] { publish_tick(context, *tick); });
 }
 
 void add_schedules(CLI::App& app, Context& context) {
@@ -296,6 +285,15 @@ void require_job(Database& database, const std::string& name) {
   throw CommandFailed("no job named \"" + printable(name, 100) + "\"" + (meant.empty() ? "" : "; did you mean \"" + meant + "\"?") +
                       "; \"takt jobs list\" lists those known");
 }
+
+CommandFailed no_job(Database& database, const std::string& name) {
+  require_job(database, name);
+  return CommandFailed("job \"" + name + "\" was removed; apply one of that name to have it back");
+}
+
+void say(bool json, const nlohmann::json& outcome, const std::string& text) { std::cout << (json ? outcome.dump() : text) << "\n"; }
+
+std::optional<std::string> optional_text(const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); }
 
 void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_options, const std::function<void()>& list) {
   parent->require_subcommand(0, 1);

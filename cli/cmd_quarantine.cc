@@ -97,17 +97,7 @@ void show(Context& context, const std::string& id, bool json) {
                                        {"bytes", bytes_of(message)},
                                        {"content_type", printable(message.content_type, 100)},
                                        {"body", printable(message.body, message.body.size() + 1)}};
-    if (json) {
-      std::cout << shown.dump(2) << "\n";
-      return;
-    }
-    for (const auto& [name, value] : shown.items())
-      std::cout << name << std::string(14 - name.size(), ' ')
-                << (value.is_string() ? value.get<std::string>()
-                    : value.is_null() ? "-"
-                                      : value.dump())
-                << "\n";
-    return;
+    return print_object(shown, json);
   }
   throw CommandFailed("no message \"" + printable(id, 64) + "\" among the oldest " + std::to_string(kMostShown) + " of the quarantine");
 }

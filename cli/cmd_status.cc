@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <iostream>
 #include <set>
 
@@ -11,15 +12,20 @@ namespace takt {
 namespace {
 
 /// What `--fail-on` may name.
-const std::set<std::string> kKinds{"any",     "no_leader", "no_worker", "no_archive", "silent", "not_ready",  "key", "held",
-                                   "failing", "blocked",   "paused",    "set_aside",  "late",   "quarantine", "dead"};
+std::vector<std::string> known_kinds() {
+  std::vector<std::string> kinds{"any"};
+  kinds.insert(kinds.end(), kTroubleKinds.begin(), kTroubleKinds.end());
+  kinds.insert(kinds.end(), {"set_aside", "late", "quarantine", "dead"});
+  return kinds;
+}
 
 std::set<std::string> kinds_of(const std::string& given) {
+  const auto known = known_kinds();
   std::set<std::string> kinds;
   for (const auto word : split(given, ',')) {
     const std::string kind(trim(word));
-    if (!kKinds.contains(kind))
-      throw UsageError("--fail-on: \"" + printable(kind, 40) + "\" is none of " + join({kKinds.begin(), kKinds.end()}, ", "));
+    if (std::find(known.begin(), known.end(), kind) == known.end())
+      throw UsageError("--fail-on: \"" + printable(kind, 40) + "\" is none of " + join(known, ", "));
     kinds.insert(kind);
   }
   return kinds;
@@ -46,9 +52,8 @@ void add_status(CLI::App& app, Context& context) {
   command->add_flag("--json", *json, "as JSON");
   command->add_option(
       "--fail-on", *fail_on,
-      "exit 1 if there is one of these, with commas between: any, no_leader, no_worker, no_archive, silent, not_ready, key, "
-      "held, failing, blocked, paused, set_aside, late (schedules), quarantine, dead (letters that are open); any: all but paused and "
-      "dead");
+      "exit 1 if there is one of these, with commas between: " + join(known_kinds(), ", ") +
+          "; late is of schedules, dead of letters that are open; any: all but paused and dead");
   command->callback([&context, json, fail_on] {
     const auto kinds = fail_on->empty() ? std::set<std::string>{} : kinds_of(*fail_on);
     const auto status = read_status(context.current_database());

@@ -1,4 +1,3 @@
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "cli/commands.h"
@@ -33,29 +32,25 @@ void enqueue_one(Context& context, const EnqueueOptions& options) {
                                                     " ARRAY[coalesce($4::timestamptz, now())], ARRAY[$5::integer])"),
                                         Params::of(options.job, options.payload, options.key, run_at, options.priority));
   const bool created = rows.boolean(0, 1);
-  if (options.json)
-    std::cout << nlohmann::json{{"item", rows.integer(0, 0)}, {"created", created}}.dump() << "\n";
-  else
-    std::cout << "item " << rows.integer(0, 0) << (created ? "" : " (was there)") << "\n";
+  const auto item = rows.integer(0, 0);
+  say(options.json, {{"item", item}, {"created", created}}, "item " + std::to_string(item) + (created ? "" : " (was there)"));
 }
 
 }  // namespace
 
-std::string publish_tick(Context& context, const std::string& job, unsigned batch_size, bool dry_run) {
+void publish_tick(Context& context, const TickOptions& options) {
+  const auto& job = options.job;
   const auto& config = context.config();
-  const auto known = context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+  const auto known = context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, paused"
                                                                  " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"),
                                                      Params::of(job));
-  if (known.empty()) {
-    require_job(context.database(), job);
-    throw CommandFailed("job \"" + job + "\" was removed; apply one of that name to have it back");
-  }
+  if (known.empty()) throw no_job(context.database(), job);
   const Timestamp now = known.time(0, 1);  // by which workers judge the signature; this machine's clock may be wrong
   v1::JobTick tick;
   tick.set_id("manual:" + job + ":" + random_id());
   tick.set_job(job);
-  tick.set_batch_size(batch_size);
-  tick.set_dry_run(dry_run);
+  tick.set_batch_size(options.batch_size);
+  tick.set_dry_run(options.dry_run);
   set_timestamp(*tick.mutable_due_at(), now);
   auto broker = context.broker("takt tick");
   { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
@@ -65,18 +60,10 @@ std::string publish_tick(Context& context, const std::string& job, unsigned batc
                                                         tick.SerializeAsString(), context.keys().ticks(), now),
                                          std::chrono::seconds(10));
   if (outcome != amqp::Outcome::confirmed) throw CommandFailed("the broker did not confirm the tick: " + std::string(to_string(outcome)));
-  return tick.id();
-}
-
-void say_published(Context& context, const std::string& job, const std::string& tick, bool json) {
-  const bool paused = context.database()
-                          .exec(std::string("SELECT paused FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job))
-                          .boolean(0, 0);
-  if (json)
-    std::cout << nlohmann::json{{"job", job}, {"tick", tick}, {"paused", paused}}.dump() << "\n";
-  else
-    std::cout << "tick " + tick + " published" +
-                     (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : "") + "\n";
+  const bool paused = known.boolean(0, 2);
+  say(options.json, {{"job", job}, {"tick", tick.id()}, {"paused", paused}},
+      "tick " + tick.id() + " published" +
+          (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : ""));
 }
 
 void add_tick(CLI::App& app, Context& context) {
@@ -94,19 +81,11 @@ void add_tick(CLI::App& app, Context& context) {
       ->excludes(key)
       ->excludes(run_at);
   enqueue->callback([&context, options] {
-    if (options->file.empty())
-      enqueue_one(context, *options);
-    else if (const auto stored = enqueue_file(context.current_database(), options->file, options->job, options->priority); options->json)
-      std::cout << nlohmann::json{{"enqueued", stored}}.dump() << "\n";
-    else
-      std::cout << stored << " items enqueued\n";
+    if (options->file.empty()) return enqueue_one(context, *options);
+    const auto stored = enqueue_file(context.current_database(), options->file, options->job, options->priority);
+    say(options->json, {{"enqueued", stored}}, std::to_string(stored) + " items enqueued");
   });
 
-  struct TickOptions {
-    std::string job;
-    unsigned batch_size = 0;
-    bool dry_run = false, json = false;
-  };
   auto tick_options = std::make_shared<TickOptions>();
   auto* tick = app.add_subcommand("tick", "sign and publish a tick by hand");
   tick->add_option("job", tick_options->job, "the job's name")->required();
@@ -116,8 +95,7 @@ void add_tick(CLI::App& app, Context& context) {
   tick->add_flag("--json", tick_options->json, "the outcome as JSON");
   tick->callback([&context, tick_options] {
     context.configure_logging("tick");
-    say_published(context, tick_options->job, publish_tick(context, tick_options->job, tick_options->batch_size, tick_options->dry_run),
-                  tick_options->json);
+    publish_tick(context, *tick_options);
   });
 }
 

@@ -1,5 +1,8 @@
 #pragma once
 #include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
 
 #include "cli/context.h"
 
@@ -37,6 +40,15 @@ void run_once(Context& context, const OnceOptions& options);
 /// typing error must not read as calm.
 void require_job(Database& database, const std::string& name);
 
+/// The same, of a job that was removed as well: why there is none of this name now.
+CommandFailed no_job(Database& database, const std::string& name);
+
+/// What an act came to, in one line: for people the text, for programs the outcome.
+void say(bool json, const nlohmann::json& outcome, const std::string& text);
+
+/// An option's text; empty: it was not given.
+std::optional<std::string> optional_text(const std::string& text);
+
 /// `parent` without a verb, and its verb `list`: both with these options, which are theirs together.
 void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_options, const std::function<void()>& list);
 
@@ -51,9 +63,13 @@ void add_showing(CLI::App* parent, const std::string& what, const std::string& i
   command->callback([id, json, show] { show(*id, *json); });
 }
 
-/// Publishes one signed tick and waits for the broker's confirm; returns its id. CommandFailed if it is not confirmed.
-std::string publish_tick(Context& context, const std::string& job, unsigned batch_size, bool dry_run);
-/// That it is, and where its job is paused that nothing comes of it until it is resumed.
-void say_published(Context& context, const std::string& job, const std::string& tick, bool json);
+struct TickOptions {
+  std::string job;
+  unsigned batch_size = 0;  ///< 0: the job's own
+  bool dry_run = false, json = false;
+};
+/// Publishes one signed tick, waits for the broker's confirm and says so, and where its job is paused that nothing comes of it until
+/// it is resumed. CommandFailed if it is not confirmed.
+void publish_tick(Context& context, const TickOptions& options);
 
 }  // namespace takt

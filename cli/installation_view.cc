@@ -65,13 +65,7 @@ void show_service(Database& database, const std::string& name, bool json) {
   const auto installation = read_installation(database);
   for (const auto& service : installation.services) {
     if (name != service.identity.id && name != service.identity.name()) continue;
-    const auto shown = as_json(service);
-    if (json)
-      std::cout << shown.dump(2) << "\n";
-    else
-      for (const auto& [part, value] : shown.items())
-        std::cout << part << std::string(10 - part.size(), ' ') << (value.is_string() ? value.get<std::string>() : value.dump()) << "\n";
-    return;
+    return print_object(as_json(service), json);
   }
   throw CommandFailed("no service \"" + printable(name, 100) +
                       "\" lives or went silent within the hour; \"takt services list\" lists those that did");

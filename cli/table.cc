@@ -209,6 +209,17 @@ void print_parts(const Rows& parts, bool json) {
   for (const auto& [name, list] : lists) print_list(name, list);
 }
 
+void print_object(const nlohmann::ordered_json& object, bool json) {
+  if (json) {
+    std::cout << object.dump(2) << "\n";
+    return;
+  }
+  std::size_t longest = 0;
+  for (const auto& [name, value] : object.items()) longest = std::max(longest, name.size());
+  for (const auto& [name, value] : object.items())
+    std::cout << name << std::string(longest - name.size() + kGap, ' ') << cell(value) << "\n";
+}
+
 nlohmann::json text_or_null(const Rows& rows, std::size_t row, std::size_t column) {
   if (rows.is_null(row, column)) return nullptr;
   return std::string(rows.text(row, column));

@@ -37,6 +37,9 @@ class Table {
 /// pretty JSON, value as JSON. The texts are PostgreSQL's own, so that every digit of a payload stays.
 void print_parts(const Rows& parts, bool json);
 
+/// The same of an object: names and values, aligned. Nested values stay JSON in one line.
+void print_object(const nlohmann::ordered_json& object, bool json);
+
 /// How standard output is written to: the terminal's columns (0: no terminal, or --wide), and whether in colour (a terminal, and
 /// neither NO_COLOR nor TERM=dumb).
 struct OutputStyle {

@@ -27,6 +27,9 @@ struct ServiceIdentity {
   [[nodiscard]] std::string name() const { return id + "@" + host; }
 };
 
+/// What the words of the key that a process signs with begin with.
+constexpr std::string_view kCurrentKey = "current ";
+
 /// This process. `keys`: whose fingerprints are shown; never a secret.
 ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys);
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
+#include "core/presence.h"
+
 namespace takt {
 
 namespace {
-
-constexpr std::string_view kCurrent = "current ";
 
 // One row of takt.leader, one probe of takt.services' primary key. Its row is written before a dispatcher asks for the lease.
 constexpr Statement kSigner{"signer", R"sql(
@@ -28,7 +28,7 @@ SignerCheck::Verdict SignerCheck::ask() {
   leads_ = !rows.empty() && rows.boolean(0, 2);
   if (rows.empty()) return verdict_ = Verdict::unknown;
   holder_ = rows.text(0, 0);
-  fingerprint_ = rows.text(0, 1).substr(kCurrent.size());
+  fingerprint_ = rows.text(0, 1).substr(kCurrentKey.size());
   const auto own = keys_.keys();
   const bool holds = std::any_of(own.begin(), own.end(), [&](const auto& key) { return key.fingerprint == fingerprint_; });
   return verdict_ = holds ? Verdict::holds : Verdict::lacks;

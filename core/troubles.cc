@@ -27,9 +27,8 @@ std::string who(const ServiceRow& service) {
 
 /// The fingerprint of the current key; empty if it shows none.
 std::string current_key(const ServiceRow& service) {
-  constexpr std::string_view kCurrent = "current ";
   for (const auto& key : service.identity.keys) {
-    if (key.starts_with(kCurrent)) return key.substr(kCurrent.size());
+    if (key.starts_with(kCurrentKey)) return key.substr(kCurrentKey.size());
   }
   return "";
 }
@@ -180,8 +179,7 @@ std::vector<Trouble> troubles_of(const Installation& installation) {
 InstallationGauges installation_gauges(const Installation& installation, const std::vector<Trouble>& troubles) {
   InstallationGauges gauges;
   for (const auto* role : {"dispatcher", "worker", "archive"}) gauges.services[role] = 0;
-  for (const auto* what : {"no_leader", "no_worker", "no_archive", "silent", "key", "not_ready", "held", "failing", "blocked", "paused"})
-    gauges.troubles[what] = 0;
+  for (const auto* what : kTroubleKinds) gauges.troubles[what] = 0;
   for (const auto& queue : installation.queues) gauges.workers[queue.name] = 0;
   for (const auto& service : installation.services) {
     if (service.silent()) continue;

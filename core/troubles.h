@@ -1,4 +1,5 @@
 #pragma once
+#include <array>
 #include <string>
 #include <vector>
 
@@ -7,10 +8,13 @@
 
 namespace takt {
 
-/// Something that keeps work from being done.
+/// What may keep work from being done: six of the services, then four of jobs.
+constexpr std::array<const char*, 10> kTroubleKinds{"no_leader", "no_worker", "no_archive", "silent",  "not_ready",
+                                                    "key",       "held",      "failing",    "blocked", "paused"};
+
+/// Something that does.
 struct Trouble {
-  /// no_leader, no_worker, no_archive, silent, not_ready, key: of the services; held, failing, blocked, paused: of jobs
-  std::string what;
+  std::string what;    ///< one of kTroubleKinds
   std::string about;   ///< the job, service (id@host) or queue; empty: the whole, or those that are not named
   std::string text;    ///< in words: what, where, why, and what to do where that is not plain
   bool meant = false;  ///< somebody wants it so: told, but no fault

@@ -336,19 +336,24 @@ CREATE FUNCTION takt.destination_of(definition jsonb) RETURNS text LANGUAGE sql 
          END
 $$;
 
--- Jobs whose destination is left alone: until when, after how many failures in a row, and why. Whoever has an item tries it then; where
--- nobody has one, it is told for a minute more.
+-- Until when a failing destination is left alone; NULL: it is not. Whoever has an item tries it then; where nobody has one, it is
+-- told for a minute more.
+CREATE FUNCTION takt.left_alone_until(destination takt.failing_destinations) RETURNS timestamptz LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN destination.opened_at IS NOT NULL AND destination.until > now() - interval '1 min' THEN destination.until END
+$$;
+
+-- Jobs whose destination is left alone: until when, after how many failures in a row, and why.
 CREATE VIEW takt.held_jobs AS
   SELECT j.id AS job_id, j.name AS job, d.name AS destination, greatest(d.until, j.held_until) AS until, d.failures, d.since, d.error, d.worker
     FROM takt.failing_destinations d JOIN takt.jobs j ON takt.destination_of(j.definition) = d.name
-   WHERE d.opened_at IS NOT NULL AND d.until > now() - interval '1 min' AND j.removed_at IS NULL;
+   WHERE takt.left_alone_until(d) IS NOT NULL AND j.removed_at IS NULL;
 
 -- paused; held: its destination is left alone, or a worker declined its tick a moment ago; active.
 CREATE FUNCTION takt.job_state(job takt.jobs) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT CASE WHEN job.paused THEN 'paused'
               WHEN job.held_until > now() OR EXISTS (SELECT 1 FROM takt.failing_destinations d
-                                                      WHERE d.name = takt.destination_of(job.definition) AND d.opened_at IS NOT NULL
-                                                        AND d.until > now() - interval '1 min')
+                                                      WHERE d.name = takt.destination_of(job.definition)
+                                                        AND takt.left_alone_until(d) IS NOT NULL)
               THEN 'held' ELSE 'active' END
 $$;
 

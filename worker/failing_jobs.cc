@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/log.h"
 #include "core/text.h"
 
 namespace takt {
@@ -33,10 +32,7 @@ void FailingJobs::note(const RunRecord& run) {
     const auto& result = run.results[i];
     switch (says(result.item_class)) {
       case Says::works:
-        if (const auto found = jobs_.find(job); found != jobs_.end()) {
-          if (found->second.attempts >= kInARow) log_info("job works again", {{"job", job}});
-          jobs_.erase(found);
-        }
+        jobs_.erase(job);
         break;
       case Says::fails: {
         if (jobs_.size() >= kMost && !jobs_.contains(job)) break;
@@ -44,7 +40,7 @@ void FailingJobs::note(const RunRecord& run) {
         entry.error = printable(result.error.empty() ? result.reason : result.error, kErrorBytes);
         const auto put_off = i < run.settlements.size() ? run.settlements[i].delay : Duration(0);
         entry.until = std::max(entry.until, clock_.steady() + put_off + kForgotten);
-        if (++entry.attempts == kInARow) log_warn("job failing", {{"job", job}, {"attempts", entry.attempts}, {"error", entry.error}});
+        ++entry.attempts;
         break;
       }
       case Says::nothing: break;

@@ -23,8 +23,8 @@ class FailingJobs {
 
   explicit FailingJobs(const Clock& clock) : clock_(clock) {}
 
-  /// Nothing but a look at an atomic where all of a run's items succeeded and no job fails. The log says once that a job fails, and
-  /// once that it works again.
+  /// Nothing but a look at an atomic where all of a run's items succeeded and no job fails. No line in the log: a job of whose items
+  /// every other fails would fill it, and each run says in its own line what failed.
   void note(const RunRecord& run);
   /// The worst first.
   std::vector<FailingJob> list();

@@ -157,7 +157,7 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
 
 std::optional<Duration> RunExecutor::leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const {
   if (tick.dry_run() || tick_source(tick.id()) != "due") return std::nullopt;
-  const auto ready = readiness(job);
+  const auto ready = handler_of(job).readiness(job);
   return ready.items == 0 ? std::optional(ready.pause) : std::nullopt;
 }
 

@@ -57,8 +57,8 @@ class RunExecutor {
   /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
   Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
 
-  /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, or
-  /// lacks something to do its items, so that nothing would be claimed, and for how long.
+  /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, so that
+  /// nothing would be claimed, and for how long. Of a job for which it lacks nothing.
   [[nodiscard]] std::optional<Duration> leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const;
   /// Tells the dispatcher that ticks for this job's due items are of no use at this moment: a second's pause at most, since
   /// for another worker they may well be of use.

@@ -239,7 +239,6 @@ void Worker::duty_loop() {
       heartbeat_.beat(std::chrono::steady_clock::now());
       if (std::chrono::steady_clock::now() >= next_catalog) {
         catalog_.refresh();
-        metrics_.led(false);  // unless it is heard now
         signer_.ask();
         metrics_.led(signer_.led());
         executor_.circuits().refresh(vital_, {&http_.circuits(), &sql_.circuits()});
@@ -250,6 +249,7 @@ void Worker::duty_loop() {
       if (failing) log_info("worker recovered", {});
       failing = false;
     } catch (const std::exception& error) {
+      metrics_.led(false);  // nobody is heard of
       if (!failing) log_error("worker failing", {{"part", "heartbeat"}, {"error", error.what()}});
       failing = true;
     }

@@ -185,15 +185,6 @@ logfile = {folder}/log
         load.start()
         return load
 
-    def metric(self, process, name):
-        """The value of one metric line of a service, or None."""
-        import re
-        import urllib.request
-        port = re.search(r"metrics_port=(\d+)", self.log_of(process))[1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            found = re.search("^" + re.escape(name) + r" (\S+)$", answer.read().decode(), re.MULTILINE)
-        return float(found[1]) if found else None
-
     def cpu_seconds(self, process):
         with open(f"/proc/{process.pid}/stat", encoding="utf-8") as stat:
             fields = stat.read().rsplit(")", 1)[1].split()

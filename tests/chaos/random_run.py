@@ -80,7 +80,7 @@ class RandomRun(ChaosTest):
                     self.crashes += process.returncode == -signal.SIGKILL
                     self.replace(what, process)
                 else:
-                    self.memory.look(process)
+                    self.memory.look(process, self.sound(time.monotonic()))
 
     def watch(self, seconds):
         end = time.monotonic() + seconds

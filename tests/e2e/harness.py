@@ -16,6 +16,8 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pika
@@ -217,6 +219,23 @@ class TaktTest(unittest.TestCase):
     def log_of(process):
         with open(process.log.name, encoding="utf-8", errors="replace") as log:
             return log.read()
+
+    def ask(self, process, path):
+        """A service's answer at its status port: its status and its body."""
+        port = eventually(lambda: re.search(r"metrics_port=(\d+)", self.log_of(process)), what="its status port")[1]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def get(self, process, path):
+        return self.ask(process, path)[1]
+
+    def metric(self, process, name):
+        """The value of one metric line of a service, or None."""
+        found = re.search("^" + re.escape(name) + r" (\S+)$", self.get(process, "/metrics"), re.MULTILINE)
+        return float(found[1]) if found else None
 
     def stop(self, process, within=30):
         process.send_signal(signal.SIGTERM)

@@ -1,9 +1,6 @@
 """Jobs and queues that come and go while all services run: nobody restarts anything, and no tick is lost over it."""
 import json
-import re
 import time
-import urllib.error
-import urllib.request
 
 import pika
 
@@ -60,12 +57,7 @@ class Catalog(TaktTest):
         return "".join(self.log_of(process) for process in self.processes)
 
     def ready(self, process):
-        port = re.search(r"metrics_port=(\d+)", self.log_of(process))[1]
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-                return answer.status == 200
-        except urllib.error.HTTPError:
-            return False
+        return self.ask(process, "/readyz")[0] == 200
 
     def check_nothing_was_restarted(self):
         for process in self.processes:

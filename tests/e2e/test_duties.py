@@ -3,8 +3,6 @@ import json
 import re
 import time
 import unittest
-import urllib.error
-import urllib.request
 
 from harness import TaktTest, eventually
 
@@ -23,18 +21,6 @@ jobs:
 
 
 class DutiesTest(TaktTest):
-    def metrics(self, process, path="metrics"):
-        port = re.search(r"metrics_port=(\d+)", self.log_of(process))[1]
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
-                return answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.read().decode()
-
-    def metric(self, process, name):
-        found = re.search("^" + re.escape(name) + r" (\S+)$", self.metrics(process), re.MULTILINE)
-        return float(found[1]) if found else None
-
     def done(self):
         return self.one("SELECT count(*) FROM takt.finished_items WHERE state = 2")
 
@@ -56,7 +42,7 @@ class Apart(DutiesTest):
                            time.time() + 2.5 * 86400)
         ends = self.metric(dispatcher, "takt_history_partitions_end_timestamp_seconds")
         self.assertGreater(ends, time.time() + 2.5 * 86400)
-        self.assertIn("dispatcher.partitions", self.metrics(dispatcher, "readyz"))
+        self.assertIn("dispatcher.partitions", self.get(dispatcher, "/readyz"))
         slots = len(self.ledger.of("/every"))
         eventually(lambda: len(self.ledger.of("/every")) > slots + 1, what="slots going on")
         # A lease that nobody renews is rescued all the same.
@@ -223,14 +209,14 @@ class TwoVersions(DutiesTest):
             self.publish(channel, {"id": f"outside-{n}", "job": "work", "items": [{"payload": {"n": n}}]}, message_id=f"outside-{n}")
         eventually(lambda: self.log_of(worker).count("tick given back tick=outside-0 ") > 22, 90, "a tick's going round for longer than a queue lets it")
         self.assertIn("its schema is not this version's (begin_run)", self.log_of(worker))
-        self.assertIn('"ready":false', self.metrics(worker, "readyz"))
+        self.assertIn('"ready":false', self.get(worker, "/readyz"))
         self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
         cursor.execute("ALTER FUNCTION takt.begin_run_2 RENAME TO begin_run")
         eventually(lambda: self.one("SELECT count(*) FROM takt.finished_items f JOIN takt.jobs j ON j.id = f.job_id WHERE j.name = 'work'") == 55, 60,
                    "every item's end")
         self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
         self.assertEqual(max(self.ledger.of_item.values()), 1, "each was handled once")
-        eventually(lambda: '"ready":true' in self.metrics(worker, "readyz"), what="readiness")
+        eventually(lambda: '"ready":true' in self.get(worker, "/readyz"), what="readiness")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@ import json
 import re
 import signal
 import time
-import urllib.error
-import urllib.request
 
 import psycopg2
 
@@ -300,25 +298,16 @@ class Lifecycle(TaktTest):
 
     def test_metrics_and_health_tell_what_happened(self):
         up = self.start("up")
-        port = eventually(lambda: re.search(r"metrics_port=(\d+)", self.log_of(up)))[1]
         self.ledger.behave["/given-up"] = answers(489, {"Upstash-NonRetryable-Error": "true"})
         self.enqueue("flaky")
         self.enqueue("given-up")
         eventually(lambda: self.one("SELECT count(*) FROM takt.dead_letters") == 1)
-
-        def get(path):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as error:
-                return error.code, error.read().decode()
-
-        self.assertEqual(get("/healthz")[0], 200)
-        self.assertEqual(get("/nothing")[0], 404)
-        status, body = eventually(lambda: (answer := get("/readyz"))[0] == 200 and answer)
+        self.assertEqual(self.ask(up, "/healthz")[0], 200)
+        self.assertEqual(self.ask(up, "/nothing")[0], 404)
+        body = eventually(lambda: (answer := self.ask(up, "/readyz"))[0] == 200 and answer)[1]
         self.assertTrue(json.loads(body)["ready"])
-        text = eventually(lambda: 'takt_dead_letters_archived_total{kind="item"} 1' in (body := get("/metrics")[1]) and body)
-        eventually(lambda: 'takt_queue_messages{queue="takt.dead"} 0' in get("/metrics")[1], what="the depth of the queues")
+        text = eventually(lambda: 'takt_dead_letters_archived_total{kind="item"} 1' in (body := self.get(up, "/metrics")) and body)
+        eventually(lambda: 'takt_queue_messages{queue="takt.dead"} 0' in self.get(up, "/metrics"), what="the depth of the queues")
         for line in ('takt_items_total{class="done",job="flaky"} 1', 'takt_items_total{class="dead",job="given-up"} 1',
                      'takt_dead_letters_total{reason="http_489"} 1', "takt_dispatcher_leading 1", "takt_database_up 1",
                      'takt_broker_connected{connection="consumer"} 1', "takt_ticks_received_total", "takt_batch_duration_seconds_bucket"):

@@ -1,8 +1,6 @@
 """What an operator is told of a fault, by whom, and how soon."""
 import json
 import time
-import urllib.error
-import urllib.request
 
 from harness import TaktTest, eventually
 
@@ -12,17 +10,6 @@ TOLD = 5  # seconds
 class ToldTest(TaktTest):
     def troubles(self):
         return {one["what"]: one["text"] for one in json.loads(self.takt("status", "--json"))["troubles"]}
-
-    def port(self, process):
-        return int(eventually(lambda: [line for line in self.log_of(process).splitlines() if "metrics_port=" in line], what="its port")[0]
-                   .split("metrics_port=")[1].split()[0])
-
-    def get(self, process, path):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port(process)}{path}", timeout=5) as answer:
-                return answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.read().decode()
 
     def told(self, dispatcher, what, *parts, check=1, times=1):
         """By each of the four, within five seconds in all, with these words; takt check exits with `check`; the metric counts `times`."""
