@@ -27,8 +27,9 @@ struct LetterOptions {
   double rate = 0;
 };
 
+void add_ids(CLI::App* command, LetterOptions& options) { command->add_option("id", options.ids, "dead letters by id"); }
+
 void add_filter(CLI::App* command, LetterOptions& options) {
-  command->add_option("id", options.ids, "dead letters by id");
   command->add_option("--job", options.job, "only this job's");
   command->add_option("--reason", options.reason, "max_attempts, max_age, fatal reason, unknown_job, delivery_limit, rejected, …");
   command->add_option("--kind", options.kind, "item, tick or message")->check(CLI::IsMember({"item", "tick", "message"}));
@@ -242,22 +243,25 @@ void edit(Context& context, const EditOptions& options) {
 }  // namespace
 
 void add_dlq(CLI::App& app, Context& context) {
-  auto* dlq = app.add_subcommand("dlq", "dead letters: archive, list, show, edit, replay, discard, prune");
-  dlq->require_subcommand(1);
-  auto options = std::make_shared<LetterOptions>();
+  auto* dlq = app.add_subcommand("dlq", "list dead letters, newest first; show, edit, replay, discard, prune; archive is the service");
 
   dlq->add_subcommand("archive", "service: stores what arrives in the dead-letter queue")->callback([&context] {
     context.configure_logging("archive");
     Services(context, {.archive = true}, "archive").run();
   });
 
-  auto* list_command = dlq->add_subcommand("list", "newest first");
-  add_filter(list_command, *options);
-  list_command->add_option("--state", options->state, "archived, replayed or discarded")
-      ->check(CLI::IsMember({"archived", "replayed", "discarded"}));
-  list_command->add_option("--limit", options->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
-  list_command->add_flag("--json", options->json, "as JSON");
-  list_command->callback([&context, options] { list(context, *options); });
+  auto listed = std::make_shared<LetterOptions>();
+  add_listing(
+      dlq,
+      [listed](CLI::App* command) {
+        add_filter(command, *listed);
+        command->add_option("--state", listed->state, "archived, replayed or discarded")
+            ->check(CLI::IsMember({"archived", "replayed", "discarded"}));
+        command->add_option("--limit", listed->limit, "at most so many")->check(CLI::Range(1, 10000))->capture_default_str();
+        command->add_flag("--json", listed->json, "as JSON");
+      },
+      [&context, listed] { list(context, *listed); });
+  add_ids(dlq->get_subcommand("list"), *listed);
 
   add_showing<std::string>(dlq, "one dead letter, whole, with every attempt's error", "its id",
                            [&context](const std::string& id, bool json) {
@@ -275,8 +279,10 @@ void add_dlq(CLI::App& app, Context& context) {
   edit_command->add_flag("--json", editing->json, "the outcome as JSON");
   edit_command->callback([&context, editing] { edit(context, *editing); });
 
+  auto options = std::make_shared<LetterOptions>();
   const auto add_acting = [&](const std::string& verb, const std::string& what, void (*act)(Context&, const LetterOptions&)) {
     auto* command = dlq->add_subcommand(verb, what);
+    add_ids(command, *options);
     add_filter(command, *options);
     command->add_flag("--all", options->all, "every open dead letter");
     command->add_flag("--yes", options->yes, "do not ask");

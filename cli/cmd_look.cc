@@ -301,6 +301,17 @@ void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_opt
   auto* command = parent->add_subcommand("list", "the same as without a verb");
   add_options(command);
   command->callback(list);
+  // What another verb does not know would be taken as the list's: nothing may be done to more than was meant.
+  parent->parse_complete_callback([parent] {
+    for (const auto* verb : parent->get_subcommands()) {
+      if (verb->get_name() == "list") continue;
+      for (const auto* option : parent->get_options()) {
+        if (option->count() > 0)
+          throw UsageError("\"takt " + parent->get_name() + " " + verb->get_name() + "\" takes no " + option->get_name() +
+                           "; what it takes, behind it: \"takt " + parent->get_name() + " " + verb->get_name() + " --help\"");
+      }
+    }
+  });
   parent->callback([parent, list] {
     if (parent->get_subcommands().empty()) list();
   });

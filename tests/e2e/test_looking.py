@@ -131,6 +131,15 @@ class Messages(ToldTest):
         self.assertEqual(self.takt("enqueue", "mail.send", "--key", "k").split("\n")[0].replace("item ", "").isdigit(), True)
         self.assertIn("(was there)", self.takt("enqueue", "mail.send", "--key", "k"))
 
+    def test_F15_an_act_takes_no_filter_of_the_list(self):
+        self.install(CONFIG)
+        self.enqueue("mail.send")
+        for words in (["dlq", "discard", "--all", "--yes", "--limit", "1"], ["dlq", "--job", "mail.send", "discard", "--yes"],
+                      ["items", "retry", "1", "--key", "k"], ["items", "--job", "mail.send", "cancel", "1", "--yes"], ["runs", "show", "1", "--job", "mail.send"]):
+            said = self.takt(*words, expect=2)
+            self.assertIn("takes no --", said)
+        self.assertEqual(self.takt("dlq", "--job", "mail.send"), self.takt("dlq", "list", "--job", "mail.send"))
+
     def test_F15_a_pipe_and_a_named_pipe_are_files_too(self):
         self.install(CONFIG)
         lines = '{"n": 1}\n{"n": 2}\n'
