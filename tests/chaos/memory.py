@@ -17,7 +17,9 @@ YOUNG = 64  # MiB that a younger process may hold
 GROWTH, RESIDENT, HEAP = 1.2, 16, 8  # and MiB
 WARMING, WORK = 3000, 6000  # items
 LEAK, FLAT = 15, 192 * 1024  # bytes an item, and bytes at all
-OPENED = 6  # descriptors: a standby that leads opens some, as does a worker whose connections are in use
+# Descriptors. A standby has two connections to PostgreSQL; as the leader, under load, it may have six (database.pool 4, the lease's
+# and the one that listens). Each is two descriptors: its socket, and the one that its answers' deadline shuts down.
+OPENED = 2 * (6 - 2)
 MIB = 1024 * 1024
 
 
