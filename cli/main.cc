@@ -7,6 +7,7 @@
 #include "cli/table.h"
 #include "core/db/migrator.h"
 #include "core/text.h"
+#include "core/version.h"
 
 namespace {
 
@@ -63,7 +64,7 @@ constexpr int kUsage = 2;
 int run(int argc, char** argv) {
   takt::Context context;
   CLI::App app{"Takt runs a company's background jobs: schedules, retries, dead letters.", "takt"};
-  app.set_version_flag("--version", "takt " TAKT_VERSION);
+  app.set_version_flag("--version", "takt " + std::string(takt::takt_version()));
   app.add_option("--config", context.config_path, "the configuration file")->capture_default_str()->each([&](const std::string&) {
     context.config_named = true;
   });

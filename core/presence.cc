@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "core/random.h"
 #include "core/text.h"
+#include "core/version.h"
 
 namespace takt {
 
@@ -35,7 +36,7 @@ std::string host_name() {
 }  // namespace
 
 ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys) {
-  ServiceIdentity identity{random_id().substr(0, kIdDigits), std::move(kind), std::move(roles), host_name(), ::getpid(), TAKT_VERSION, {}};
+  ServiceIdentity identity{random_id().substr(0, kIdDigits), std::move(kind), std::move(roles), host_name(), ::getpid(), std::string(takt_version()), {}};
   for (const auto& key : keys.keys()) identity.keys.push_back(std::string(to_string(key.role)) + " " + key.fingerprint);
   return identity;
 }

@@ -1,11 +1,8 @@
-# Writes OUTPUT: one constant array of {version, name, sql} from FILES, in order.
-set(entries "")
-foreach(file IN LISTS FILES)
-  get_filename_component(name "${file}" NAME_WE)
-  string(REGEX MATCH "^[0-9]+" version "${name}")
-  string(REGEX REPLACE "^0+" "" version "${version}")
+# Writes OUTPUT: two constant arrays, {version, name, sql} of each file of MIGRATIONS and {name, sql} of each of FUNCTIONS, in order.
+
+# The file's text as a C++ literal: one piece may hold 64 KiB, so it is split at every 8,000 characters.
+function(literal_of file result)
   file(READ "${file}" sql)
-  # A string literal may hold 64 KiB; a migration is split at every 8,000 characters.
   set(pieces "")
   string(LENGTH "${sql}" length)
   set(at 0)
@@ -14,16 +11,34 @@ foreach(file IN LISTS FILES)
     string(APPEND pieces "R\"takt_sql(${piece})takt_sql\"\n")
     math(EXPR at "${at} + 8000")
   endwhile()
-  string(APPEND entries "    {${version}, \"${name}\", ${pieces}},\n")
+  set(${result} "${pieces}" PARENT_SCOPE)
+endfunction()
+
+set(migrations "")
+foreach(file IN LISTS MIGRATIONS)
+  get_filename_component(name "${file}" NAME_WE)
+  string(REGEX MATCH "^[0-9]+" version "${name}")
+  string(REGEX REPLACE "^0+" "" version "${version}")
+  literal_of("${file}" sql)
+  string(APPEND migrations "    {${version}, \"${name}\", ${sql}},\n")
+endforeach()
+set(functions "")
+foreach(file IN LISTS FUNCTIONS)
+  get_filename_component(name "${file}" NAME_WE)
+  literal_of("${file}" sql)
+  string(APPEND functions "    {\"${name}\", ${sql}},\n")
 endforeach()
 file(WRITE "${OUTPUT}"
-"// Generated from migrations/*.sql.
+"// Generated from migrations/*.sql and migrations/functions/*.sql.
 #include \"migrations/embedded.h\"
 namespace takt {
 namespace {
 constexpr Migration kMigrations[] = {
-${entries}};
+${migrations}};
+constexpr FunctionFile kFunctions[] = {
+${functions}};
 }  // namespace
 std::span<const Migration> embedded_migrations() { return kMigrations; }
+std::span<const FunctionFile> embedded_functions() { return kFunctions; }
 }  // namespace takt
 ")

@@ -64,15 +64,47 @@ std::vector<std::string> statements_of(std::string_view sql) {
   return statements;
 }
 
+bool has_table(Session& on, const char* name) {
+  return on.exec(std::string("SELECT to_regclass('takt.' || $1::text) IS NOT NULL"), Params::of(std::string(name))).boolean(0, 0);
+}
+
 std::map<int, Applied> applied_migrations(Session& on) {
   std::map<int, Applied> applied;
-  if (on.exec(std::string("SELECT to_regclass('takt.schema_migrations') IS NOT NULL"), {}).boolean(0, 0)) {
+  if (has_table(on, "schema_migrations")) {
     const auto rows = on.exec(std::string("SELECT version, checksum, oldest FROM takt.schema_migrations ORDER BY version"), {});
     for (std::size_t i = 0; i < rows.size(); ++i) {
       applied[static_cast<int>(rows.integer(i, 0))] = {std::string(rows.text(i, 1)), static_cast<int>(rows.integer(i, 2))};
     }
   }
   return applied;
+}
+
+/// "0.10.1" as numbers, which compare; what is none counts as 0.
+std::array<int, 3> release_numbers(std::string_view release) {
+  std::array<int, 3> numbers{};
+  const auto words = split(release, '.');
+  for (std::size_t i = 0; i < std::min(words.size(), numbers.size()); ++i)
+    std::from_chars(words[i].data(), words[i].data() + words[i].size(), numbers[i]);
+  return numbers;
+}
+
+/// The files of `schema` that the database has not, or otherwise; none where a newer release made its functions, which serve this
+/// one as well as its migrations do.
+std::vector<const FunctionFile*> differing_functions(Session& on, const Schema& schema) {
+  std::map<std::string, std::string> recorded;
+  if (has_table(on, "schema_functions")) {
+    const auto rows = on.exec(std::string("SELECT name, checksum, release FROM takt.schema_functions"), {});
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (release_numbers(rows.text(i, 2)) > release_numbers(schema.release)) return {};
+      recorded[std::string(rows.text(i, 0))] = rows.text(i, 1);
+    }
+  }
+  std::vector<const FunctionFile*> differing;
+  for (const auto& file : schema.functions) {
+    const auto found = recorded.find(std::string(file.name));
+    if (found == recorded.end() || found->second != checksum(file.sql)) differing.push_back(&file);
+  }
+  return differing;
 }
 
 /// Refuses a schema that this binary must not touch; returns how many of `migrations` are still missing.
@@ -120,9 +152,8 @@ std::string lock_holders(Database& database) {
 
 class Migrator {
  public:
-  Migrator(Database& database, const std::function<void(const std::string&)>& progress, std::span<const Migration> migrations,
-           const MigrationSettings& settings)
-      : database_(database), progress_(progress), migrations_(migrations), settings_(settings) {}
+  Migrator(Database& database, const std::function<void(const std::string&)>& progress, const Schema& schema, const MigrationSettings& settings)
+      : database_(database), progress_(progress), schema_(schema), settings_(settings) {}
 
   MigrationReport run() {
     in_turn([](Session& on) {
@@ -130,12 +161,20 @@ class Migrator {
           "SET LOCAL client_min_messages = warning;"
           "CREATE SCHEMA IF NOT EXISTS takt;"
           "CREATE TABLE IF NOT EXISTS takt.schema_migrations (version integer PRIMARY KEY, name text NOT NULL,"
-          " checksum text NOT NULL, oldest integer NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())");
+          " checksum text NOT NULL, oldest integer NOT NULL, applied_at timestamptz NOT NULL DEFAULT now());"
+          "CREATE TABLE IF NOT EXISTS takt.schema_functions (name text PRIMARY KEY, checksum text NOT NULL,"
+          " release text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())");
     });
-    for (const auto& migration : migrations_) apply(migration);
+    for (const auto& migration : schema_.migrations) {
+      const bool last = &migration == &schema_.migrations.back();
+      trying(std::string(migration.name), [&](Session& on) {
+        apply(migration, on);
+        if (last) apply_functions(on);
+      });
+    }
     in_turn([&](Session& on) {
       const auto applied = applied_migrations(on);
-      check_applied(applied, migrations_);
+      check_applied(applied, schema_.migrations);
       if (!applied.empty()) report_.version = applied.rbegin()->first;
     });
     return report_;
@@ -157,21 +196,22 @@ class Migrator {
         1);
   }
 
-  void apply(const Migration& migration) {
+  /// In its turn, again and again while others have the locks that it needs.
+  void trying(const std::string& name, const std::function<void(Session&)>& body) {
     const auto until = std::chrono::steady_clock::now() + settings_.patience;
     while (true) {
       try {
-        return in_turn([&](Session& on) { apply(migration, on); });
+        return in_turn(body);
       } catch (const DatabaseError& error) {
         if (!error.retryable()) throw;
         const std::string who = lock_holders(database_);
         if (std::chrono::steady_clock::now() > until) {
-          throw DatabaseError("migration " + std::string(migration.name) + " got no lock on a table for " +
+          throw DatabaseError("migration " + name + " got no lock on a table for " +
                                   format_duration(settings_.patience) + ": " + who +
                                   ". End that transaction and run takt migrate again; nothing of it was applied",
                               error.sqlstate());
         }
-        progress_(std::string(migration.name) + " waits for a lock: " + who);
+        progress_(name + " waits for a lock: " + who);
         std::this_thread::sleep_for(settings_.pause);
       }
     }
@@ -179,7 +219,7 @@ class Migrator {
 
   void apply(const Migration& migration, Session& on) {
     const auto applied = applied_migrations(on);
-    check_applied(applied, migrations_);
+    check_applied(applied, schema_.migrations);
     if (applied.contains(migration.version)) return;
     progress_("applying " + std::string(migration.name));
     on.limit_statements(Duration(0));  // on a large table it takes as long as it takes
@@ -201,25 +241,39 @@ class Migrator {
     ++report_.applied;
   }
 
+  void apply_functions(Session& on) {
+    const auto differing = differing_functions(on, schema_);
+    for (const auto* file : differing) {
+      progress_("applying functions/" + std::string(file->name));
+      on.script("SET LOCAL client_min_messages = warning;" + std::string(file->sql));
+      on.exec(std::string("INSERT INTO takt.schema_functions (name, checksum, release) VALUES ($1, $2, $3)"
+                          " ON CONFLICT (name) DO UPDATE SET checksum = excluded.checksum, release = excluded.release, applied_at = now()"),
+              Params::of(std::string(file->name), checksum(file->sql), std::string(schema_.release)));
+      ++report_.functions;
+    }
+    // Deny by default: a role needs an explicit GRANT EXECUTE to enqueue (docs/operating.md lists the grants).
+    if (!differing.empty()) on.script("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA takt FROM PUBLIC");
+  }
+
   Database& database_;
   const std::function<void(const std::string&)>& progress_;
-  const std::span<const Migration> migrations_;
+  const Schema& schema_;
   const MigrationSettings& settings_;
   MigrationReport report_;
 };
 
 }  // namespace
 
-MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress, std::span<const Migration> migrations,
+MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress, const Schema& schema,
                         const MigrationSettings& settings) {
-  return Migrator(database, progress, migrations, settings).run();
+  return Migrator(database, progress, schema, settings).run();
 }
 
-void require_current_schema(Database& database, std::span<const Migration> migrations) {
+void require_current_schema(Database& database, const Schema& schema) {
   database.with_connection([&](DatabaseConnection& connection) {
     const auto applied = applied_migrations(connection.session());
     if (applied.empty()) throw SchemaMismatch("the database has no takt schema; run \"takt migrate\"");
-    if (check_applied(applied, migrations) > 0) {
+    if (check_applied(applied, schema.migrations) > 0 || !differing_functions(connection.session(), schema).empty()) {
       throw SchemaMismatch("the database's schema is older than this binary; run \"takt migrate\"");
     }
   });

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/db/database.h"
+#include "core/version.h"
 #include "migrations/embedded.h"
 
 namespace takt {
@@ -15,8 +16,16 @@ class SchemaMismatch : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// What a binary brings.
+struct Schema {
+  std::span<const Migration> migrations = embedded_migrations();
+  std::span<const FunctionFile> functions = embedded_functions();
+  std::string_view release = takt_version();  ///< "0.1.0"
+};
+
 struct MigrationReport {
-  int applied = 0;
+  int applied = 0;    ///< numbered migrations
+  int functions = 0;  ///< files of functions
   int version = 0;  ///< of the schema, which may be newer than this binary where it says that it may be used
 };
 
@@ -28,15 +37,16 @@ struct MigrationSettings {
   Duration other_migrator = std::chrono::hours(1);  ///< how long another `takt migrate` may take
 };
 
-/// Brings the schema `takt` to the version of `migrations`. Many may call it at once: one applies, under an advisory lock held
+/// Brings the database to `schema`: its missing migrations, and in the last one's transaction the files of functions that differ.
+/// Functions of a newer release stay as they are. Many may call it at once: one applies, under an advisory lock held
 /// by a transaction, the others wait and find nothing to do. A killed one leaves whole migrations; of one without a transaction
 /// its whole statements, which are run again. `progress` is called before each migration, and while one waits for a lock.
 /// Throws SchemaMismatch, DatabaseError (naming who held the lock), DatabaseUnavailable.
 MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress,
-                        std::span<const Migration> migrations = embedded_migrations(), const MigrationSettings& settings = {});
+                        const Schema& schema = {}, const MigrationSettings& settings = {});
 
-/// Throws SchemaMismatch unless the schema has every one of `migrations`, and no others but such as say that a binary of this
-/// version may go on.
-void require_current_schema(Database& database, std::span<const Migration> migrations = embedded_migrations());
+/// Throws SchemaMismatch unless the database has every migration of `schema`, and no others but such as say that a binary of this
+/// version may go on, and its functions or those of a newer release.
+void require_current_schema(Database& database, const Schema& schema = {});
 
 }  // namespace takt

@@ -80,7 +80,7 @@ TEST(Migrations, Finding15_OneThatGetsNoLockGivesWayAgainAndAgainAndSaysWhoHasIt
   std::string fault;
   try {
     migrate(
-        *database, [&](const std::string& line) { said.push_back(line); }, later, impatient);
+        *database, [&](const std::string& line) { said.push_back(line); }, {.migrations = later}, impatient);
   } catch (const DatabaseError& error) {
     fault = error.what();
   }
@@ -96,9 +96,9 @@ TEST(Migrations, Finding15_OneThatGetsNoLockGivesWayAgainAndAgainAndSaysWhoHasIt
     std::this_thread::sleep_for(300ms);
     holder->session().script("COMMIT");
   });
-  EXPECT_EQ(migrate(*database, kNobody, later, impatient).applied, 1);
+  EXPECT_EQ(migrate(*database, kNobody, {.migrations = later}, impatient).applied, 1);
   end.join();
-  EXPECT_EQ(migrate(*database, kNobody, later, impatient).applied, 0);
+  EXPECT_EQ(migrate(*database, kNobody, {.migrations = later}, impatient).applied, 0);
 }
 
 TEST(Migrations, Finding15_AnIndexIsBuiltBesideTheApplicationOutsideATransaction) {
@@ -108,7 +108,7 @@ TEST(Migrations, Finding15_AnIndexIsBuiltBesideTheApplicationOutsideATransaction
                                   "DROP INDEX CONCURRENTLY IF EXISTS takt.items_later;\n"
                                   "CREATE INDEX CONCURRENTLY items_later ON takt.items (enqueued_at);\n"},
                                  {1001, "1001_broken", "-- transaction: none\nCREATE INDEX CONCURRENTLY broken ON takt.nowhere (x);\n"}});
-  EXPECT_THROW(migrate(*database, kNobody, later), DatabaseError);
+  EXPECT_THROW(migrate(*database, kNobody, {.migrations = later}), DatabaseError);
   EXPECT_EQ(database.number("SELECT count(*) FROM pg_indexes WHERE indexname = 'items_later'"), 1);
   EXPECT_EQ(database.number("SELECT max(version) FROM takt.schema_migrations"), 1000) << "what failed is not recorded";
 }
@@ -118,13 +118,63 @@ TEST(Migrations, Finding15_PodsOfTheVersionBeforeStartWhereTheNewSchemaSaysSo) {
   const int mine = embedded_migrations().back().version;
   const std::string says_so = "-- oldest: " + std::to_string(mine) + "\nCREATE TABLE takt.next (x integer);\n";
   const auto expanding = with_later({{1000, "1000_expands", says_so}});
-  EXPECT_EQ(migrate(*database, kNobody, expanding).version, 1000);
+  EXPECT_EQ(migrate(*database, kNobody, {.migrations = expanding}).version, 1000);
   EXPECT_NO_THROW(require_current_schema(*database));
   EXPECT_EQ(migrate(*database, kNobody).version, 1000) << "an old takt's migrate leaves it alone";
   const auto contracting = with_later({{1000, "1000_expands", says_so}, {1001, "1001_contracts", "DROP TABLE takt.next;\n"}});
-  migrate(*database, kNobody, contracting);
+  migrate(*database, kNobody, {.migrations = contracting});
   EXPECT_THROW(require_current_schema(*database), SchemaMismatch);
-  EXPECT_NO_THROW(require_current_schema(*database, contracting));
+  EXPECT_NO_THROW(require_current_schema(*database, {.migrations = contracting}));
+}
+
+/// Takt's files of functions, one of them with more at its end.
+std::vector<FunctionFile> with_more(std::string_view file, std::string& text) {
+  std::vector<FunctionFile> files(embedded_functions().begin(), embedded_functions().end());
+  const auto found = std::find_if(files.begin(), files.end(), [&](const auto& one) { return one.name == file; });
+  text = std::string(found->sql) + text;
+  found->sql = text;
+  return files;
+}
+
+TEST(Functions, AreAppliedAgainWhereTheyDifferAndNobodyMayCallThemUnasked) {
+  TestDatabase database;
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.schema_functions"), static_cast<std::int64_t>(embedded_functions().size()));
+  EXPECT_EQ(migrate(*database, kNobody).functions, 0);
+  std::string text = "CREATE OR REPLACE FUNCTION takt.later() RETURNS integer LANGUAGE sql AS 'SELECT 7';\n";
+  const auto changed = with_more("values", text);
+  EXPECT_THROW(require_current_schema(*database, {.functions = changed}), SchemaMismatch);
+  const auto report = migrate(*database, kNobody, {.functions = changed});
+  EXPECT_EQ(report.functions, 1);
+  EXPECT_EQ(report.applied, 0);
+  EXPECT_NO_THROW(require_current_schema(*database, {.functions = changed}));
+  EXPECT_EQ(database.number("SELECT takt.later()"), 7);
+  EXPECT_EQ(database.text("SELECT has_function_privilege('public', 'takt.later()', 'EXECUTE')"), "f");
+  EXPECT_EQ(migrate(*database, kNobody, {.functions = changed}).functions, 0);
+}
+
+TEST(Functions, AreOneTransactionWithTheMigrationThatTheyBelongTo) {
+  TestDatabase database;
+  const auto later = with_later({{1000, "1000_next", "CREATE TABLE takt.next (x integer);\n"}});
+  std::string text = "CREATE OR REPLACE VIEW takt.nexts AS SELECT y FROM takt.next;\n";
+  const auto broken = with_more("views", text);
+  EXPECT_THROW(migrate(*database, kNobody, {.migrations = later, .functions = broken}), DatabaseError);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.schema_migrations WHERE version = 1000"), 0);
+  text = "CREATE OR REPLACE VIEW takt.nexts AS SELECT x FROM takt.next;\n";
+  const auto mended = with_more("views", text);
+  const auto report = migrate(*database, kNobody, {.migrations = later, .functions = mended});
+  EXPECT_EQ(report.applied, 1);
+  EXPECT_EQ(report.functions, 1);
+}
+
+TEST(Functions, OfANewerReleaseStayAndServeThisOne) {
+  TestDatabase database;
+  std::string text = "CREATE OR REPLACE FUNCTION takt.later() RETURNS integer LANGUAGE sql AS 'SELECT 7';\n";
+  const auto changed = with_more("values", text);
+  migrate(*database, kNobody, {.functions = changed, .release = "99.10.0"});
+  EXPECT_EQ(migrate(*database, kNobody).functions, 0) << "an old takt's migrate leaves them alone";
+  EXPECT_EQ(migrate(*database, kNobody, {.release = "99.9.1"}).functions, 0) << "releases are numbers";
+  EXPECT_NO_THROW(require_current_schema(*database));
+  EXPECT_EQ(migrate(*database, kNobody, {.release = "99.10.0"}).functions, 1);
 }
 
 TEST(Pool, Finding15_AStatementThatNoLongerFitsIsPreparedAnewOrSaysSo) {
