@@ -86,17 +86,29 @@ class Documentation(unittest.TestCase):
             grace = re.search(r"`grace` \|[^\n]*`(\d+)s`", file.read())[1]
         self.assertGreater(int(unit["TimeoutStopSec"]), int(grace) + 10)
 
-    def test_every_link_in_the_documentation_leads_somewhere(self):
+    @staticmethod
+    def pages():
+        """Every page of the project: its path and its text."""
         for folder, _, files in os.walk(SOURCE):
             if any(part in folder for part in ("/build", "/.git", "/.takt", "node_modules")):
                 continue
-            for name in files:
-                if not name.endswith(".md"):
-                    continue
-                with open(os.path.join(folder, name), encoding="utf-8") as file:
-                    for link in re.findall(r"\]\(([^)#]+)", file.read()):
-                        if not link.startswith("http"):
-                            self.assertTrue(os.path.exists(os.path.join(folder, link)), f"{folder}/{name}: {link}")
+            for path in (os.path.join(folder, name) for name in files if name.endswith(".md")):
+                with open(path, encoding="utf-8") as file:
+                    yield path, file.read()
+
+    def test_every_link_in_the_documentation_leads_somewhere(self):
+        for path, text in self.pages():
+            for link in re.findall(r"\]\(([^)#]+)", text):
+                if not link.startswith("http"):
+                    self.assertTrue(os.path.exists(os.path.join(os.path.dirname(path), link)), f"{path}: {link}")
+
+    def test_prose_wraps_at_120_columns_so_that_a_difference_can_be_read(self):
+        for path, text in self.pages():
+            shown = False  # as it is, between fences
+            for number, line in enumerate(text.splitlines(), 1):
+                shown ^= line.lstrip().startswith("```")
+                if not shown and not line.startswith("|"):
+                    self.assertLessEqual(len(line), 120, f"{path}:{number}")
 
     def test_every_example_configuration_is_right(self):
         with open(os.path.join(SOURCE, "README.md"), encoding="utf-8") as file:
