@@ -2,7 +2,7 @@
 
 #include "cli/commands.h"
 #include "core/config/apply.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

@@ -10,7 +10,7 @@
 #include "core/amqp/topology.h"
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
-#include "core/text.h"
+#include "core/text/text.h"
 #include "worker/handlers/sql_target.h"
 
 namespace takt {

@@ -4,8 +4,8 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
-#include "core/cron.h"
-#include "core/text.h"
+#include "core/text/text.h"
+#include "core/time/cron.h"
 
 namespace takt {
 

@@ -7,8 +7,8 @@
 #include "cli/letter_editor.h"
 #include "cli/services.h"
 #include "cli/table.h"
-#include "core/text.h"
-#include "core/troubles.h"
+#include "core/installation/troubles.h"
+#include "core/text/text.h"
 #include "dlq/operations.h"
 
 namespace takt {

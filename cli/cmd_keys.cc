@@ -8,9 +8,9 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
-#include "core/random.h"
-#include "core/text.h"
-#include "core/tick.h"
+#include "core/process/random.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
 
 namespace takt {
 

@@ -5,7 +5,7 @@
 #include "cli/commands.h"
 #include "cli/table.h"
 #include "core/config/apply.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

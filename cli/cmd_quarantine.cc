@@ -8,7 +8,7 @@
 #include "cli/table.h"
 #include "core/amqp/channel.h"
 #include "core/amqp/topology.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

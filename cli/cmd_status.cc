@@ -5,7 +5,7 @@
 #include "cli/commands.h"
 #include "cli/status.h"
 #include "core/amqp/topology.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 
@@ -50,10 +50,9 @@ void add_status(CLI::App& app, Context& context) {
   auto json = std::make_shared<bool>(false);
   auto fail_on = std::make_shared<std::string>();
   command->add_flag("--json", *json, "as JSON");
-  command->add_option(
-      "--fail-on", *fail_on,
-      "exit 1 if there is one of these, with commas between: " + join(known_kinds(), ", ") +
-          "; late is of schedules, dead of letters that are open; any: all but paused and dead");
+  command->add_option("--fail-on", *fail_on,
+                      "exit 1 if there is one of these, with commas between: " + join(known_kinds(), ", ") +
+                          "; late is of schedules, dead of letters that are open; any: all but paused and dead");
   command->callback([&context, json, fail_on] {
     const auto kinds = fail_on->empty() ? std::set<std::string>{} : kinds_of(*fail_on);
     const auto status = read_status(context.current_database());

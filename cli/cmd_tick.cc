@@ -5,10 +5,10 @@
 #include "cli/services.h"
 #include "core/amqp/publisher.h"
 #include "core/amqp/topology.h"
-#include "core/random.h"
-#include "core/text.h"
-#include "core/tick.h"
-#include "core/tick_message.h"
+#include "core/process/random.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
+#include "core/tick/tick_message.h"
 
 namespace takt {
 
@@ -41,9 +41,10 @@ void enqueue_one(Context& context, const EnqueueOptions& options) {
 void publish_tick(Context& context, const TickOptions& options) {
   const auto& job = options.job;
   const auto& config = context.config();
-  const auto known = context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, paused"
-                                                                 " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"),
-                                                     Params::of(job));
+  const auto known =
+      context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, paused"
+                                                  " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"),
+                                      Params::of(job));
   if (known.empty()) throw no_job(context.database(), job);
   const Timestamp now = known.time(0, 1);  // by which workers judge the signature; this machine's clock may be wrong
   v1::JobTick tick;
@@ -62,8 +63,7 @@ void publish_tick(Context& context, const TickOptions& options) {
   if (outcome != amqp::Outcome::confirmed) throw CommandFailed("the broker did not confirm the tick: " + std::string(to_string(outcome)));
   const bool paused = known.boolean(0, 2);
   say(options.json, {{"job", job}, {"tick", tick.id()}, {"paused", paused}},
-      "tick " + tick.id() + " published" +
-          (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : ""));
+      "tick " + tick.id() + " published" + (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : ""));
 }
 
 void add_tick(CLI::App& app, Context& context) {

@@ -9,7 +9,7 @@
 
 #include "cli/commands.h"
 #include "cli/status.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

@@ -7,7 +7,7 @@
 #include <iostream>
 
 #include "core/db/migrator.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

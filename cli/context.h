@@ -8,8 +8,8 @@
 #include "core/amqp/channel.h"
 #include "core/config/config.h"
 #include "core/db/database.h"
-#include "core/log.h"
-#include "core/signing.h"
+#include "core/observe/log.h"
+#include "core/tick/signing.h"
 
 namespace takt {
 

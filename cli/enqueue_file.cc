@@ -9,8 +9,8 @@
 #include <iostream>
 
 #include "cli/commands.h"
-#include "core/exact_json.h"
-#include "core/text.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
 
 namespace takt {
 

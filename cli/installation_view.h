@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "core/troubles.h"
+#include "core/installation/troubles.h"
 
 namespace takt {
 

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "cli/context.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 extern char** environ;
 

@@ -6,8 +6,8 @@
 #include "cli/examples.h"
 #include "cli/table.h"
 #include "core/db/migrator.h"
-#include "core/text.h"
-#include "core/version.h"
+#include "core/process/version.h"
+#include "core/text/text.h"
 
 namespace {
 

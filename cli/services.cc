@@ -10,8 +10,8 @@
 
 #include "cli/native_functions.h"
 #include "core/amqp/topology.h"
-#include "core/start_pages.h"
-#include "core/text.h"
+#include "core/process/start_pages.h"
+#include "core/text/text.h"
 #include "dlq/archive.h"
 
 namespace takt {

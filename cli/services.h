@@ -6,11 +6,11 @@
 
 #include "cli/context.h"
 #include "core/amqp/publisher.h"
-#include "core/http/status_server.h"
-#include "core/metrics.h"
-#include "core/presence.h"
-#include "core/random.h"
-#include "core/signer_check.h"
+#include "core/installation/presence.h"
+#include "core/installation/signer_check.h"
+#include "core/observe/metrics.h"
+#include "core/observe/status_server.h"
+#include "core/process/random.h"
 #include "dispatcher/dispatcher.h"
 #include "worker/worker.h"
 

@@ -6,7 +6,7 @@
 
 #include "cli/table.h"
 #include "core/config/removal.h"
-#include "core/troubles.h"
+#include "core/installation/troubles.h"
 
 namespace takt {
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/db/database.h"
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

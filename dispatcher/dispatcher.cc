@@ -6,10 +6,10 @@
 #include <exception>
 #include <utility>
 
-#include "core/crash_point.h"
-#include "core/log.h"
-#include "core/random.h"
-#include "core/troubles.h"
+#include "core/installation/troubles.h"
+#include "core/observe/log.h"
+#include "core/process/crash_point.h"
+#include "core/process/random.h"
 #include "dispatcher/gauges.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/schedule_scan.h"

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/db/database.h"
-#include "core/tick_message.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/leadership.h"
 
 namespace takt {

@@ -1,6 +1,6 @@
 #pragma once
 #include "core/db/database.h"
-#include "core/metrics.h"
+#include "core/observe/metrics.h"
 
 namespace takt {
 

@@ -1,6 +1,6 @@
 #include "dispatcher/leadership.h"
 
-#include "core/random.h"
+#include "core/process/random.h"
 
 namespace takt {
 

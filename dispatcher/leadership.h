@@ -5,7 +5,7 @@
 
 #include "core/db/database.h"
 #include "core/db/database_clock.h"
-#include "core/random.h"
+#include "core/process/random.h"
 
 namespace takt {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "core/amqp/topology.h"
-#include "core/crash_point.h"
-#include "core/log.h"
-#include "core/tick.h"
+#include "core/observe/log.h"
+#include "core/process/crash_point.h"
+#include "core/tick/tick.h"
 #include "dispatcher/schedule_scan.h"
 
 namespace takt {

@@ -6,8 +6,8 @@
 
 #include "core/amqp/publisher.h"
 #include "core/db/database.h"
-#include "core/metrics.h"
-#include "core/tick_message.h"
+#include "core/observe/metrics.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/leadership.h"
 
 namespace takt {

@@ -2,7 +2,7 @@
 
 #include <exception>
 
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt {
 

@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
-#include "core/log.h"
-#include "core/text.h"
+#include "core/observe/log.h"
+#include "core/text/text.h"
 
 namespace takt {
 

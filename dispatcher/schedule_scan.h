@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
-#include "core/cron.h"
 #include "core/db/database.h"
-#include "core/metrics.h"
-#include "core/tick_message.h"
+#include "core/observe/metrics.h"
+#include "core/tick/tick_message.h"
+#include "core/time/cron.h"
 #include "dispatcher/leadership.h"
 #include "dispatcher/slot_plan.h"
 

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "core/config/job.h"
-#include "core/cron.h"
-#include "core/time.h"
+#include "core/time/cron.h"
+#include "core/time/time.h"
 
 namespace takt {
 

@@ -2,7 +2,7 @@
 #include <optional>
 
 #include "core/db/database.h"
-#include "core/tick_message.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/leadership.h"
 
 namespace takt {

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "core/amqp/topology.h"
-#include "core/crash_point.h"
-#include "core/log.h"
-#include "core/text.h"
+#include "core/observe/log.h"
+#include "core/process/crash_point.h"
+#include "core/text/text.h"
 #include "dlq/store.h"
 
 namespace takt {

@@ -7,11 +7,11 @@
 
 #include "core/amqp/consumer.h"
 #include "core/db/database.h"
-#include "core/http/status_server.h"
-#include "core/log_throttle.h"
-#include "core/metrics.h"
-#include "core/signer_check.h"
-#include "core/signing.h"
+#include "core/installation/signer_check.h"
+#include "core/observe/log_throttle.h"
+#include "core/observe/metrics.h"
+#include "core/observe/status_server.h"
+#include "core/tick/signing.h"
 #include "dlq/letter.h"
 
 namespace takt {

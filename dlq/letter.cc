@@ -5,9 +5,9 @@
 
 #include <array>
 
-#include "core/exact_json.h"
-#include "core/text.h"
-#include "core/tick.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
 
 namespace takt {
 
@@ -74,7 +74,7 @@ std::string payload_of(const v1::DeadLetter& letter) {
   return letter.payload_json().empty() ? to_json(letter.payload()) : letter.payload_json();
 }
 
-/// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick.cc), but for an
+/// What is wrong with a genuine letter, in words; nothing if it can be stored. Limits as for ticks (core/tick/tick.cc), but for an
 /// item's payload, which was in PostgreSQL before: its size, depth and numbers are judged there.
 /// As takt.dead_letter_id() makes it: "item-ITEM-REPLAY". A replay reads the latter there.
 bool is_item_letter_id(std::string_view id, std::int64_t item) {

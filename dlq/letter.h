@@ -3,8 +3,8 @@
 #include <string>
 
 #include "core/amqp/message.h"
-#include "core/signing.h"
-#include "core/time.h"
+#include "core/tick/signing.h"
+#include "core/time/time.h"
 
 namespace takt {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "core/exact_json.h"
-#include "core/text.h"
-#include "core/tick.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
 
 namespace takt {
 

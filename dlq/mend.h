@@ -21,7 +21,7 @@ struct MendFault {
   std::string text;
 };
 
-/// What the letter will hold: the text's exact JSON (core/exact_json.h), within the limits of an item's payload, or of a tick whose
+/// What the letter will hold: the text's exact JSON (core/text/exact_json.h), within the limits of an item's payload, or of a tick whose
 /// id and job are the letter's. A fault says what is wrong, and where if it is not JSON. Pure.
 std::variant<std::string, MendFault> mended_payload(const LetterToMend& letter, std::string_view text);
 

@@ -235,7 +235,7 @@ CREATE TABLE takt.leader (
 ) WITH (fillfactor = 50);
 INSERT INTO takt.leader VALUES ('dispatcher', '', 0, 'epoch');
 
--- Who is there: one row a process of Takt's, written every two seconds while it lives (core/presence.h) and deleted when it ends
+-- Who is there: one row a process of Takt's, written every two seconds while it lives (core/installation/presence.h) and deleted when it ends
 -- in order. One that has not been written for longer is of a process that went silent; it goes after an hour.
 CREATE TABLE takt.services (
   id         text PRIMARY KEY,              -- as in the log's lines and, before the @, in runs.worker

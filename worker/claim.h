@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "core/db/database.h"
-#include "core/tick.h"
+#include "core/tick/tick.h"
 #include "worker/item.h"
 #include "worker/job_catalog.h"
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 
@@ -31,9 +31,7 @@ void FailingJobs::note(const RunRecord& run) {
   for (std::size_t i = 0; i < run.results.size(); ++i) {
     const auto& result = run.results[i];
     switch (says(result.item_class)) {
-      case Says::works:
-        jobs_.erase(job);
-        break;
+      case Says::works: jobs_.erase(job); break;
       case Says::fails: {
         if (jobs_.size() >= kMost && !jobs_.contains(job)) break;
         auto& entry = jobs_[job];

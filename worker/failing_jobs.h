@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "core/presence.h"
-#include "core/time.h"
+#include "core/installation/presence.h"
+#include "core/time/time.h"
 #include "worker/settle.h"
 
 namespace takt {

@@ -1,6 +1,6 @@
 #include "worker/heartbeat.h"
 
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt {
 

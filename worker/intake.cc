@@ -1,10 +1,10 @@
 #include "worker/intake.h"
 
 #include "core/amqp/topology.h"
-#include "core/log.h"
-#include "core/random.h"
-#include "core/text.h"
-#include "core/tick_message.h"
+#include "core/observe/log.h"
+#include "core/process/random.h"
+#include "core/text/text.h"
+#include "core/tick/tick_message.h"
 
 namespace takt {
 

@@ -7,11 +7,11 @@
 
 #include "core/amqp/message.h"
 #include "core/amqp/publisher.h"
-#include "core/log_throttle.h"
-#include "core/metrics.h"
-#include "core/signer_check.h"
-#include "core/signing.h"
-#include "core/tick.h"
+#include "core/installation/signer_check.h"
+#include "core/observe/log_throttle.h"
+#include "core/observe/metrics.h"
+#include "core/tick/signing.h"
+#include "core/tick/tick.h"
 #include "worker/job_catalog.h"
 
 namespace takt {

@@ -3,7 +3,7 @@
 #include <set>
 
 #include "core/amqp/topology.h"
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt {
 

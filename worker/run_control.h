@@ -1,7 +1,7 @@
 #pragma once
 #include <atomic>
 
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <thread>
 
-#include "core/crash_point.h"
-#include "core/log.h"
-#include "core/text.h"
+#include "core/observe/log.h"
+#include "core/process/crash_point.h"
+#include "core/text/text.h"
 
 namespace takt {
 

@@ -4,9 +4,9 @@
 #include <optional>
 
 #include "core/db/database.h"
-#include "core/metrics.h"
-#include "core/random.h"
-#include "core/tick.h"
+#include "core/observe/metrics.h"
+#include "core/process/random.h"
+#include "core/tick/tick.h"
 #include "worker/chains.h"
 #include "worker/claim.h"
 #include "worker/failing_jobs.h"

@@ -5,8 +5,8 @@
 #include "cli/bench/stand.h"
 #include "core/amqp/consumer.h"
 #include "core/amqp/topology.h"
-#include "core/tick.h"
-#include "core/tick_message.h"
+#include "core/tick/tick.h"
+#include "core/tick/tick_message.h"
 
 namespace takt::bench {
 

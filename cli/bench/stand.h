@@ -7,8 +7,8 @@
 #include "cli/context.h"
 #include "core/amqp/publisher.h"
 #include "core/amqp/topology.h"
-#include "core/metrics.h"
-#include "core/random.h"
+#include "core/observe/metrics.h"
+#include "core/process/random.h"
 #include "dispatcher/dispatcher.h"
 #include "worker/worker.h"
 

@@ -12,7 +12,7 @@
 #include <cctype>
 
 #include "core/amqp/table.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt::amqp {
 

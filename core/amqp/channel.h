@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "core/amqp/message.h"
-#include "core/secret.h"
-#include "core/time.h"
+#include "core/text/secret.h"
+#include "core/time/time.h"
 
 namespace takt::amqp {
 

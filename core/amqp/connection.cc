@@ -4,8 +4,8 @@
 
 #include <array>
 
-#include "core/log.h"
-#include "core/random.h"
+#include "core/observe/log.h"
+#include "core/process/random.h"
 
 namespace takt::amqp {
 

@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "core/amqp/channel.h"
-#include "core/wake_up.h"
+#include "core/process/wake_up.h"
 
 namespace takt::amqp {
 

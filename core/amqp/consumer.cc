@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "core/amqp/topology.h"
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt::amqp {
 

@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "core/amqp/topology.h"
-#include "core/crash_point.h"
-#include "core/log.h"
+#include "core/observe/log.h"
+#include "core/process/crash_point.h"
 
 namespace takt::amqp {
 

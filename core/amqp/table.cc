@@ -1,7 +1,7 @@
 #include "core/amqp/table.h"
 
-#include "core/text.h"
-#include "core/time.h"
+#include "core/text/text.h"
+#include "core/time/time.h"
 
 namespace takt::amqp {
 

@@ -3,7 +3,7 @@
 #include <map>
 #include <mutex>
 
-#include "core/log.h"
+#include "core/observe/log.h"
 
 namespace takt::amqp {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "core/cron.h"
+#include "core/time/cron.h"
 
 namespace takt {
 

@@ -7,12 +7,12 @@
 
 #include "core/amqp/topology.h"
 #include "core/config/reader.h"
-#include "core/cron.h"
 #include "core/db/bound_statement.h"
-#include "core/exact_json.h"
 #include "core/http/url.h"
-#include "core/text.h"
-#include "core/tick.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
+#include "core/time/cron.h"
 
 namespace takt {
 

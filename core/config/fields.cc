@@ -5,7 +5,7 @@
 #include <sstream>
 #include <string_view>
 
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

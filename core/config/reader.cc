@@ -4,9 +4,9 @@
 #include <charconv>
 #include <set>
 
-#include "core/exact_json.h"
-#include "core/text.h"
-#include "core/tick.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
 
 namespace takt {
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/config/fields.h"
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

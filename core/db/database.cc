@@ -2,9 +2,9 @@
 
 #include <thread>
 
-#include "core/log.h"
-#include "core/log_throttle.h"
-#include "core/random.h"
+#include "core/observe/log.h"
+#include "core/observe/log_throttle.h"
+#include "core/process/random.h"
 
 namespace takt {
 

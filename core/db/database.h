@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "core/secret.h"
-#include "core/time.h"
+#include "core/text/secret.h"
+#include "core/time/time.h"
 
 // libpqxx (6.4 and 7.10 differ) is included by connection.cc alone; the rest of Takt sees these types.
 namespace takt {

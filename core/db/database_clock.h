@@ -2,7 +2,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/time.h"
+#include "core/time/time.h"
 
 // An end to the wait for a server that is there and says nothing: its processes or its machine are stopped, or its disk hangs,
 // while a kernel goes on acknowledging. No timeout of the server's can fire then, and none of TCP's does.

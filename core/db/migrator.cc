@@ -8,7 +8,7 @@
 #include <optional>
 #include <thread>
 
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 
@@ -152,7 +152,8 @@ std::string lock_holders(Database& database) {
 
 class Migrator {
  public:
-  Migrator(Database& database, const std::function<void(const std::string&)>& progress, const Schema& schema, const MigrationSettings& settings)
+  Migrator(Database& database, const std::function<void(const std::string&)>& progress, const Schema& schema,
+           const MigrationSettings& settings)
       : database_(database), progress_(progress), schema_(schema), settings_(settings) {}
 
   MigrationReport run() {
@@ -206,8 +207,7 @@ class Migrator {
         if (!error.retryable()) throw;
         const std::string who = lock_holders(database_);
         if (std::chrono::steady_clock::now() > until) {
-          throw DatabaseError("migration " + name + " got no lock on a table for " +
-                                  format_duration(settings_.patience) + ": " + who +
+          throw DatabaseError("migration " + name + " got no lock on a table for " + format_duration(settings_.patience) + ": " + who +
                                   ". End that transaction and run takt migrate again; nothing of it was applied",
                               error.sqlstate());
         }

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "core/db/database.h"
-#include "core/version.h"
+#include "core/process/version.h"
 #include "migrations/embedded.h"
 
 namespace takt {
@@ -26,7 +26,7 @@ struct Schema {
 struct MigrationReport {
   int applied = 0;    ///< numbered migrations
   int functions = 0;  ///< files of functions
-  int version = 0;  ///< of the schema, which may be newer than this binary where it says that it may be used
+  int version = 0;    ///< of the schema, which may be newer than this binary where it says that it may be used
 };
 
 struct MigrationSettings {
@@ -42,8 +42,8 @@ struct MigrationSettings {
 /// by a transaction, the others wait and find nothing to do. A killed one leaves whole migrations; of one without a transaction
 /// its whole statements, which are run again. `progress` is called before each migration, and while one waits for a lock.
 /// Throws SchemaMismatch, DatabaseError (naming who held the lock), DatabaseUnavailable.
-MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress,
-                        const Schema& schema = {}, const MigrationSettings& settings = {});
+MigrationReport migrate(Database& database, const std::function<void(const std::string&)>& progress, const Schema& schema = {},
+                        const MigrationSettings& settings = {});
 
 /// Throws SchemaMismatch unless the database has every migration of `schema`, and no others but such as say that a binary of this
 /// version may go on, and its functions or those of a newer release.

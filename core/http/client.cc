@@ -10,7 +10,7 @@
 #include "core/http/admission.h"
 #include "core/http/http_loop.h"
 #include "core/http/transfer.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

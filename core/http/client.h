@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "core/http/outbound_policy.h"
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

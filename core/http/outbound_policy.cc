@@ -9,7 +9,7 @@
 #include <stdexcept>
 
 #include "core/http/url.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

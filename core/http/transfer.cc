@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "core/http/http_loop.h"
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/http/client.h"
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

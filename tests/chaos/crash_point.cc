@@ -1,7 +1,7 @@
-// Stands in for core/crash_point.cc in the binary takt-crashing: kills the process at the point that TAKT_CRASH_AT names,
+// Stands in for core/process/crash_point.cc in the binary takt-crashing: kills the process at the point that TAKT_CRASH_AT names,
 // as "name" or "name:n" for the nth time it is reached. TAKT_LEAK_AT ("name:bytes") loses so many bytes each time
 // that its point is reached: the memory check of the random run must see it.
-#include "core/crash_point.h"
+#include "core/process/crash_point.h"
 
 #include <signal.h>
 #include <unistd.h>

@@ -1,7 +1,7 @@
 // Schedule expressions: zone NUL expression. A slot lies after the time asked about, and each after the one before.
 #include <string>
 
-#include "core/cron.h"
+#include "core/time/cron.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -2,8 +2,8 @@
 #include <nlohmann/json.hpp>
 #include <variant>
 
-#include "core/exact_json.h"
-#include "core/tick.h"
+#include "core/text/exact_json.h"
+#include "core/tick/tick.h"
 #include "tests/fuzz/input.h"
 
 namespace {

@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/signing.h"
+#include "core/tick/signing.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -2,8 +2,8 @@
 // never more than a message.
 #include "dlq/letter.h"
 
-#include "core/exact_json.h"
-#include "core/text.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,7 +1,7 @@
 // A destination's answer: status NUL content-type NUL retry-after NUL body.
 #include <charconv>
 
-#include "core/text.h"
+#include "core/text/text.h"
 #include "tests/fuzz/input.h"
 #include "worker/handlers/http_reply.h"
 

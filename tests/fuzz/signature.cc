@@ -1,6 +1,6 @@
 // Headers of a message nobody vouches for: id NUL timestamp NUL signatures NUL body. None can be right.
-#include "core/signing.h"
-#include "core/tick.h"
+#include "core/tick/signing.h"
+#include "core/tick/tick.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -1,11 +1,11 @@
 // Decoding of ticks that are genuine, or seem so: the input is signed first. id NUL content-type NUL body. Of one that is taken,
 // every inline item can be stored: what a caller may put into it is judged here, before PostgreSQL sees it; and its payload, as
 // JSON text (payload_json) or as protobuf's value, stays what it was.
-#include "core/tick.h"
+#include "core/tick/tick.h"
 
-#include "core/exact_json.h"
-#include "core/signing.h"
-#include "core/text.h"
+#include "core/text/exact_json.h"
+#include "core/text/text.h"
+#include "core/tick/signing.h"
 #include "tests/fuzz/input.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Durations and times: what is read is written so that it is read as the same.
-#include "core/time.h"
+#include "core/time/time.h"
 #include "tests/fuzz/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "core/http/outbound_policy.h"
-#include "core/text.h"
+#include "core/text/text.h"
 #include "tests/fuzz/input.h"
 
 namespace {

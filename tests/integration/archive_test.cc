@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 
 #include "core/amqp/topology.h"
-#include "core/text.h"
-#include "core/tick.h"
-#include "core/tick_message.h"
+#include "core/text/text.h"
+#include "core/tick/tick.h"
+#include "core/tick/tick_message.h"
 #include "dlq/operations.h"
 #include "tests/support/fixture.h"
 

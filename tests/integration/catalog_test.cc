@@ -3,7 +3,7 @@
 #include <thread>
 
 #include "core/amqp/topology.h"
-#include "core/tick_message.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/lease_rescue.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"

@@ -7,9 +7,9 @@
 
 #include "core/amqp/topology.h"
 #include "core/config/apply.h"
-#include "core/exact_json.h"
-#include "core/tick.h"
-#include "core/tick_message.h"
+#include "core/text/exact_json.h"
+#include "core/tick/tick.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/dispatcher.h"
 #include "dlq/archive.h"
 #include "dlq/operations.h"

@@ -11,7 +11,7 @@
 #include <random>
 #include <set>
 
-#include "core/tick_message.h"
+#include "core/tick/tick_message.h"
 #include "dispatcher/due_scan.h"
 #include "dispatcher/lease_rescue.h"
 #include "dispatcher/suspects.h"

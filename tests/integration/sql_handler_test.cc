@@ -7,7 +7,7 @@
 
 #include <thread>
 
-#include "core/random.h"
+#include "core/process/random.h"
 #include "tests/support/clock.h"
 #include "tests/support/fixture.h"
 #include "tests/support/listening.h"

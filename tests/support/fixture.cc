@@ -7,7 +7,7 @@
 
 #include "core/config/apply.h"
 #include "core/db/migrator.h"
-#include "core/random.h"
+#include "core/process/random.h"
 
 namespace takt {
 

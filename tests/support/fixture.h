@@ -5,7 +5,7 @@
 #include "core/amqp/channel.h"
 #include "core/config/config.h"
 #include "core/db/database.h"
-#include "core/signing.h"
+#include "core/tick/signing.h"
 #include "worker/job_catalog.h"
 
 namespace takt {

@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <regex>
 #include <set>
+#include <string>
+#include <vector>
 
 namespace takt {
 namespace {
@@ -37,6 +40,29 @@ TEST(Architecture, DependenciesPointOneWay) {
     }
   }
   EXPECT_GT(files, 80);
+}
+
+// The rooms of core/: each uses those before it.
+const std::vector<std::string> kRooms{"text", "time", "process", "observe", "db", "amqp", "http", "tick", "config", "installation"};
+
+TEST(Architecture, EachRoomOfCoreUsesThoseBeforeIt) {
+  const std::filesystem::path core = std::filesystem::path(TAKT_SOURCE_DIR) / "core";
+  const std::regex include("^#include \"core/([a-z_]+)/");
+  int files = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(core)) {
+    if (entry.path().extension() != ".h" && entry.path().extension() != ".cc") continue;
+    ++files;
+    const auto own = std::find(kRooms.begin(), kRooms.end(), entry.path().parent_path().filename());
+    ASSERT_NE(own, kRooms.end()) << entry.path() << ": in no room";
+    std::ifstream file(entry.path());
+    std::string line;
+    while (std::getline(file, line)) {
+      std::smatch found;
+      if (std::regex_search(line, found, include))
+        EXPECT_LE(std::find(kRooms.begin(), kRooms.end(), found[1].str()), own) << entry.path() << ": " << line;
+    }
+  }
+  EXPECT_GT(files, 50);
 }
 
 TEST(Architecture, LibpqxxAndLibrabbitmqAreKnownToTheirOwnFilesOnly) {

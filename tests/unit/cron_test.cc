@@ -1,4 +1,4 @@
-#include "core/cron.h"
+#include "core/time/cron.h"
 
 #include <gtest/gtest.h>
 

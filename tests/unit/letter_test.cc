@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include "core/tick.h"
-#include "core/tick_message.h"
+#include "core/tick/tick.h"
+#include "core/tick/tick_message.h"
 #include "tests/support/clock.h"
 
 namespace takt {

@@ -1,4 +1,4 @@
-#include "core/log.h"
+#include "core/observe/log.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "core/log_throttle.h"
+#include "core/observe/log_throttle.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "core/signing.h"
+#include "core/tick/signing.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -7,8 +7,8 @@
 #include <fstream>
 #include <numeric>
 
-#include "core/hkdf.h"
-#include "core/text.h"
+#include "core/text/text.h"
+#include "core/tick/hkdf.h"
 
 namespace takt {
 namespace {

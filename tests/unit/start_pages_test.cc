@@ -1,4 +1,4 @@
-#include "core/start_pages.h"
+#include "core/process/start_pages.h"
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>

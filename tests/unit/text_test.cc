@@ -1,8 +1,8 @@
-#include "core/text.h"
+#include "core/text/text.h"
 
 #include <gtest/gtest.h>
 
-#include "core/secret.h"
+#include "core/text/secret.h"
 
 namespace takt {
 namespace {

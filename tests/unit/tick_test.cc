@@ -1,10 +1,10 @@
-#include "core/tick.h"
+#include "core/tick/tick.h"
 
-#include "core/exact_json.h"
+#include "core/text/exact_json.h"
 
 #include <gtest/gtest.h>
 
-#include "core/tick_message.h"
+#include "core/tick/tick_message.h"
 #include "tests/support/clock.h"
 #include "worker/claim.h"
 

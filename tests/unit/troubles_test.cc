@@ -1,4 +1,4 @@
-#include "core/troubles.h"
+#include "core/installation/troubles.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "core/wake_up.h"
+#include "core/process/wake_up.h"
 
 #include <gtest/gtest.h>
 #include <poll.h>

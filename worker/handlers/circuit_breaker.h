@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/config/job.h"
-#include "core/time.h"
+#include "core/time/time.h"
 
 namespace takt {
 

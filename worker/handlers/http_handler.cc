@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 
-#include "core/crash_point.h"
+#include "core/process/crash_point.h"
 #include "worker/handlers/http_reply.h"
 
 namespace takt {

@@ -1,7 +1,7 @@
 #pragma once
 #include "core/http/client.h"
-#include "core/metrics.h"
-#include "core/signing.h"
+#include "core/observe/metrics.h"
+#include "core/tick/signing.h"
 #include "worker/handler.h"
 #include "worker/handlers/circuit_breaker.h"
 

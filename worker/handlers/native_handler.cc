@@ -1,6 +1,6 @@
 #include "worker/handlers/native_handler.h"
 
-#include "core/text.h"
+#include "core/text/text.h"
 
 namespace takt {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "core/metrics.h"
+#include "core/observe/metrics.h"
 #include "worker/handler.h"
 
 namespace takt {

@@ -4,7 +4,7 @@
 #include <mutex>
 
 #include "core/config/config.h"
-#include "core/metrics.h"
+#include "core/observe/metrics.h"
 #include "worker/handler.h"
 #include "worker/handlers/circuit_breaker.h"
 #include "worker/handlers/sql_target.h"

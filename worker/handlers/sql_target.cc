@@ -2,8 +2,8 @@
 
 #include <cstdlib>
 
-#include "core/log.h"
-#include "core/text.h"
+#include "core/observe/log.h"
+#include "core/text/text.h"
 
 namespace takt {
 

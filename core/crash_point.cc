@@ -1,7 +1,0 @@
-#include "core/crash_point.h"
-
-namespace takt {
-
-void crash_point(const char* /*name*/) noexcept {}
-
-}  // namespace takt

@@ -1,0 +1,53 @@
+#include "core/installation/signer_check.h"
+
+#include <algorithm>
+
+#include "core/installation/presence.h"
+
+namespace takt {
+
+namespace {
+
+// One row of takt.leader, one probe of takt.services' primary key. Its row is written before a dispatcher asks for the lease.
+constexpr Statement kSigner{"signer", R"sql(
+  SELECT l.holder, k.key, l.until > now()
+    FROM takt.leader l JOIN takt.services s ON s.id = split_part(l.holder, '@', 1) CROSS JOIN unnest(s.keys) k(key)
+   WHERE l.name = 'dispatcher' AND k.key LIKE 'current %'
+)sql"};
+
+}  // namespace
+
+SignerCheck::Verdict SignerCheck::ask() {
+  {
+    const std::scoped_lock lock(mutex_);
+    if (asked_ != SteadyTime{} && clock_.steady() - asked_ < kAskedLately) return verdict_;
+  }
+  const auto rows = database_.exec(kSigner);
+  const std::scoped_lock lock(mutex_);
+  asked_ = clock_.steady();
+  leads_ = !rows.empty() && rows.boolean(0, 2);
+  if (rows.empty()) return verdict_ = Verdict::unknown;
+  holder_ = rows.text(0, 0);
+  fingerprint_ = rows.text(0, 1).substr(kCurrentKey.size());
+  const auto own = keys_.keys();
+  const bool holds = std::any_of(own.begin(), own.end(), [&](const auto& key) { return key.fingerprint == fingerprint_; });
+  return verdict_ = holds ? Verdict::holds : Verdict::lacks;
+}
+
+SignerCheck::Verdict SignerCheck::verdict() const {
+  const std::scoped_lock lock(mutex_);
+  return verdict_;
+}
+
+bool SignerCheck::led() const {
+  const std::scoped_lock lock(mutex_);
+  return leads_;
+}
+
+std::string SignerCheck::fault(bool living) const {
+  const std::scoped_lock lock(mutex_);
+  if (verdict_ != Verdict::lacks || (living && !leads_)) return "";
+  return "lacks the key " + fingerprint_ + " that dispatcher " + holder_ + " signs ticks with; give it the same keys (docs/keys.md)";
+}
+
+}  // namespace takt

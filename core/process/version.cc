@@ -1,0 +1,7 @@
+#include "core/process/version.h"
+
+namespace takt {
+
+std::string_view takt_version() { return TAKT_VERSION; }
+
+}  // namespace takt

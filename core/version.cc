@@ -1,7 +1,0 @@
-#include "core/version.h"
-
-namespace takt {
-
-std::string_view takt_version() { return TAKT_VERSION; }
-
-}  // namespace takt
