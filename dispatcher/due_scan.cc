@@ -29,12 +29,15 @@ constexpr std::size_t kMostLookedAfter = 64;
 #define TAKT_BACKLOG(job, batch) \
   "EXISTS (SELECT 1 FROM takt.items b WHERE b.state = 0 AND b.job_id = " job " AND b.run_at <= now() OFFSET " batch " LIMIT 1)"
 
-// Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing.
-// Rows: a job to be woken (job, name, queue, due, -, -, its runs report more, -), when to look next for what is due (an
-// item, or a job whose runs are busy) and whether any
-// tick is unfinished (-, -, -, -, ms, -, unfinished, -), each tick of $5 that no worker has begun (-, -, -, -, -, tick, -, -),
-// and each job of $6 that may be woken and has no tick under way but those (-, -, -, -, -, -, -, name).
+// Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing. One statement, because each further one
+// is a round trip that every wake-up waits for. Its rows are of four kinds, told by their first column:
+//   wake       a job to be woken: its number, name, queue, when its first item was due, and whether its runs report more
+//   next       one row: in how many ms something becomes due next (an item, or a job whose runs are busy; NULL: nothing within a
+//              day), and whether any tick is unfinished
+//   not_begun  a tick of $5 that no worker has begun
+//   idle       a job of $6 that may be woken, and has no tick under way but those
 // A run_at may be any, infinite too, as an older version stored it: a tick's time is from 1970 on, or no worker takes it.
+enum Column : std::size_t { kKind, kJob, kName, kQueue, kDue, kNextIn, kTick, kFlag };
 constexpr Statement kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
@@ -65,21 +68,23 @@ constexpr Statement kScan{"due_scan", R"sql(
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more, CASE WHEN n.ticks > 0 THEN 'infinity' ELSE b.busy_from END AS busy_from
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint, NULL::bigint, NULL::text, u.more > 0, NULL::text
+  SELECT 'wake' AS kind, r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due,
+         NULL::bigint AS next_in, NULL::text AS tick, u.more > 0 AS flag
     FROM ready r JOIN under_way u USING (job_id)
    WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.more = 0 AND u.busy_from <= now()
             AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
-                                   FROM (SELECT f.run_at FROM firsts f UNION ALL
-                                         SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id) WHERE NOT r.exclusive AND u.more = 0) l(at)
-                                  WHERE l.at > now()), NULL,
-         EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL), NULL
+  SELECT 'next', NULL, NULL, NULL, NULL,
+         (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
+            FROM (SELECT f.run_at FROM firsts f UNION ALL
+                  SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id) WHERE NOT r.exclusive AND u.more = 0) l(at)
+           WHERE l.at > now()),
+         NULL, EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL)
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL, NULL FROM not_begun n
+  SELECT 'not_begun', NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL FROM not_begun n
   UNION ALL
-  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, j.name FROM takt.jobs j
+  SELECT 'idle', NULL, j.name, NULL, NULL, NULL, NULL, NULL FROM takt.jobs j
    WHERE j.id = ANY ($6::integer[])
      AND )sql" TAKT_MAY_BE_WOKEN R"sql(
      AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql()
@@ -87,7 +92,7 @@ constexpr Statement kScan{"due_scan", R"sql(
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
 constexpr Statement kLook{"due_look", R"sql(
-  SELECT j.id, j.name, j.queue, (extract(epoch FROM greatest(i.run_at, 'epoch')) * 1000000)::bigint
+  SELECT 'wake' AS kind, j.id, j.name, j.queue, (extract(epoch FROM greatest(i.run_at, 'epoch')) * 1000000)::bigint
     FROM takt.jobs j CROSS JOIN LATERAL (
       SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
    WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()
@@ -104,10 +109,10 @@ constexpr Statement kLook{"due_look", R"sql(
 }  // namespace
 
 TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) {
-  const std::string job(rows.text(i, 1));
-  const Woken woken{rows.integer(i, 0), std::string(rows.text(i, 2)), clock_.steady(), false};
+  const std::string job(rows.text(i, kName));
+  const Woken woken{rows.integer(i, kJob), std::string(rows.text(i, kQueue)), clock_.steady(), false};
   if (woken_.contains(job) || woken_.size() < kMostLookedAfter) woken_[job] = woken;
-  return wake(job, woken, rows.time(i, 3), sent);
+  return wake(job, woken, rows.time(i, kDue), sent);
 }
 
 TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent) {
@@ -158,16 +163,17 @@ DueScan::Result DueScan::run_once(const Term& term) {
   std::set<std::string, std::less<>> not_begun, idle;
   std::vector<Sent> sent_now;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (!rows.is_null(i, 0)) {
+    const auto kind = rows.text(i, kKind);
+    if (kind == "wake") {
       result.ticks.push_back(wake(rows, i, sent_now));
-      result.growing = result.growing || rows.boolean(i, 6);
-    } else if (!rows.is_null(i, 6)) {
-      if (!rows.is_null(i, 4)) result.next_in = Duration(rows.integer(i, 4) + 1);
-      result.quiet = !rows.boolean(i, 6);
-    } else if (!rows.is_null(i, 5)) {
-      not_begun.emplace(rows.text(i, 5));
-    } else if (!rows.is_null(i, 7)) {
-      idle.emplace(rows.text(i, 7));
+      result.growing = result.growing || rows.boolean(i, kFlag);
+    } else if (kind == "next") {
+      if (!rows.is_null(i, kNextIn)) result.next_in = Duration(rows.integer(i, kNextIn) + 1);
+      result.quiet = !rows.boolean(i, kFlag);
+    } else if (kind == "not_begun") {
+      not_begun.emplace(rows.text(i, kTick));
+    } else {
+      idle.emplace(rows.text(i, kName));
     }
   }
   std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
