@@ -1,6 +1,4 @@
 #pragma once
-#include <amqp.h>
-
 #include <functional>
 #include <memory>
 #include <optional>
@@ -8,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/amqp/librabbitmq.h"
 #include "core/amqp/message.h"
 #include "core/text/secret.h"
 #include "core/time/time.h"

@@ -1,10 +1,9 @@
 #pragma once
-#include <amqp.h>
-
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "core/amqp/channel.h"
+#include "core/amqp/librabbitmq.h"
 
 namespace takt::amqp {
 

@@ -1,13 +1,12 @@
 // What RabbitMQ alone can do with a quorum queue, through librabbitmq: prints "name value" lines.
-#include <amqp.h>
-#include <amqp_tcp_socket.h>
-
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <thread>
+
+#include "core/amqp/librabbitmq.h"
 
 namespace {
 
