@@ -9,6 +9,7 @@
 #include "cli/services.h"
 #include "core/amqp/topology.h"
 #include "core/config/apply.h"
+#include "core/db/bound_statement.h"
 #include "core/db/migrator.h"
 #include "core/text/text.h"
 #include "worker/handlers/sql_target.h"
@@ -104,8 +105,26 @@ std::string check_endpoint(const HttpHandlerConfig& http) {
   return http.method + " " + http.url + " can be reached";
 }
 
-void check_services(Findings& findings, Database& database) {
+/// Whether a rotation would leave a service behind: it holds none of the next keys that are known here.
+void check_next_keys(Findings& findings, const Installation& installation, const KeyRing& keys) {
+  for (const auto& key : keys.keys()) {
+    if (key.role != KeyRole::next) continue;
+    for (const auto& service : installation.services) {
+      const auto& held = service.identity.keys;
+      const bool holds = std::any_of(held.begin(), held.end(), [&](const auto& one) { return one.ends_with(" " + key.fingerprint); });
+      if (!service.silent() && !holds)
+        findings.note("signing keys", service.identity.kind + " " + service.identity.name() + " does not hold the next key " +
+                                          key.fingerprint + "; give it that key before you rotate (docs/keys.md)");
+    }
+  }
+}
+
+void check_services(Findings& findings, Database& database, const KeyRing& keys) {
   const auto installation = read_installation(database);
+  check_next_keys(findings, installation, keys);
+  if (const auto found = installation.waiting.find(amqp::kQuarantineQueue); found != installation.waiting.end() && found->second > 0)
+    findings.note("quarantine", std::to_string(found->second) + (found->second == 1 ? " message" : " messages") +
+                                    " that no worker took for a genuine tick; \"takt quarantine\" shows why, and discards them");
   const auto troubles = troubles_of(installation);
   if (std::all_of(troubles.begin(), troubles.end(), [](const auto& one) { return one.meant; }))
     findings.good("services", living_by_role(installation));
@@ -114,6 +133,21 @@ void check_services(Findings& findings, Database& database) {
       findings.note("services", one.text);
     else
       findings.bad("services", one.text);
+  }
+}
+
+/// Each statement of a job is prepared by the role that will execute it, so that a fault in it is known before it costs attempts.
+void check_statements(Findings& findings, const Config& config, const std::string& database, Session& on) {
+  for (const auto& job : config.jobs) {
+    const auto* sql = std::get_if<SqlHandlerConfig>(&job.handler);
+    if (sql == nullptr || sql->database != database) continue;
+    try {
+      // One statement of the extended protocol, which takes no second one behind a semicolon.
+      on.exec("PREPARE takt_check AS " + bind_statement(sql->statement).sql, {});
+      on.exec(std::string("DEALLOCATE takt_check"), {});
+    } catch (const DatabaseError& error) {
+      findings.bad("statement of " + job.name, printable(error.what(), 300));
+    }
   }
 }
 
@@ -127,6 +161,7 @@ void check_jobs(Findings& findings, const Config& config) {
       Database opened(required_environment(named.url_env.c_str(), "its URL"), settings);
       opened.with_connection([&](DatabaseConnection& connection) {
         if (const auto fault = superuser_fault(connection.session(), named)) throw CommandFailed(*fault);
+        check_statements(findings, config, name, connection.session());
       });
       return "reachable as " + named.role;
     });
@@ -169,7 +204,7 @@ void add_check(CLI::App& app, Context& context) {
       for (const auto& fault : error.faults()) findings.bad("file", fault);
     }
     if (readable && !*offline) {
-      look(findings, "signing keys", [&] { return check_keys(context); });
+      const bool keys = look(findings, "signing keys", [&] { return check_keys(context); });
       const bool database = look(findings, "database", [&] {
         const auto version = context.current_database().exec(std::string("SHOW server_version"));
         return "PostgreSQL " + std::string(version.text(0, 0)) + ", schema current";
@@ -185,8 +220,11 @@ void add_check(CLI::App& app, Context& context) {
           return std::string("the database matches the file");
         });
       }
-      if (database && !*before_start) check_services(findings, context.database());
-      look(findings, "broker", [&] { return check_broker(context); });
+      if (keys && database && !*before_start) check_services(findings, context.database(), context.keys());
+      if (database)
+        look(findings, "broker", [&] { return check_broker(context); });
+      else
+        findings.note("broker", "not looked at: which queues are needed, the database knows");
       check_jobs(findings, context.config());
     }
     findings.finish();

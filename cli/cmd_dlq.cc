@@ -51,6 +51,12 @@ LetterFilter filter_of(const LetterOptions& options) {
   return filter;
 }
 
+CommandFailed no_letter(const std::string& id) {
+  const bool number = !id.empty() && id.find_first_not_of("0123456789") == std::string::npos;
+  return CommandFailed("no dead letter \"" + printable(id, 200) + "\"" +
+                       (number ? "; that of an item is named item-" + printable(id, 20) + "-0, and \"takt dlq\" lists them" : ""));
+}
+
 /// The default would be everything: that must be said.
 void require_selection(const LetterOptions& options) {
   const bool selected = !options.ids.empty() || !options.job.empty() || !options.reason.empty() || !options.kind.empty() ||
@@ -99,10 +105,10 @@ void work_through(Context& context, const LetterOptions& options, const std::str
   const auto total = count_open_letters(database, filter);
   if (total == 0) {
     for (const auto& id : options.ids) {
-      if (letter_parts(database, id).empty()) throw CommandFailed("no dead letter \"" + printable(id, 200) + "\"");
+      if (letter_parts(database, id).empty()) throw no_letter(id);
     }
     if (!options.job.empty()) require_job(database, options.job);
-    if (options.json) return;
+    if (options.json) return act(database, options.ids);  // says what became of each
     std::cout << "no open dead letters match; nothing to " << verb << "\n";
     for (const auto& line : why_not_replayed(database, options.ids, true)) std::cout << line << "\n";
     return;
@@ -151,7 +157,7 @@ void replay(Context& context, const LetterOptions& options) {
                      .dump()
               << "\n";
   } else if (sum.items + sum.ticks + sum.before + sum.refused > 0) {
-    std::cout << "replayed " << sum.items << " items, " << sum.ticks << " ticks";
+    std::cout << "replayed " << sum.items << (sum.items == 1 ? " item, " : " items, ") << sum.ticks << (sum.ticks == 1 ? " tick" : " ticks");
     std::cout << (sum.before > 0 ? "; " + std::to_string(sum.before) + " had been replayed before\n" : "\n");
   }
   if (sum.refused == 0) return;
@@ -225,7 +231,7 @@ void say_mended(const EditOptions& options, bool mended, const std::string& text
 void edit(Context& context, const EditOptions& options) {
   auto& database = context.current_database();
   const auto letter = letter_to_mend(database, options.id);
-  if (!letter) throw CommandFailed("no dead letter \"" + options.id + "\"");
+  if (!letter) throw no_letter(options.id);
   require_mendable(*letter);
   const std::string payload = options.payload ? judged(*letter, *options.payload)
                               : options.file  ? judged(*letter, read_bounded(*options.file, kMostEdited))
@@ -266,7 +272,7 @@ void add_dlq(CLI::App& app, Context& context) {
   add_showing<std::string>(dlq, "one dead letter, whole, with every attempt's error", "its id",
                            [&context](const std::string& id, bool json) {
                              const auto parts = letter_parts(context.current_database(), id);
-                             if (parts.empty()) throw CommandFailed("no dead letter \"" + printable(id, 200) + "\"");
+                             if (parts.empty()) throw no_letter(id);
                              print_parts(parts, json);
                            });
 

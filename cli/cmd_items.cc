@@ -14,7 +14,10 @@ struct ItemFilter {
 
 void list_items(Context& context, const ItemFilter& filter) {
   auto& database = context.current_database();
-  // Each source gives its newest; done and running items are in the newest runs.
+  // Each source gives its newest. Done and running items are in the rows of runs, which are looked up by the largest id that each
+  // claimed: runs with the largest ones hold the newest items. Three times as many runs are taken as items are asked for, since
+  // the item with the largest id may have left its run; and no more than the newest 10,000 runs are looked at. Numbers of runs are
+  // given to workers in blocks, so they are in order of time only by and large.
   const auto rows =
       database.exec(std::string(R"sql(
     WITH job AS (SELECT id FROM takt.jobs WHERE $1::text IS NULL OR name = $1),
@@ -27,10 +30,14 @@ void list_items(Context& context, const ItemFilter& filter) {
       SELECT i.id, i.job_id, takt.state_name(i.state), i.priority, i.attempts, i.replay, i.run_at, i.finished_at, i.key, i.payload
         FROM takt.ended_items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
          AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
-    run AS (
-      SELECT r AS row FROM takt.runs r WHERE r.job_id IN (SELECT id FROM job) AND r.item_ids <> '{}'
+    newest AS (
+      SELECT r.id, r.started_at, r.item_max FROM takt.runs r WHERE r.job_id IN (SELECT id FROM job) AND r.item_ids <> '{}'
          AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
-         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY r.id DESC LIMIT $4),
+         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql") +
+                        (filter.job.empty() ? "r.id" : "r.started_at") + R"sql( DESC LIMIT 10000),
+    run AS (
+      SELECT r AS row FROM (SELECT id, started_at FROM newest ORDER BY item_max DESC LIMIT 3 * $4 + 20) n
+        JOIN takt.runs r ON r.id = n.id AND r.started_at = n.started_at),
     in_runs AS (
       SELECT i.id, (r.row).job_id, CASE (r.row).status WHEN 'running' THEN 'running' ELSE 'done' END, i.priority, i.attempt, i.replay,
              i.run_at, (r.row).finished_at, i.key, i.payload
@@ -39,7 +46,7 @@ void list_items(Context& context, const ItemFilter& filter) {
            takt.payload_start(i.payload)
       FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
      ORDER BY i.id DESC LIMIT $4
-  )sql"),
+  )sql",
                     Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
   if (rows.empty() && !filter.job.empty()) require_job(database, filter.job);
   Table table({"item",
@@ -166,12 +173,24 @@ CommandFailed nothing_left(Database& database, const std::string& job) {
   return CommandFailed("nothing is left of job \"" + job + "\" but dead letters");
 }
 
+/// What keeps items that are due now from beginning: their job's destination is left alone. Empty: nothing.
+std::string held_note(const Rows& held) {
+  if (held.empty()) return "";
+  return "; job " + std::string(held.text(0, 0)) + " is held until " + std::string(held.text(0, 1)) + ": \"takt jobs resume " +
+         std::string(held.text(0, 0)) + "\" tries its destination now";
+}
+
 void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
                 const std::string& done) {
   const auto asked = std::to_string(options.ids.size()) + (options.ids.size() == 1 ? " item" : " items");
   if (!confirm(verb + " " + asked + "?", options.yes)) throw CommandFailed("nothing done");
   const auto count = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by))).integer(0, 0);
-  say(options.json, {{verb == "cancel" ? "cancelled" : "retried", count}}, std::to_string(count) + " of " + asked + " " + done);
+  const auto note = verb == "cancel" || count == 0
+                        ? ""
+                        : held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id IN "
+                                                              "(SELECT job_id FROM takt.items WHERE id = ANY ($1::bigint[])) LIMIT 1"),
+                                                  Params::of(options.ids)));
+  say(options.json, {{verb == "cancel" ? "cancelled" : "retried", count}}, std::to_string(count) + " of " + asked + " " + done + note);
   if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
 }
 
@@ -183,7 +202,7 @@ void cancel_of_job(Database& database, const ActingOptions& options) {
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
   const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, removal);
-  say(options.json, {{"cancelled", cancelled.items}}, std::to_string(cancelled.items) + " items cancelled");
+  say(options.json, {{"cancelled", cancelled.items}}, std::to_string(cancelled.items) + (cancelled.items == 1 ? " item cancelled" : " items cancelled"));
   if (!cancelled.stopped_by.empty())
     throw CommandFailed("stopped before the end: " + cancelled.stopped_by +
                         (cancelled.job_is_back ? "; what is left is its work" : "; repeat the command for the rest"));
@@ -224,7 +243,8 @@ void retry_of_job(Database& database, const ActingOptions& options) {
       id = set.integer(0, 3);
     }
   }
-  say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now");
+  say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" +
+          held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id = $1"), Params::of(job))));
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {

@@ -102,12 +102,13 @@ void show_schedule(Context& context, const std::string& name, bool json) {
         ('time_zone', to_json(s.time_zone)), ('next_due', to_json(takt.shown(s.next_due))), ('last_due', to_json(takt.shown(s.last_due))),
         ('fault', to_json(s.fault)), ('misfire', to_json(s.misfire)), ('jitter_ms', to_json((extract(epoch FROM s.jitter) * 1000)::bigint)),
         ('payload', s.payload::json), ('source', to_json(s.source)),
-        ('last_slots', (SELECT coalesce(json_agg(json_build_object('due_at', substring(r.tick_id FROM '@(.*)$'), 'tick', r.tick_id,
+        ('last_slots', (SELECT coalesce(json_agg(json_build_object('due_at', r.due_at, 'tick', r.tick_id,
                                                                    'begun_at', takt.shown(r.started_at), 'run', r.id, 'worker', r.worker)
-                                                 ORDER BY r.started_at DESC), '[]')
-                          FROM (SELECT * FROM (SELECT id, tick_id, started_at, worker FROM takt.runs WHERE job_id = j.id
-                                                ORDER BY started_at DESC LIMIT 1000) newest
-                                 WHERE starts_with(tick_id, j.name || '/' || s.name || '@') ORDER BY started_at DESC LIMIT 5) r))) p(name, value)
+                                                 ORDER BY r.due_at DESC), '[]')
+                          FROM (SELECT *, substring(tick_id FROM '@(.*)$') AS due_at
+                                  FROM (SELECT id, tick_id, started_at, worker FROM takt.runs WHERE job_id = j.id
+                                         ORDER BY started_at DESC LIMIT 1000) newest
+                                 WHERE starts_with(tick_id, j.name || '/' || s.name || '@') ORDER BY due_at DESC LIMIT 5) r))) p(name, value)
      WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL
   )sql"),
                                                     Params::of(job, schedule));
@@ -202,6 +203,29 @@ void add_pausing(CLI::App* parent, const std::string& verb, const std::string& w
   });
 }
 
+nlohmann::json pause_job(Database& database, const std::string& name, const std::string& who) {
+  const auto outcome = set_job_paused(database, name, true, who);
+  if (outcome == Pausing::unknown) throw no_job(database, name);
+  const bool changed = outcome == Pausing::changed;
+  return {{"job", name},
+          {"paused", true},
+          {"changed", changed},
+          {"text", "job " + name + (changed ? " paused: its items are kept, its schedules do not tick" : " was paused already")}};
+}
+
+/// Also of a job that is held: its destination is tried again at once.
+nlohmann::json resume_job(Database& database, const std::string& name, const std::string& who) {
+  const auto outcome = set_job_paused(database, name, false, who);
+  if (outcome == Pausing::unknown) throw no_job(database, name);
+  const bool changed = outcome == Pausing::changed, freed = free_destination(database, name, who);
+  return {{"job", name},
+          {"paused", false},
+          {"changed", changed},
+          {"freed", freed},
+          {"text", "job " + name + (changed ? " resumed" : freed ? " is not paused" : " is neither paused nor held") +
+                       (freed ? "; its destination, which was left alone, is tried again now" : "")}};
+}
+
 void add_jobs(CLI::App& app, Context& context) {
   auto* jobs = app.add_subcommand("jobs", "list jobs; show one, pause, resume, run now");
   auto json = std::make_shared<bool>(false);
@@ -211,11 +235,7 @@ void add_jobs(CLI::App& app, Context& context) {
                            [&context](const std::string& name, bool as_json) { show_job(context, name, as_json); });
   for (const bool paused : {true, false}) {
     add_pausing(jobs, paused ? "pause" : "resume", "a job", context, [&context, paused](const std::string& name, const std::string& who) {
-      auto& database = context.current_database();
-      if (!set_job_paused(database, name, paused, who)) throw no_job(database, name);
-      return nlohmann::json{{"job", name},
-                            {"paused", paused},
-                            {"text", "job " + name + (paused ? " paused: its items are kept, its schedules do not tick" : " resumed")}};
+      return paused ? pause_job(context.current_database(), name, who) : resume_job(context.current_database(), name, who);
     });
   }
   auto* run = jobs->add_subcommand("run", "publish a tick for a job now");
@@ -242,14 +262,18 @@ void add_schedules(CLI::App& app, Context& context) {
     add_pausing(schedules, paused ? "pause" : "resume", "a schedule, written job/schedule", context,
                 [&context, paused](const std::string& name, const std::string& who) {
                   const auto [of, schedule] = job_and_schedule(name);
-                  if (!set_schedule_paused(context.current_database(), of, schedule, paused, who)) {
+                  const auto outcome = set_schedule_paused(context.current_database(), of, schedule, paused, who);
+                  if (outcome == Pausing::unknown)
                     throw CommandFailed("no schedule \"" + printable(name, 200) + "\"; \"takt schedules list\" lists those known");
-                  }
+                  const bool changed = outcome == Pausing::changed;
+                  const std::string was = paused ? " was paused already" : " was not paused";
                   return nlohmann::json{
                       {"job", of},
                       {"schedule", schedule},
                       {"paused", paused},
-                      {"text", "schedule " + name + (paused ? " paused" : " resumed: its next slot is the next after now")}};
+                      {"changed", changed},
+                      {"text", "schedule " + name +
+                                   (!changed ? was : paused ? " paused" : " resumed: its next slot is the next after now")}};
                 });
   }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 #include <iostream>
 
 #include "cli/commands.h"
@@ -20,8 +21,10 @@ constexpr int kMostShown = 1000;
 constexpr Duration kQuiet = std::chrono::milliseconds(500);
 constexpr Duration kLongest = std::chrono::seconds(10);
 
-/// The oldest messages, which stay where they are: they are taken and given back, and come again in another order at most.
-std::vector<amqp::Delivery> look_at_quarantine(Context& context, int most) {
+/// The oldest messages, which stay where they are: they are taken and given back, and come again in another order at most. Those
+/// that `discarded` says yes to are removed.
+std::vector<amqp::Delivery> look_at_quarantine(
+    Context& context, int most, const std::function<bool(const amqp::Delivery&)>& discarded = [](const auto&) { return false; }) {
   amqp::Channel channel(context.broker("takt quarantine"));
   const auto queue = channel.inspect_queue(amqp::kQuarantineQueue);
   if (!queue) throw CommandFailed("queue " + amqp::kQuarantineQueue + " is missing; run \"takt migrate\"");
@@ -44,7 +47,12 @@ std::vector<amqp::Delivery> look_at_quarantine(Context& context, int most) {
     });
   }
   channel.cancel("takt:quarantine");
-  for (const auto& message : messages) channel.reject(message.tag, true);
+  for (const auto& message : messages) {
+    if (discarded(message))
+      channel.ack(message.tag, false);
+    else
+      channel.reject(message.tag, true);
+  }
   if (messages.empty())
     throw CommandFailed(std::to_string(queue->messages) +
                         " messages are in quarantine, and somebody else is looking at them at this moment; try again");
@@ -75,6 +83,10 @@ std::int64_t bytes_of(const amqp::Delivery& message) {
   return bytes;
 }
 
+CommandFailed no_message(const std::string& id) {
+  return CommandFailed("no message \"" + printable(id, 64) + "\" among the oldest " + std::to_string(kMostShown) + " of the quarantine");
+}
+
 void list(Context& context, const std::string& reason, int limit, bool json) {
   Table table({"message", "reason", {"queue", 1}, "tick", {"sent_at", 1}, {"bytes", 2}});
   for (const auto& message : look_at_quarantine(context, reason.empty() ? limit : kMostShown)) {
@@ -84,6 +96,44 @@ void list(Context& context, const std::string& reason, int limit, bool json) {
                header_of(message, "webhook-id"), claimed_time(message), bytes_of(message)});
   }
   table.print(json, reason.empty() ? "nothing is in quarantine" : "nothing is in quarantine for reason \"" + printable(reason, 60) + "\"");
+}
+
+struct Discarding {
+  std::vector<std::string> ids;
+  std::string reason, by;
+  bool all = false, yes = false, json = false;
+
+  [[nodiscard]] bool chosen(const amqp::Delivery& message) const {
+    if (!ids.empty()) return std::find(ids.begin(), ids.end(), message.message_id) != ids.end();
+    return reason.empty() || message.header("takt-reason").value_or("") == reason;
+  }
+};
+
+/// At most kMostShown at a time, since so many are looked at.
+void discard(Context& context, const Discarding& options) {
+  if (options.ids.empty() && options.reason.empty() && !options.all) throw UsageError("say which: ids, --reason, or --all");
+  auto& database = context.current_database();
+  const auto chosen = [&](const amqp::Delivery& message) { return options.chosen(message); };
+  std::vector<std::string> found;
+  for (const auto& message : look_at_quarantine(context, kMostShown)) {
+    if (chosen(message)) found.push_back(message.message_id);
+  }
+  const auto count = std::to_string(found.size()) + (found.size() == 1 ? " message" : " messages");
+  if (found.empty()) {
+    if (!options.ids.empty()) throw no_message(options.ids.front());
+    return say(options.json, {{"discarded", 0}}, "no such message is in quarantine");
+  }
+  if (!confirm("remove " + count + " from the quarantine for ever?", options.yes)) throw CommandFailed("nothing done");
+  database.exec_retrying({"quarantine_discard", "INSERT INTO takt.audit (who, origin, action, subject, detail) SELECT $1, 'command line',"
+                                                " 'quarantine discard', 'message ' || id, NULL FROM unnest($2::text[]) id"},
+                         Params::of(Context::who(options.by), found));
+  std::int64_t removed = 0;
+  look_at_quarantine(context, kMostShown, [&](const amqp::Delivery& message) {
+    const bool now = std::find(found.begin(), found.end(), message.message_id) != found.end();
+    removed += now ? 1 : 0;
+    return now;
+  });
+  say(options.json, {{"discarded", removed}}, "discarded " + std::to_string(removed) + " of " + count);
 }
 
 void show(Context& context, const std::string& id, bool json) {
@@ -99,13 +149,13 @@ void show(Context& context, const std::string& id, bool json) {
                                        {"body", printable(message.body, message.body.size() + 1)}};
     return print_object(shown, json);
   }
-  throw CommandFailed("no message \"" + printable(id, 64) + "\" among the oldest " + std::to_string(kMostShown) + " of the quarantine");
+  throw no_message(id);
 }
 
 }  // namespace
 
 void add_quarantine(CLI::App& app, Context& context) {
-  auto* quarantine = app.add_subcommand("quarantine", "list messages that are no genuine ticks, oldest first; show one");
+  auto* quarantine = app.add_subcommand("quarantine", "list messages that are no genuine ticks, oldest first; show one, discard");
   auto reason = std::make_shared<std::string>();
   auto limit = std::make_shared<int>(20);
   auto json = std::make_shared<bool>(false);
@@ -119,6 +169,15 @@ void add_quarantine(CLI::App& app, Context& context) {
       [&context, reason, limit, json] { list(context, *reason, *limit, *json); });
   add_showing<std::string>(quarantine, "one message, with its body as far as it was kept", "its id, as the list shows it",
                            [&context](const std::string& id, bool as_json) { show(context, id, as_json); });
+  auto discarding = std::make_shared<Discarding>();
+  auto* command = quarantine->add_subcommand("discard", "remove messages for ever, at most 1,000 at a time");
+  command->add_option("id", discarding->ids, "messages by id");
+  command->add_option("--reason", discarding->reason, "all that were refused for this: bad_signature, stale, …");
+  command->add_flag("--all", discarding->all, "all");
+  command->add_flag("--yes", discarding->yes, "do not ask");
+  command->add_option("--by", discarding->by, "who is acting, for the audit; default: the login name");
+  command->add_flag("--json", discarding->json, "the outcome as JSON");
+  command->callback([&context, discarding] { discard(context, *discarding); });
 }
 
 }  // namespace takt

@@ -47,9 +47,13 @@ class Screen {
     }
     std::string frame = "\x1b[H";
     const auto width = output_style().width;
-    std::size_t line = 0;
-    for (const auto part : split(text, '\n')) {
-      if (++line >= height()) break;
+    const auto parts = split(text, '\n');
+    for (std::size_t line = 0; line < parts.size(); ++line) {
+      const auto part = parts[line];
+      if (const auto left = parts.size() - line; line + 2 == height() && left > 2) {
+        frame += "(" + std::to_string(left - 1) + " lines more in a higher terminal)\x1b[K\n";
+        break;
+      }
       // The table's lines, which may be coloured, fit already.
       const bool coloured = part.find('\x1b') != std::string_view::npos;
       frame.append(coloured || width == 0 ? std::string(part) : cut(std::string(part), width)).append("\x1b[K\n");

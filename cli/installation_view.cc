@@ -61,6 +61,13 @@ void list_services(Database& database, bool json) {
   for (const auto& one : troubles_of(installation)) std::cout << one.text << "\n";
 }
 
+void forget(Database& database, const std::string& name, const std::string& who, bool json) {
+  const auto gone = forget_service(database, name.substr(0, name.find('@')), who);
+  if (gone.empty())
+    throw CommandFailed("no service \"" + printable(name, 100) + "\" is silent; one that lives goes by itself when it ends");
+  say(json, {{"service", gone}, {"forgotten", true}}, "service " + gone + " forgotten");
+}
+
 void show_service(Database& database, const std::string& name, bool json) {
   const auto installation = read_installation(database);
   for (const auto& service : installation.services) {
@@ -112,6 +119,18 @@ void add_installation(CLI::App& app, Context& context) {
       [&context, json] { list_services(context.current_database(), *json); });
   add_showing<std::string>(services, "one process", "its id, or id@host, as the list and its log show it",
                            [&context](const std::string& name, bool as_json) { show_service(context.current_database(), name, as_json); });
+  auto* command = services->add_subcommand("forget", "take a silent process off the list, because it is not to come back");
+  struct Forgetting {
+    std::string id, by;
+    bool json = false;
+  };
+  auto forgetting = std::make_shared<Forgetting>();
+  command->add_option("id", forgetting->id, "its id, or id@host")->required();
+  command->add_option("--by", forgetting->by, "who is acting, for the audit; default: the login name");
+  command->add_flag("--json", forgetting->json, "the outcome as JSON");
+  command->callback([&context, forgetting] {
+    forget(context.current_database(), forgetting->id, Context::who(forgetting->by), forgetting->json);
+  });
 }
 
 }  // namespace takt

@@ -168,7 +168,8 @@ std::string status_head(const Status& status) {
   for (const auto& queue : {amqp::kDeadQueue, amqp::kQuarantineQueue}) {
     const auto waiting = installation.waiting.find(queue);
     if (waiting != installation.waiting.end() && waiting->second > 0)
-      text += "waiting in " + queue + ": " + std::to_string(waiting->second) + "\n";
+      text += "waiting in " + queue + ": " + std::to_string(waiting->second) +
+              (queue == amqp::kDeadQueue ? "" : "; \"takt quarantine\" shows what was refused and why, and discards it") + "\n";
   }
   text += "runs active: " + std::to_string(status.runs_active) + "   dead letters open: " + std::to_string(status.dead_letters_open) +
           "   unpublished: " + std::to_string(status.outbox_ticks) + " ticks, " + std::to_string(status.outbox_dead_letters) +

@@ -199,6 +199,7 @@ Dispatcher::Round Dispatcher::scan_round() {
   if (!leadership_.leading()) {
     next_slots_ = next_look_ = {};
     listener_.reset();
+    ask_pool();
     return std::nullopt;
   }
   const Term term = leadership_.term();
@@ -222,6 +223,16 @@ Dispatcher::Round Dispatcher::scan_round() {
   if (refused) std::rethrow_exception(refused);
   const auto wait = std::chrono::ceil<Duration>(std::min(next_slots_, std::max(next_look_, not_before_)) - clock_.steady());
   return std::max(wait, Duration(0));
+}
+
+/// A standby asks the pool nothing, so one whose last statement failed would stay unready until it leads.
+void Dispatcher::ask_pool() {
+  if (database_.healthy()) return;
+  try {
+    database_.exec(std::string("SELECT 1"));
+  } catch (const std::exception& error) {
+    log_debug("PostgreSQL still away", {{"error", error.what()}});
+  }
 }
 
 /// What was enqueued goes first. Others may commit right behind it without a notification of their own (takt.enqueue), so a

@@ -65,6 +65,7 @@ class Dispatcher {
   void pause(Duration time);
   /// Until an item was enqueued, a scan is wanted, or `time` is over.
   void await_work(Duration time);
+  void ask_pool();
   void listen();
   void stop_listening(const char* why);
   Round lease_round();

@@ -39,6 +39,7 @@ void FailingJobs::note(const RunRecord& run) {
         const auto put_off = i < run.settlements.size() ? run.settlements[i].delay : Duration(0);
         entry.until = std::max(entry.until, clock_.steady() + put_off + kForgotten);
         ++entry.attempts;
+        entry.died = entry.died || (i < run.settlements.size() && run.settlements[i].state == ItemState::dead);
         break;
       }
       case Says::nothing: break;
@@ -53,7 +54,7 @@ std::vector<FailingJob> FailingJobs::list() {
   any_ = !jobs_.empty();
   std::vector<FailingJob> list;
   for (const auto& [job, entry] : jobs_) {
-    if (entry.attempts >= kInARow) list.push_back({job, entry.attempts, entry.error});
+    if (entry.attempts >= kInARow || entry.died) list.push_back({job, entry.attempts, entry.error});
   }
   std::stable_sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.attempts > b.attempts; });
   return list;

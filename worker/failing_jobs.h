@@ -16,7 +16,7 @@ namespace takt {
 class FailingJobs {
  public:
   static constexpr std::size_t kMost = 1000, kErrorBytes = 200;
-  /// So many in a row make a job a failing one.
+  /// So many in a row make a job a failing one; fewer, where an item died of them.
   static constexpr int kInARow = 3;
   /// After its last failure, or the last retry that was put off by it: another worker may have done its items since.
   static constexpr Duration kForgotten = std::chrono::minutes(2);
@@ -32,6 +32,7 @@ class FailingJobs {
  private:
   struct Entry {
     std::int64_t attempts = 0;
+    bool died = false;  // an item
     std::string error;
     SteadyTime until{};
   };

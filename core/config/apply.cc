@@ -328,37 +328,54 @@ std::vector<DefinitionChange> apply_definitions(Database& database, const Config
   return changes;
 }
 
-bool set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who) {
-  bool found = false;
+Pausing set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who) {
+  auto outcome = Pausing::unknown;
   database.transaction([&](Session& on) {
     on.script(kLock);
-    found = !on.exec(std::string("UPDATE takt.jobs SET paused = $2, version = nextval('takt.definitions_version') "
-                                 "WHERE name = $1 AND removed_at IS NULL RETURNING id"),
-                     Params::of(job, paused))
-                 .empty();
-    if (!found) return;
+    const auto was = on.exec(std::string("SELECT paused FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job));
+    if (was.empty()) return;
+    outcome = was.boolean(0, 0) == paused ? Pausing::was_so : Pausing::changed;
+    if (outcome == Pausing::was_so) return;
+    on.exec(std::string("UPDATE takt.jobs SET paused = $2, version = nextval('takt.definitions_version') WHERE name = $1"),
+            Params::of(job, paused));
     on.exec(std::string("UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"),
             Params::of(job, paused));
     pause_slots(on, job, "", paused);
     audit(on, who, paused ? "pause" : "resume", "job " + job);
   });
-  return found;
+  return outcome;
 }
 
-bool set_schedule_paused(Database& database, const std::string& job, const std::string& schedule, bool paused, const std::string& who) {
-  bool found = false;
+Pausing set_schedule_paused(Database& database, const std::string& job, const std::string& schedule, bool paused, const std::string& who) {
+  auto outcome = Pausing::unknown;
   database.transaction([&](Session& on) {
     on.script(kLock);
-    found = !on.exec(std::string(
-                         "UPDATE takt.schedules s SET paused = $3 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1 AND s.name = $2 "
-                         "RETURNING s.id"),
-                     Params::of(job, schedule, paused))
-                 .empty();
-    if (!found) return;
+    const auto was = on.exec(std::string("SELECT s.id, s.paused, s.fault IS NOT NULL FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id "
+                                         "WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL"),
+                             Params::of(job, schedule));
+    if (was.empty()) return;
+    const bool set_aside = was.boolean(0, 2);  // resuming looks at it again
+    outcome = was.boolean(0, 1) == paused && (paused || !set_aside) ? Pausing::was_so : Pausing::changed;
+    if (outcome == Pausing::was_so) return;
+    on.exec(std::string("UPDATE takt.schedules SET paused = $2 WHERE id = $1"), Params::of(was.integer(0, 0), paused));
     pause_slots(on, job, schedule, paused);
     audit(on, who, paused ? "pause" : "resume", "schedule " + job + "/" + schedule);
   });
-  return found;
+  return outcome;
+}
+
+bool free_destination(Database& database, const std::string& job, const std::string& who) {
+  // By failing_destinations' primary key. The workers' circuits hear of it within a second (SharedCircuits::refresh).
+  constexpr Statement kFree{"destination_free", R"sql(
+    WITH freed AS (
+      DELETE FROM takt.failing_destinations d USING takt.jobs j
+       WHERE j.name = $1 AND j.removed_at IS NULL AND d.name = takt.destination_of(j.definition) AND d.opened_at IS NOT NULL
+      RETURNING d.name),
+    noted AS (
+      INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'free', 'job ' || $1 FROM freed)
+    SELECT count(*), pg_notify('takt_due', $1) FROM freed
+  )sql"};
+  return database.exec_retrying(kFree, Params::of(job, who)).integer(0, 0) > 0;
 }
 
 }  // namespace takt

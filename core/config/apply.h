@@ -39,8 +39,17 @@ std::vector<DefinitionChange> apply_definitions(Database& database, const Config
 /// The jobs that are removed by these changes, or would be.
 std::vector<std::string> removed_jobs(const std::vector<DefinitionChange>& changes);
 
-/// Pauses or resumes a job, or one schedule "job/schedule". False if there is none. Resuming goes on from now.
-bool set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who);
-bool set_schedule_paused(Database& database, const std::string& job, const std::string& schedule, bool paused, const std::string& who);
+enum class Pausing {
+  unknown,  ///< there is none of this name
+  changed,
+  was_so,  ///< nothing was changed, and nothing noted: whoever did it first stays named
+};
+/// Pauses or resumes a job, or one schedule "job/schedule". Resuming goes on from now.
+Pausing set_job_paused(Database& database, const std::string& job, bool paused, const std::string& who);
+Pausing set_schedule_paused(Database& database, const std::string& job, const std::string& schedule, bool paused, const std::string& who);
+
+/// Has the workers try the destination of a job that is left alone within a second, for every job that it is of. False if it is not
+/// left alone.
+bool free_destination(Database& database, const std::string& job, const std::string& who);
 
 }  // namespace takt

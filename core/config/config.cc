@@ -24,7 +24,7 @@ constexpr std::size_t kMaxSchedulePayloadBytes = 64 * 1024;
 /// Why a handler's URL cannot be used, or empty.
 std::string url_fault(const std::string& text) {
   const auto url = parse_url(text);
-  if (!url) return "is not a URL";
+  if (!url) return "is not a URL that begins with http:// or https://";
   if (url->scheme != "http" && url->scheme != "https") return "has the scheme " + url->scheme + "; http and https are allowed";
   if (url->has_user) return "holds user information; use bearer_env";
   return "";
@@ -108,6 +108,9 @@ Backoff read_backoff(const YAML::Node& node, const std::string& path, YAML::Mark
   const auto jitter = section.text("jitter");
   backoff.full_jitter = jitter.empty() ? backoff.list.empty() : jitter == "full";
   if (backoff.max < backoff.base) section.fault("max", "shorter than base");
+  for (const char* unused : {"base", "factor", "max"}) {
+    if (!backoff.list.empty() && section.has(unused)) section.fault(unused, "has no effect beside list; leave one of both out");
+  }
   return backoff;
 }
 

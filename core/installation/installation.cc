@@ -118,6 +118,18 @@ Installation read_installation(Database& database) {
   return installation;
 }
 
+std::string forget_service(Database& database, const std::string& id, const std::string& who) {
+  constexpr Statement kForget{"forget_service", R"sql(
+    WITH gone AS (
+      DELETE FROM takt.services WHERE id = $1 AND seen_at < now() - $2 * interval '1 ms' RETURNING id || '@' || host AS name),
+    noted AS (
+      INSERT INTO takt.audit (who, origin, action, subject) SELECT $3, 'command line', 'forget', 'service ' || name FROM gone)
+    SELECT name FROM gone
+  )sql"};
+  const auto rows = database.exec_retrying(kForget, Params::of(id, kSilentAfter, who));
+  return rows.empty() ? "" : std::string(rows.text(0, 0));
+}
+
 int forget_gone(Database& database) {
   constexpr Statement kServicesGone{"forget_services", "DELETE FROM takt.services WHERE seen_at < now() - $1 * interval '1 ms'"};
   constexpr Statement kDestinationsGone{"forget_destinations",

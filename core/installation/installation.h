@@ -65,6 +65,9 @@ struct Installation {
 /// Six statements; their cost grows with the number of services and jobs, not of items.
 Installation read_installation(Database& database);
 
+/// Removes the row of a silent service, by its id; who it was ("6908f4245f95@web-1"), empty if none that is silent has this id.
+std::string forget_service(Database& database, const std::string& id, const std::string& who);
+
 /// Removes the rows of services that went silent kForgetSilent ago, and of destinations that no request failed at for a day;
 /// how many.
 int forget_gone(Database& database);

@@ -40,8 +40,9 @@ constexpr Duration kSilentAfter = std::chrono::milliseconds(3500);
 /// How often the leader looks at all of them: a process that is killed is told within five seconds.
 constexpr Duration kServicesInterval = std::chrono::seconds(1);
 constexpr std::size_t kMostFailing = 20;
-/// How long a silent one is remembered.
+/// How long a silent one is remembered; and for how long it is told as a trouble where one like it started on its host since.
 constexpr Duration kForgetSilent = std::chrono::hours(1);
+constexpr Duration kReplacedIsTold = std::chrono::minutes(5);
 
 /// A job whose latest attempts all failed in one worker.
 struct FailingJob {

@@ -65,6 +65,16 @@ std::map<std::string, Failing> failing_jobs(const Installation& installation) {
   return jobs;
 }
 
+/// Whether one that does the same started on the same host since `silent` was heard last, so that it is no trouble any more. For a while
+/// it is told all the same: what ends and is started again and again is to be seen.
+bool was_replaced(const ServiceRow& silent, const std::vector<ServiceRow>& services) {
+  if (silent.unseen_s < std::chrono::duration<double>(kReplacedIsTold).count()) return false;
+  return std::any_of(services.begin(), services.end(), [&](const ServiceRow& other) {
+    return !other.silent() && other.identity.host == silent.identity.host && other.identity.kind == silent.identity.kind &&
+           other.age_s <= silent.unseen_s;
+  });
+}
+
 /// The first few by name; an outage of many is one line more.
 void add_each(const char* what, const std::string& word, const std::vector<std::pair<const ServiceRow*, std::string>>& services,
               std::vector<Trouble>& troubles) {
@@ -89,7 +99,8 @@ void add_more(const char* what, const std::string& word, std::int64_t all, std::
 
 std::string held_until(const Installation::HeldJob& job) {
   return (job.over ? ", its next item tries it: " : " until " + at(job.until) + ", then it is tried again: ") +
-         std::to_string(job.failures) + " failures in a row since " + at(job.since) + ": " + job.error;
+         std::to_string(job.failures) + " failures in a row since " + at(job.since) + ": " + job.error + "; \"takt jobs resume " + job.job +
+         "\" tries it now";
 }
 
 void add_troubles_of_jobs(const Installation& installation, std::vector<Trouble>& troubles) {
@@ -160,7 +171,9 @@ std::vector<Trouble> troubles_of(const Installation& installation) {
   std::vector<std::pair<const ServiceRow*, std::string>> silent, wrong_key, not_ready;
   for (const auto& service : services) {
     if (service.silent()) {
-      silent.emplace_back(&service, ", last seen " + std::to_string(std::llround(service.unseen_s)) + " s ago");
+      if (!was_replaced(service, services))
+        silent.emplace_back(&service, ", last seen " + std::to_string(std::llround(service.unseen_s)) +
+                                          " s ago; if it is not to come back: \"takt services forget " + service.identity.id + "\"");
       continue;
     }
     if (!signs_with.empty() && !holds(service, signs_with)) {

@@ -5,10 +5,12 @@
 CREATE OR REPLACE FUNCTION takt.state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
   $$ SELECT (ARRAY['pending','running','done','dead','cancelled','blocked','pending'])[state + 1] $$;
 
--- A time as commands print it: RFC 3339, UTC, milliseconds. Times outside the years 1 to 9999 are shown as the nearest end.
+-- A time as commands print it: RFC 3339, UTC, milliseconds. Times outside the years 1 to 9999 are shown as the nearest end;
+-- NULL stays NULL.
 CREATE OR REPLACE FUNCTION takt.shown(moment timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
-  SELECT to_char(least(greatest(moment, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999+00') AT TIME ZONE 'UTC',
-                 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
+  SELECT CASE WHEN moment IS NOT NULL  -- greatest() and least() pass over NULL
+              THEN to_char(least(greatest(moment, '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999+00') AT TIME ZONE 'UTC',
+                           'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') END $$;
 
 -- When an item becomes due. NULL and times before 1970 mean now. Nothing is later than the end of the year 9999.
 CREATE OR REPLACE FUNCTION takt.item_time(run_at timestamptz) RETURNS timestamptz LANGUAGE sql STABLE AS $$

@@ -139,7 +139,7 @@ class ChaosTest(TaktTest):
         folder = os.path.join(self.folder, "pgbouncer")
         os.mkdir(folder)
         with open(os.path.join(folder, "users"), "w", encoding="utf-8") as file:
-            file.write(f'"takt" "{SETTINGS["PGPASSWORD"]}"\n')
+            file.write(f'"{SETTINGS["PGUSER"]}" "{SETTINGS["PGPASSWORD"]}"\n')
         with open(os.path.join(folder, "ini"), "w", encoding="utf-8") as file:
             file.write(f"""[databases]
 * = host=127.0.0.1 port={SETTINGS["PGPORT"]}

@@ -45,6 +45,24 @@ class Faults(ToldTest):
         self.mended(items)
         self.assertEqual(self.one("SELECT count(*) FROM takt.failing_destinations"), 0)
 
+    def test_F8_a_destination_that_is_left_alone_is_tried_at_once_when_somebody_says_so(self):
+        self.running(PLAIN.replace("max_attempts: 20", "max_attempts: 100").replace("timeout: 300ms", "circuit_pause: 10min, circuit_max_pause: 10min"))
+        self.ledger.behave["/mail"] = answers(500)
+        items = [self.enqueue("mail.send") for _ in range(4)]
+        eventually(lambda: "held" in self.troubles(), 20, "the circuit's opening")
+        self.assertIn('"takt jobs resume mail.send" tries it now', self.troubles()["held"])
+        self.ledger.behave["/mail"] = answers(200)
+        said = self.takt("items", "retry", *map(str, items), "--yes")
+        self.assertIn('is held until 20', said)
+        self.assertEqual(self.takt("jobs", "resume", "mail.send", "--by", "ann"),
+                         "job mail.send is not paused; its destination, which was left alone, is tried again now\n")
+        self.mended(items)
+        self.assertEqual(self.one("SELECT who FROM takt.audit WHERE action = 'free'"), "ann")
+        self.assertEqual(self.takt("jobs", "resume", "mail.send"), "job mail.send is neither paused nor held\n")
+        self.assertEqual(self.takt("jobs", "pause", "mail.send", "--by", "bob"), "job mail.send paused: its items are kept, its schedules do not tick\n")
+        self.assertEqual(self.takt("jobs", "pause", "mail.send", "--by", "ann"), "job mail.send was paused already\n")
+        self.assertIn("by bob since", self.troubles()["paused"])
+
     def test_an_endpoint_that_refuses_the_method(self):
         dispatcher, _ = self.running(PLAIN)
         self.ledger.behave["/mail"] = answers(405)

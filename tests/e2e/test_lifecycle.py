@@ -101,6 +101,20 @@ class Lifecycle(TaktTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.attempts WHERE item_id = %s", item), 5, "its history is kept")
         self.check_invariants()
 
+    def test_F10_check_prepares_each_statement_as_the_role_that_will_execute_it(self):
+        with open(self.config, encoding="utf-8") as file:
+            config = file.read()
+        shown = self.takt("check", "--before-start", expect=1)
+        self.assertEqual(len(re.findall("FAULT statement", shown)), 1, shown)
+        self.assertRegex(shown, "FAULT statement of .*no_such_function")
+        for statement, said in (("SELEKT 1", "syntax error"), ("SELECT nobody_made_this($1)", "nobody_made_this"), ("SELECT 1; DROP TABLE takt.items", "multiple commands"),
+                                ("SELECT count(*) FROM takt.items", "permission denied")):
+            with open(self.config, "w", encoding="utf-8") as file:
+                file.write(re.sub(r'statement: "[^"]*"', f'statement: "{statement}"', config))
+            shown = self.takt("check", "--before-start", expect=1)
+            self.assertRegex(shown, f"FAULT statement of .*{said}")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 0, "it is there still")
+
     def test_H2_answers_become_the_classes_of_the_design(self):
         self.start("up")
         self.ledger.behave["/flaky"] = lambda nth: (500 if nth < 3 else 200, {}, b"")

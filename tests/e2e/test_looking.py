@@ -112,6 +112,9 @@ class Messages(ToldTest):
         self.takt("dlq", "replay", f"item-{second}-0", "--yes", "--by", "ann")
         eventually(lambda: self.state(second) == "done")
         self.assertRegex(self.takt("dlq", "replay", f"item-{second}-0", "--yes"), rf"item-{second}-0: replayed at 20\S+ by ann; item {second} is done")
+        again = json.loads(self.takt("dlq", "replay", f"item-{second}-0", "--yes", "--json"))
+        self.assertEqual(again, {"items_replayed": 0, "ticks_replayed": 0, "replayed_before": 1, "refused": 0})
+        self.assertIn(f"item-{second}-0", self.takt("dlq", "show", str(second), expect=1), "an item's number is no letter's id")
         self.takt("jobs", "pause", "mail.send")
         holder = self.enqueue("mail.send", key="k")
         said = self.takt("dlq", "replay", "--job", "mail.send", "--yes", expect=1)
@@ -173,10 +176,11 @@ class Messages(ToldTest):
         self.takt("status", "--fail-on", "any,dead")
         item = self.enqueue("mail.send")
         eventually(lambda: self.one("SELECT count(*) FROM takt.dead_letters") == 1)
-        self.takt("status", "--fail-on", "any")
+        eventually(lambda: "failing" in self.troubles(), 10, "the job whose item died")
+        self.takt("status", "--fail-on", "any", expect=1)
+        self.takt("status", "--fail-on", "held,blocked,no_worker,key")
         self.takt("status", "--fail-on", "dead", expect=1)
         self.takt("jobs", "pause", "mail.send")
-        self.takt("status", "--fail-on", "any")
         self.takt("status", "--fail-on", "paused", expect=1)
         self.takt("jobs", "resume", "mail.send")
         self.assertIn("is none of", self.takt("status", "--fail-on", "odd", expect=2))
@@ -199,7 +203,63 @@ class Messages(ToldTest):
         self.assertEqual(len(json.loads(self.takt("quarantine", "list", "--limit", "2", "--json"))), 2)
         self.assertIn("no message", self.takt("quarantine", "show", "odd", expect=1))
         eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 3, what="all are there still")
+        self.assertIn("say which", self.takt("quarantine", "discard", "--yes", expect=2))
+        self.assertIn("no message", self.takt("quarantine", "discard", "odd", "--yes", expect=1))
+        self.assertEqual(self.takt("quarantine", "discard", "--reason", "stale", "--yes"), "no such message is in quarantine\n")
         self.takt("status", "--fail-on", "quarantine", expect=eventually(lambda: "waiting in takt.quarantine: 3" in self.takt("status"), 30, "the count") and 1)
+
+
+    def test_F15_what_was_looked_at_is_discarded(self):
+        self.install(CONFIG)
+        self.start("up")
+        channel = self.channel()
+        for n in range(3):
+            self.publish(channel, {"id": f"forged-{n}", "job": "mail.send"}, secret="whsec_" + "A" * 43 + "=")
+        eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 3, what="the quarantine")
+        first = json.loads(self.takt("quarantine", "--json"))[0]["message"]
+        self.assertEqual(self.takt("quarantine", "discard", first, "--yes", "--by", "ann"), "discarded 1 of 1 message\n")
+        eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 2, what="the others")
+        self.takt("quarantine", "discard", "--reason", "bad_signature", "--yes")
+        eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 0, what="an empty quarantine")
+        self.assertEqual(self.rows("SELECT who, subject FROM takt.audit WHERE action = 'quarantine discard' ORDER BY id")[0], ("ann", f"message {first}"))
+
+    def test_F16_lists_are_of_the_newest_whatever_numbers_their_runs_have(self):
+        """Numbers of runs are given to workers in blocks: a lower one may be the newer run's."""
+        self.install(CONFIG)
+        self.start("up")
+        items = []
+        for _ in range(12):
+            items.append(self.enqueue("mail.send"))
+            eventually(lambda: self.state(items[-1]) == "done")
+        self.db.cursor().execute("UPDATE takt.runs SET id = id + 1000000 WHERE item_max <= %s", (items[5],))
+        for filters in ([], ["--job", "mail.send"], ["--state", "done"]):
+            listed = [one["item"] for one in json.loads(self.takt("items", "--limit", "6", "--json", *filters))]
+            self.assertEqual(listed, items[:5:-1], filters)
+
+    def test_F16_the_last_slots_are_those_that_were_due_last(self):
+        self.install(CONFIG + "    schedules: [{name: second, cron: '* * * * * *'}]\n")
+        self.start("up")
+        slots = "SELECT count(*) FROM takt.runs WHERE tick_id LIKE 'mail.send/second@%%' AND status = 'completed'"
+        eventually(lambda: self.one(slots) >= 7, what="seven slots")
+        self.takt("jobs", "pause", "mail.send")
+        # One that was caught up with late, as after an outage.
+        self.db.cursor().execute("UPDATE takt.runs SET started_at = now() + interval '1 s' WHERE tick_id = (SELECT min(tick_id) FROM takt.runs WHERE tick_id LIKE 'mail.send/second@%%')")
+        due = [slot["due_at"] for slot in json.loads(self.takt("schedules", "show", "mail.send/second", "--json"))["last_slots"]]
+        self.assertEqual(due, [row[0].split("@")[1] for row in self.rows("SELECT tick_id FROM takt.runs WHERE tick_id LIKE 'mail.send/second@%%' ORDER BY tick_id DESC LIMIT 5")])
+
+    def test_F1_a_silent_service_that_is_not_to_come_back_is_forgotten(self):
+        self.install(CONFIG)
+        self.start("dispatcher"), self.start("dlq", "archive"), self.start("worker")
+        gone = self.start("worker")
+        eventually(lambda: self.troubles() == {}, 10, "a whole installation")
+        identity = self.one("SELECT id FROM takt.services WHERE pid = %s", gone.pid)
+        self.assertIn("lives goes by itself", self.takt("services", "forget", identity, expect=1))
+        gone.kill()
+        told = eventually(lambda: self.troubles().get("silent"), 10, "the silent one")
+        self.assertIn(f'"takt services forget {identity}"', told)
+        self.assertIn("forgotten", self.takt("services", "forget", identity, "--by", "ann"))
+        self.assertEqual(self.troubles(), {})
+        self.assertEqual(self.one("SELECT who FROM takt.audit WHERE action = 'forget'"), "ann")
 
 
 class OnATerminal(ToldTest):

@@ -126,10 +126,10 @@ TEST_F(DispatcherTest, PausingStopsASlotThatIsStoredAhead) {
     return claim_batch(*database, {database.job("demo"), tick.id, tick.due_at, "schedule", 77, "worker", 10, false}).outcome;
   };
   const auto& [a, b] = held[0].id.starts_with("demo/a@") ? std::tie(held[0], held[1]) : std::tie(held[1], held[0]);
-  ASSERT_TRUE(set_schedule_paused(*database, "demo", "a", true, "test"));
+  ASSERT_EQ(set_schedule_paused(*database, "demo", "a", true, "test"), Pausing::changed);
   EXPECT_EQ(arrives(a), ClaimOutcome::duplicate) << "as if it had been done before";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 1) << "the other schedule's";
-  ASSERT_TRUE(set_job_paused(*database, "demo", true, "test"));
+  ASSERT_EQ(set_job_paused(*database, "demo", true, "test"), Pausing::changed);
   EXPECT_EQ(arrives(b), ClaimOutcome::duplicate);
 }
 
@@ -140,9 +140,9 @@ TEST_F(DispatcherTest, ASlotThatWasStoppedAheadComesBackWhereItsScheduleGoesOnIn
   schedules_at("date_trunc('second', now()) + interval '1 s'");
   std::vector<TickRow> held;
   ASSERT_TRUE(eventually([&] { return !(held = scan.run_once(term, 1s).ticks).empty(); }));
-  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", true, "test"));
+  ASSERT_EQ(set_schedule_paused(*database, "demo", "s", true, "test"), Pausing::changed);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL"), 0);
-  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", false, "test"));
+  ASSERT_EQ(set_schedule_paused(*database, "demo", "s", false, "test"), Pausing::changed);
   schedules_at("'" + format_rfc3339(held[0].due_at) + "'");  // as resuming does, were this test as fast each time
   const auto again = scan.run_once(term, 1s).ticks;
   ASSERT_FALSE(again.empty());
@@ -259,15 +259,15 @@ TEST_F(DispatcherTest, MakesOneTickASlotWhoeverScans) {
 TEST_F(DispatcherTest, PausedSchedulesAndJobsDoNotTickAndGoOnFromNow) {
   database.apply(plain_job("demo", "schedules: [{name: s, cron: '* * * * * *'}]"));
   const Term term = lead();
-  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", true, "test"));
+  ASSERT_EQ(set_schedule_paused(*database, "demo", "s", true, "test"), Pausing::changed);
   schedules_at("date_trunc('second', now()) - interval '30 s'", "now()");
   EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.empty());
-  ASSERT_TRUE(set_schedule_paused(*database, "demo", "s", false, "test"));
+  ASSERT_EQ(set_schedule_paused(*database, "demo", "s", false, "test"), Pausing::changed);
   EXPECT_LE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.size(), 1U) << "none of the slots in between";
-  ASSERT_TRUE(set_job_paused(*database, "demo", true, "test"));
+  ASSERT_EQ(set_job_paused(*database, "demo", true, "test"), Pausing::changed);
   database->exec(std::string("UPDATE takt.schedules SET next_fire = now() - interval '5 s'"));
   EXPECT_TRUE(ScheduleScan(*database, metrics).run_once(term, 200ms).ticks.empty());
-  EXPECT_FALSE(set_job_paused(*database, "nobody", true, "test"));
+  EXPECT_EQ(set_job_paused(*database, "nobody", true, "test"), Pausing::unknown);
 }
 
 TEST_F(DispatcherTest, WakesAJobOnceAndMoreOnlyWhileItReportsMore) {
@@ -452,6 +452,32 @@ TEST_F(DispatcherTest, AJobThatAScanFoundIdleIsWokenOnceWithoutALook) {
   EXPECT_EQ(due_ticks(term), 0);
   clock.advance(2s);
   EXPECT_EQ(woken(), 0U) << "what was known is old";
+}
+
+TEST_F(DispatcherTest, F1_AStandbyIsReadyAgainWhenPostgreSQLIs) {
+  database->exec(std::string("UPDATE takt.leader SET holder = 'another', term = 1, until = now() + interval '1 h'"));
+  Database pool(Secret(database.url()), one_connection()), vital(Secret(database.url()), one_connection());
+  amqp::Publisher first(nowhere(), {}), second(nowhere(), {});
+  const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
+  const SystemClock real;
+  Dispatcher::Settings settings;
+  settings.scan_interval = 200ms;
+  settings.leader_lease = 2s;
+  settings.republish_after = 1h;
+  settings.retention = {std::chrono::days(7), 72h, 720h};
+  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, settings);
+  dispatcher.start();
+  const auto ready = [&] {
+    for (const auto& part : dispatcher.health()) {
+      if (part.name == "database") return part.ok;
+    }
+    return false;
+  };
+  ASSERT_TRUE(eventually(ready));
+  EXPECT_THROW(pool.exec(std::string("SELECT pg_terminate_backend(pg_backend_pid())")), DatabaseUnavailable);
+  EXPECT_TRUE(eventually(ready)) << "though a standby has nothing to ask the pool";
+  EXPECT_FALSE(dispatcher.leading());
+  dispatcher.stop();
 }
 
 TEST_F(DispatcherTest, C22_AnItemDoesNotWaitForARunThatIsAtWorkForLong) {

@@ -56,6 +56,11 @@ jobs:
   EXPECT_THAT(faults(bomb + "]}]\n"), Contains(HasSubstr("more than 10000 values")));
 }
 
+TEST(Config, AListAndAFormulaAreNoBackoffTogether) {
+  EXPECT_THAT(faults("jobs:\n  a:\n    handler: {http: {url: \"http://x/\", method: GET}}\n    backoff: {list: [1s, 5s], base: 3s}\n"),
+              Contains(HasSubstr("has no effect beside list")));
+}
+
 TEST(Config, ReadsEveryFormOfBackoffAndSchedule) {
   const auto config = parse_config(R"(
 jobs:

@@ -74,6 +74,24 @@ TEST_F(FailingJobsTest, AreRememberedUntilAfterTheRetryThatWasPutOff) {
   EXPECT_TRUE(jobs.list().empty());
 }
 
+TEST_F(FailingJobsTest, AreThoseOfWhichAnItemDiedHoweverFewFailed) {
+  CatalogJob job;
+  job.definition.name = "rare";
+  RunRecord record;
+  record.job = &job;
+  record.results.resize(1);
+  record.results[0].item_class = ItemClass::error;
+  record.settlements.assign(1, Settlement{ItemState::pending, 1s, true, ""});
+  jobs.note(record);
+  EXPECT_TRUE(jobs.list().empty());
+  record.settlements[0].state = ItemState::dead;
+  jobs.note(record);
+  ASSERT_EQ(jobs.list().size(), 1U);
+  EXPECT_EQ(jobs.list()[0].attempts, 2);
+  run("rare", {ItemClass::done});
+  EXPECT_TRUE(jobs.list().empty());
+}
+
 TEST_F(FailingJobsTest, TheWorstComesFirstAndMemoryIsBounded) {
   for (std::size_t i = 0; i < FailingJobs::kMost + 10; ++i)
     run("job" + std::to_string(i), {ItemClass::error, ItemClass::error, ItemClass::error}, std::string(5000, 'e'));

@@ -66,6 +66,23 @@ TEST_F(Troubles, WhoWentSilentDoesNothingAnyMore) {
   EXPECT_NE(text().find("WENT SILENT: worker w on web-1 (pid 7), last seen 9 s ago"), std::string::npos) << text();
 }
 
+TEST_F(Troubles, OneThatWasStartedAnewIsToldForAWhileOnly) {
+  installation.services.push_back(service("gone", "worker"));
+  installation.services.back().unseen_s = 299;
+  installation.services[1].age_s = 200;  // since then, on the same host
+  EXPECT_EQ(kinds(), (Kinds{"silent"})) << "what ends and is started again and again is to be seen";
+  installation.services.back().unseen_s = 301;
+  EXPECT_EQ(kinds(), Kinds{});
+  installation.services[1].age_s = 400;
+  EXPECT_EQ(kinds(), (Kinds{"silent"})) << "that one was there before";
+  installation.services[1].age_s = 200;
+  installation.services.back().identity.host = "web-2";
+  EXPECT_EQ(kinds(), (Kinds{"silent"})) << "that one is elsewhere";
+  installation.services.back().identity.host = "web-1";
+  installation.services.back().identity.kind = "up";
+  EXPECT_EQ(kinds(), (Kinds{"silent"})) << "that one does less";
+}
+
 TEST_F(Troubles, ManyOfAKindAreThreeLinesAndACount) {
   for (int i = 0; i < 40; ++i) {
     installation.services.push_back(service("gone" + std::to_string(i), "worker"));
