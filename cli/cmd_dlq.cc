@@ -157,7 +157,8 @@ void replay(Context& context, const LetterOptions& options) {
                      .dump()
               << "\n";
   } else if (sum.items + sum.ticks + sum.before + sum.refused > 0) {
-    std::cout << "replayed " << sum.items << (sum.items == 1 ? " item, " : " items, ") << sum.ticks << (sum.ticks == 1 ? " tick" : " ticks");
+    std::cout << "replayed " << sum.items << (sum.items == 1 ? " item, " : " items, ") << sum.ticks
+              << (sum.ticks == 1 ? " tick" : " ticks");
     std::cout << (sum.before > 0 ? "; " + std::to_string(sum.before) + " had been replayed before\n" : "\n");
   }
   if (sum.refused == 0) return;

@@ -202,7 +202,8 @@ void cancel_of_job(Database& database, const ActingOptions& options) {
   const std::string has = backlog->has_items() ? backlog->text() : "no items";
   if (!confirm("cancel what waits of " + options.job + ", which has " + has + "?", options.yes)) throw CommandFailed("nothing done");
   const auto cancelled = cancel_waiting(database, *backlog, {Context::who(options.by), "command line"}, removal);
-  say(options.json, {{"cancelled", cancelled.items}}, std::to_string(cancelled.items) + (cancelled.items == 1 ? " item cancelled" : " items cancelled"));
+  say(options.json, {{"cancelled", cancelled.items}},
+      std::to_string(cancelled.items) + (cancelled.items == 1 ? " item cancelled" : " items cancelled"));
   if (!cancelled.stopped_by.empty())
     throw CommandFailed("stopped before the end: " + cancelled.stopped_by +
                         (cancelled.job_is_back ? "; what is left is its work" : "; repeat the command for the rest"));
@@ -243,7 +244,8 @@ void retry_of_job(Database& database, const ActingOptions& options) {
       id = set.integer(0, 3);
     }
   }
-  say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" +
+  say(options.json, {{"retried", done}},
+      std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" +
           held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id = $1"), Params::of(job))));
 }
 

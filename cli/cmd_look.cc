@@ -222,7 +222,10 @@ nlohmann::json resume_job(Database& database, const std::string& name, const std
           {"paused", false},
           {"changed", changed},
           {"freed", freed},
-          {"text", "job " + name + (changed ? " resumed" : freed ? " is not paused" : " is neither paused nor held") +
+          {"text", "job " + name +
+                       (changed ? " resumed"
+                        : freed ? " is not paused"
+                                : " is neither paused nor held") +
                        (freed ? "; its destination, which was left alone, is tried again now" : "")}};
 }
 
@@ -267,13 +270,14 @@ void add_schedules(CLI::App& app, Context& context) {
                     throw CommandFailed("no schedule \"" + printable(name, 200) + "\"; \"takt schedules list\" lists those known");
                   const bool changed = outcome == Pausing::changed;
                   const std::string was = paused ? " was paused already" : " was not paused";
-                  return nlohmann::json{
-                      {"job", of},
-                      {"schedule", schedule},
-                      {"paused", paused},
-                      {"changed", changed},
-                      {"text", "schedule " + name +
-                                   (!changed ? was : paused ? " paused" : " resumed: its next slot is the next after now")}};
+                  return nlohmann::json{{"job", of},
+                                        {"schedule", schedule},
+                                        {"paused", paused},
+                                        {"changed", changed},
+                                        {"text", "schedule " + name +
+                                                     (!changed ? was
+                                                      : paused ? " paused"
+                                                               : " resumed: its next slot is the next after now")}};
                 });
   }
 }

@@ -18,7 +18,10 @@ void add_migrate(CLI::App& app, Context& context) {
     context.configure_logging("migrate");
     auto& said = *json ? std::cerr : std::cout;
     const auto report = migrate(context.database(), [&said](const std::string& name) { said << name << std::endl; });
-    nlohmann::json outcome{{"schema_version", report.version}, {"migrations", report.applied}, {"functions", report.functions}, {"queues", nlohmann::json::array()}};
+    nlohmann::json outcome{{"schema_version", report.version},
+                           {"migrations", report.applied},
+                           {"functions", report.functions},
+                           {"queues", nlohmann::json::array()}};
     said << "database: version " << report.version << (report.applied + report.functions == 0 ? ", nothing to do" : "") << "\n";
     const auto end = [json, &outcome] {
       if (*json) std::cout << outcome.dump() << "\n";

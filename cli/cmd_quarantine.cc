@@ -124,8 +124,9 @@ void discard(Context& context, const Discarding& options) {
     return say(options.json, {{"discarded", 0}}, "no such message is in quarantine");
   }
   if (!confirm("remove " + count + " from the quarantine for ever?", options.yes)) throw CommandFailed("nothing done");
-  database.exec_retrying({"quarantine_discard", "INSERT INTO takt.audit (who, origin, action, subject, detail) SELECT $1, 'command line',"
-                                                " 'quarantine discard', 'message ' || id, NULL FROM unnest($2::text[]) id"},
+  database.exec_retrying({"quarantine_discard",
+                          "INSERT INTO takt.audit (who, origin, action, subject, detail) SELECT $1, 'command line',"
+                          " 'quarantine discard', 'message ' || id, NULL FROM unnest($2::text[]) id"},
                          Params::of(Context::who(options.by), found));
   std::int64_t removed = 0;
   look_at_quarantine(context, kMostShown, [&](const amqp::Delivery& message) {

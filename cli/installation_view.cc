@@ -128,9 +128,8 @@ void add_installation(CLI::App& app, Context& context) {
   command->add_option("id", forgetting->id, "its id, or id@host")->required();
   command->add_option("--by", forgetting->by, "who is acting, for the audit; default: the login name");
   command->add_flag("--json", forgetting->json, "the outcome as JSON");
-  command->callback([&context, forgetting] {
-    forget(context.current_database(), forgetting->id, Context::who(forgetting->by), forgetting->json);
-  });
+  command->callback(
+      [&context, forgetting] { forget(context.current_database(), forgetting->id, Context::who(forgetting->by), forgetting->json); });
 }
 
 }  // namespace takt

@@ -350,9 +350,10 @@ Pausing set_schedule_paused(Database& database, const std::string& job, const st
   auto outcome = Pausing::unknown;
   database.transaction([&](Session& on) {
     on.script(kLock);
-    const auto was = on.exec(std::string("SELECT s.id, s.paused, s.fault IS NOT NULL FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id "
-                                         "WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL"),
-                             Params::of(job, schedule));
+    const auto was =
+        on.exec(std::string("SELECT s.id, s.paused, s.fault IS NOT NULL FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id "
+                            "WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL"),
+                Params::of(job, schedule));
     if (was.empty()) return;
     const bool set_aside = was.boolean(0, 2);  // resuming looks at it again
     outcome = was.boolean(0, 1) == paused && (paused || !set_aside) ? Pausing::was_so : Pausing::changed;

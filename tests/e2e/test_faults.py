@@ -46,7 +46,7 @@ class Faults(ToldTest):
         self.assertEqual(self.one("SELECT count(*) FROM takt.failing_destinations"), 0)
 
     def test_F8_a_destination_that_is_left_alone_is_tried_at_once_when_somebody_says_so(self):
-        self.running(PLAIN.replace("max_attempts: 20", "max_attempts: 100").replace("timeout: 300ms", "circuit_pause: 10min, circuit_max_pause: 10min"))
+        self.running(PLAIN.replace("max_attempts: 20", "max_attempts: 100").replace("timeout: 300ms", "circuit_pause: 10m, circuit_max_pause: 10m"))
         self.ledger.behave["/mail"] = answers(500)
         items = [self.enqueue("mail.send") for _ in range(4)]
         eventually(lambda: "held" in self.troubles(), 20, "the circuit's opening")

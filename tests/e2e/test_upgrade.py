@@ -1,4 +1,5 @@
 """Pods of the version before, while the next release's functions come and their own go."""
+import contextlib
 import os
 import re
 import threading
@@ -32,8 +33,9 @@ class Upgrade(TaktTest):
         accepted, ended = [], threading.Event()
 
         def enqueue():
-            with psycopg2.connect(self.database_url) as connection, connection.cursor() as cursor:
+            with contextlib.closing(psycopg2.connect(self.database_url)) as connection:
                 connection.autocommit = True
+                cursor = connection.cursor()
                 while not ended.wait(0.01):
                     cursor.execute("SELECT takt.enqueue('work', jsonb_build_object('n', %s))", (len(accepted),))
                     accepted.append(cursor.fetchone()[0])

@@ -58,8 +58,9 @@ TEST(Architecture, EachRoomOfCoreUsesThoseBeforeIt) {
     std::string line;
     while (std::getline(file, line)) {
       std::smatch found;
-      if (std::regex_search(line, found, include))
+      if (std::regex_search(line, found, include)) {
         EXPECT_LE(std::find(kRooms.begin(), kRooms.end(), found[1].str()), own) << entry.path() << ": " << line;
+      }
     }
   }
   EXPECT_GT(files, 50);
