@@ -119,9 +119,9 @@ void check_next_keys(Findings& findings, const Installation& installation, const
   }
 }
 
-void check_services(Findings& findings, Database& database, const KeyRing& keys) {
+void check_services(Findings& findings, Database& database, const KeyRing* keys) {
   const auto installation = read_installation(database);
-  check_next_keys(findings, installation, keys);
+  if (keys != nullptr) check_next_keys(findings, installation, *keys);
   if (const auto found = installation.waiting.find(amqp::kQuarantineQueue); found != installation.waiting.end() && found->second > 0)
     findings.note("quarantine", std::to_string(found->second) + (found->second == 1 ? " message" : " messages") +
                                     " that no worker took for a genuine tick; \"takt quarantine\" shows why, and discards them");
@@ -137,14 +137,12 @@ void check_services(Findings& findings, Database& database, const KeyRing& keys)
 }
 
 /// Each statement of a job is prepared by the role that will execute it, so that a fault in it is known before it costs attempts.
-void check_statements(Findings& findings, const Config& config, const std::string& database, Session& on) {
+void check_statements(Findings& findings, const Config& config, const std::string& database, DatabaseConnection& connection) {
   for (const auto& job : config.jobs) {
     const auto* sql = std::get_if<SqlHandlerConfig>(&job.handler);
     if (sql == nullptr || sql->database != database) continue;
     try {
-      // One statement of the extended protocol, which takes no second one behind a semicolon.
-      on.exec("PREPARE takt_check AS " + bind_statement(sql->statement).sql, {});
-      on.exec(std::string("DEALLOCATE takt_check"), {});
+      connection.transaction([&](Session& on) { on.judge(bind_statement(sql->statement).sql); });
     } catch (const DatabaseError& error) {
       findings.bad("statement of " + job.name, printable(error.what(), 300));
     }
@@ -161,7 +159,7 @@ void check_jobs(Findings& findings, const Config& config) {
       Database opened(required_environment(named.url_env.c_str(), "its URL"), settings);
       opened.with_connection([&](DatabaseConnection& connection) {
         if (const auto fault = superuser_fault(connection.session(), named)) throw CommandFailed(*fault);
-        check_statements(findings, config, name, connection.session());
+        check_statements(findings, config, name, connection);
       });
       return "reachable as " + named.role;
     });
@@ -220,7 +218,7 @@ void add_check(CLI::App& app, Context& context) {
           return std::string("the database matches the file");
         });
       }
-      if (keys && database && !*before_start) check_services(findings, context.database(), context.keys());
+      if (database && !*before_start) check_services(findings, context.database(), keys ? &context.keys() : nullptr);
       if (database)
         look(findings, "broker", [&] { return check_broker(context); });
       else

@@ -108,7 +108,7 @@ void work_through(Context& context, const LetterOptions& options, const std::str
       if (letter_parts(database, id).empty()) throw no_letter(id);
     }
     if (!options.job.empty()) require_job(database, options.job);
-    if (options.json) return act(database, options.ids);  // says what became of each
+    if (options.json) return;
     std::cout << "no open dead letters match; nothing to " << verb << "\n";
     for (const auto& line : why_not_replayed(database, options.ids, true)) std::cout << line << "\n";
     return;
@@ -150,6 +150,11 @@ void replay(Context& context, const LetterOptions& options) {
     sum.refused += part.refused;
   });
   if (options.json) {
+    if (sum.before == 0 && !options.ids.empty()) {
+      auto replayed = filter_of(options);
+      replayed.state = "replayed";
+      sum.before = static_cast<int>(count_letters(context.database(), replayed)) - sum.items - sum.ticks;
+    }
     std::cout << nlohmann::json{{"items_replayed", sum.items},
                                 {"ticks_replayed", sum.ticks},
                                 {"replayed_before", sum.before},

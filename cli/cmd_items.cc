@@ -31,9 +31,11 @@ void list_items(Context& context, const ItemFilter& filter) {
         FROM takt.ended_items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
          AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
     newest AS (
-      SELECT r.id, r.started_at, r.item_max FROM takt.runs r WHERE r.job_id IN (SELECT id FROM job) AND r.item_ids <> '{}'
+      SELECT r.id, r.started_at, r.item_max FROM takt.runs r
+       WHERE r.job_id )sql") +
+                        (filter.job.empty() ? "IN" : "=") + R"sql( (SELECT id FROM job) AND r.item_ids <> '{}'
          AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
-         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql") +
+         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql" +
                         (filter.job.empty() ? "r.id" : "r.started_at") + R"sql( DESC LIMIT 10000),
     run AS (
       SELECT r AS row FROM (SELECT id, started_at FROM newest ORDER BY item_max DESC LIMIT 3 * $4 + 20) n
@@ -120,10 +122,13 @@ constexpr Statement kRetry{"items_retry", R"sql(
   WITH again AS (
     UPDATE takt.items SET state = CASE WHEN state = 6 THEN 6 ELSE 0 END, run_at = now(), attempt = CASE WHEN state = 5 THEN 0 ELSE attempt END,
                           replay = CASE WHEN state = 5 THEN replay + 1 ELSE replay END
-     WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING id),
+     WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING id, job_id),
   noted AS (
-    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again)
-  SELECT count(*), pg_notify('takt_due', '') FROM again
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again),
+  held AS (
+    SELECT h.job, h.until FROM takt.held_jobs h WHERE h.job_id IN (SELECT job_id FROM again) ORDER BY h.job LIMIT 1)
+  SELECT (SELECT count(*) FROM again), pg_notify('takt_due', ''), h.job, takt.shown(h.until)
+    FROM (SELECT 1) one LEFT JOIN held h ON true
 )sql"};
 
 constexpr std::int64_t kRetriedASet = 1000;
@@ -173,23 +178,20 @@ CommandFailed nothing_left(Database& database, const std::string& job) {
   return CommandFailed("nothing is left of job \"" + job + "\" but dead letters");
 }
 
-/// What keeps items that are due now from beginning: their job's destination is left alone. Empty: nothing.
-std::string held_note(const Rows& held) {
-  if (held.empty()) return "";
-  return "; job " + std::string(held.text(0, 0)) + " is held until " + std::string(held.text(0, 1)) + ": \"takt jobs resume " +
-         std::string(held.text(0, 0)) + "\" tries its destination now";
+/// What keeps items that are due now from beginning: their job's destination is left alone. From a row's job and time; NULL: nothing.
+std::string held_note(const Rows& held, std::size_t job, std::size_t until) {
+  if (held.empty() || held.is_null(0, job)) return "";
+  return "; job " + std::string(held.text(0, job)) + " is held until " + std::string(held.text(0, until)) + ": \"takt jobs resume " +
+         std::string(held.text(0, job)) + "\" tries its destination now";
 }
 
 void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
                 const std::string& done) {
   const auto asked = std::to_string(options.ids.size()) + (options.ids.size() == 1 ? " item" : " items");
   if (!confirm(verb + " " + asked + "?", options.yes)) throw CommandFailed("nothing done");
-  const auto count = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by))).integer(0, 0);
-  const auto note = verb == "cancel" || count == 0
-                        ? ""
-                        : held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id IN "
-                                                              "(SELECT job_id FROM takt.items WHERE id = ANY ($1::bigint[])) LIMIT 1"),
-                                                  Params::of(options.ids)));
+  const auto acted = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by)));
+  const auto count = acted.integer(0, 0);
+  const std::string note = verb == "cancel" ? "" : held_note(acted, 2, 3);
   say(options.json, {{verb == "cancel" ? "cancelled" : "retried", count}}, std::to_string(count) + " of " + asked + " " + done + note);
   if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
 }
@@ -246,7 +248,10 @@ void retry_of_job(Database& database, const ActingOptions& options) {
   }
   say(options.json, {{"retried", done}},
       std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" +
-          held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id = $1"), Params::of(job))));
+          (options.json ? ""
+                        : held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id = $1"),
+                                                  Params::of(job)),
+                                    0, 1)));
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {

@@ -335,8 +335,9 @@ void add_listing(CLI::App* parent, const std::function<void(CLI::App*)>& add_opt
       if (verb->get_name() == "list") continue;
       for (const auto* option : parent->get_options()) {
         if (option->count() > 0)
-          throw UsageError("\"takt " + parent->get_name() + " " + verb->get_name() + "\" takes no " + option->get_name() +
-                           "; what it takes, behind it: \"takt " + parent->get_name() + " " + verb->get_name() + " --help\"");
+          throw UsageError(verb->get_option_no_throw(option->get_name()) != nullptr
+                               ? option->get_name() + " stands before \"" + verb->get_name() + "\"; write it behind"
+                               : "\"takt " + parent->get_name() + " " + verb->get_name() + "\" takes no " + option->get_name());
       }
     }
   });

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <functional>
-#include <iostream>
+#include <set>
 
 #include "cli/commands.h"
 #include "cli/table.h"
@@ -21,14 +21,17 @@ constexpr int kMostShown = 1000;
 constexpr Duration kQuiet = std::chrono::milliseconds(500);
 constexpr Duration kLongest = std::chrono::seconds(10);
 
+using Messages = std::vector<amqp::Delivery>;
+
 /// The oldest messages, which stay where they are: they are taken and given back, and come again in another order at most. Those
-/// that `discarded` says yes to are removed.
-std::vector<amqp::Delivery> look_at_quarantine(
-    Context& context, int most, const std::function<bool(const amqp::Delivery&)>& discarded = [](const auto&) { return false; }) {
+/// that `discarded` names by their places are removed.
+Messages look_at_quarantine(
+    Context& context, int most,
+    const std::function<std::set<std::size_t>(const Messages&)>& discarded = [](const auto&) { return std::set<std::size_t>(); }) {
   amqp::Channel channel(context.broker("takt quarantine"));
   const auto queue = channel.inspect_queue(amqp::kQuarantineQueue);
   if (!queue) throw CommandFailed("queue " + amqp::kQuarantineQueue + " is missing; run \"takt migrate\"");
-  std::vector<amqp::Delivery> messages;
+  Messages messages;
   if (queue->messages == 0) return messages;
   channel.consume(amqp::kQuarantineQueue, "takt:quarantine", static_cast<std::uint16_t>(most));
   const auto begin = std::chrono::steady_clock::now();
@@ -47,11 +50,12 @@ std::vector<amqp::Delivery> look_at_quarantine(
     });
   }
   channel.cancel("takt:quarantine");
-  for (const auto& message : messages) {
-    if (discarded(message))
-      channel.ack(message.tag, false);
+  const auto gone = discarded(messages);
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    if (gone.contains(i))
+      channel.ack(messages[i].tag, false);
     else
-      channel.reject(message.tag, true);
+      channel.reject(messages[i].tag, true);
   }
   if (messages.empty())
     throw CommandFailed(std::to_string(queue->messages) +
@@ -98,6 +102,10 @@ void list(Context& context, const std::string& reason, int limit, bool json) {
   table.print(json, reason.empty() ? "nothing is in quarantine" : "nothing is in quarantine for reason \"" + printable(reason, 60) + "\"");
 }
 
+constexpr Statement kDiscarded{"quarantine_discarded",
+                               "INSERT INTO takt.audit (who, origin, action, subject) SELECT $1, 'command line', 'quarantine discard',"
+                               " 'message ' || id FROM unnest($2::text[]) id"};
+
 struct Discarding {
   std::vector<std::string> ids;
   std::string reason, by;
@@ -109,32 +117,31 @@ struct Discarding {
   }
 };
 
-/// At most kMostShown at a time, since so many are looked at.
+/// At most kMostShown at a time, since so many are looked at. In one look: what is asked about is what is removed.
 void discard(Context& context, const Discarding& options) {
   if (options.ids.empty() && options.reason.empty() && !options.all) throw UsageError("say which: ids, --reason, or --all");
   auto& database = context.current_database();
-  const auto chosen = [&](const amqp::Delivery& message) { return options.chosen(message); };
-  std::vector<std::string> found;
-  for (const auto& message : look_at_quarantine(context, kMostShown)) {
-    if (chosen(message)) found.push_back(message.message_id);
-  }
-  const auto count = std::to_string(found.size()) + (found.size() == 1 ? " message" : " messages");
-  if (found.empty()) {
-    if (!options.ids.empty()) throw no_message(options.ids.front());
-    return say(options.json, {{"discarded", 0}}, "no such message is in quarantine");
-  }
-  if (!confirm("remove " + count + " from the quarantine for ever?", options.yes)) throw CommandFailed("nothing done");
-  database.exec_retrying({"quarantine_discard",
-                          "INSERT INTO takt.audit (who, origin, action, subject, detail) SELECT $1, 'command line',"
-                          " 'quarantine discard', 'message ' || id, NULL FROM unnest($2::text[]) id"},
-                         Params::of(Context::who(options.by), found));
-  std::int64_t removed = 0;
-  look_at_quarantine(context, kMostShown, [&](const amqp::Delivery& message) {
-    const bool now = std::find(found.begin(), found.end(), message.message_id) != found.end();
-    removed += now ? 1 : 0;
-    return now;
+  std::vector<std::string> removed;
+  look_at_quarantine(context, kMostShown, [&](const Messages& messages) {
+    std::set<std::size_t> chosen;
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      if (!options.chosen(messages[i])) continue;
+      chosen.insert(i);
+      removed.push_back(messages[i].message_id);
+    }
+    if (chosen.empty()) return chosen;
+    const auto count = std::to_string(chosen.size()) + (chosen.size() == 1 ? " message" : " messages");
+    if (!confirm("remove " + count + " from the quarantine for ever?", options.yes)) throw CommandFailed("nothing done");
+    database.exec_retrying(kDiscarded, Params::of(Context::who(options.by), removed));
+    return chosen;
   });
-  say(options.json, {{"discarded", removed}}, "discarded " + std::to_string(removed) + " of " + count);
+  if (removed.empty() && options.ids.empty()) return say(options.json, {{"discarded", 0}}, "no such message is in quarantine");
+  if (!removed.empty())
+    say(options.json, {{"discarded", removed.size()}},
+        "discarded " + std::to_string(removed.size()) + (removed.size() == 1 ? " message" : " messages"));
+  for (const auto& id : options.ids) {
+    if (std::find(removed.begin(), removed.end(), id) == removed.end()) throw no_message(id);
+  }
 }
 
 void show(Context& context, const std::string& id, bool json) {
@@ -172,9 +179,10 @@ void add_quarantine(CLI::App& app, Context& context) {
                            [&context](const std::string& id, bool as_json) { show(context, id, as_json); });
   auto discarding = std::make_shared<Discarding>();
   auto* command = quarantine->add_subcommand("discard", "remove messages for ever, at most 1,000 at a time");
-  command->add_option("id", discarding->ids, "messages by id");
-  command->add_option("--reason", discarding->reason, "all that were refused for this: bad_signature, stale, …");
-  command->add_flag("--all", discarding->all, "all");
+  auto* ids = command->add_option("id", discarding->ids, "messages by id");
+  auto* all_of =
+      command->add_option("--reason", discarding->reason, "all that were refused for this: bad_signature, stale, …")->excludes(ids);
+  command->add_flag("--all", discarding->all, "all")->excludes(ids)->excludes(all_of);
   command->add_flag("--yes", discarding->yes, "do not ask");
   command->add_option("--by", discarding->by, "who is acting, for the audit; default: the login name");
   command->add_flag("--json", discarding->json, "the outcome as JSON");

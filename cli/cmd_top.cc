@@ -47,11 +47,12 @@ class Screen {
     }
     std::string frame = "\x1b[H";
     const auto width = output_style().width;
-    const auto parts = split(text, '\n');
+    auto parts = split(text, '\n');
+    if (parts.back().empty()) parts.pop_back();  // behind the last line's end
     for (std::size_t line = 0; line < parts.size(); ++line) {
       const auto part = parts[line];
-      if (const auto left = parts.size() - line; line + 2 == height() && left > 2) {
-        frame += "(" + std::to_string(left - 1) + " lines more in a higher terminal)\x1b[K\n";
+      if (const auto left = parts.size() - line; line + 2 == height() && left > 1) {
+        frame += "(" + std::to_string(left) + " lines more in a higher terminal)\x1b[K\n";
         break;
       }
       // The table's lines, which may be coloured, fit already.

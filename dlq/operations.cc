@@ -23,6 +23,8 @@ constexpr Statement kOpen{"letters_open", "SELECT d.id FROM takt.dead_letters d 
 constexpr Statement kCountOpen{"letters_count_open",
                                "SELECT count(*) FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER};
 
+constexpr Statement kCount{"letters_count", "SELECT count(*) FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER};
+
 constexpr Statement kParts{"letter_parts", R"sql(
   SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
     FROM takt.dead_letters d CROSS JOIN LATERAL (VALUES
@@ -183,6 +185,10 @@ std::vector<std::string> open_letters(Database& database, const LetterFilter& fi
 
 std::int64_t count_open_letters(Database& database, const LetterFilter& filter) {
   return database.exec(kCountOpen, filter_params(filter)).integer(0, 0);
+}
+
+std::int64_t count_letters(Database& database, const LetterFilter& filter) {
+  return database.exec(kCount, filter_params(filter)).integer(0, 0);
 }
 
 std::optional<LetterToMend> letter_to_mend(Database& database, const std::string& id) {

@@ -24,6 +24,8 @@ Rows letter_parts(Database& database, const std::string& id);
 /// Ids of the letters that match and are still archived, oldest first, at most `limit`.
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit);
 std::int64_t count_open_letters(Database& database, const LetterFilter& filter);
+/// Of whatever state the filter says.
+std::int64_t count_letters(Database& database, const LetterFilter& filter);
 
 std::optional<LetterToMend> letter_to_mend(Database& database, const std::string& id);
 

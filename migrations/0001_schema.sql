@@ -235,7 +235,7 @@ CREATE TABLE takt.leader (
 ) WITH (fillfactor = 50);
 INSERT INTO takt.leader VALUES ('dispatcher', '', 0, 'epoch');
 
--- Who is there: one row a process of Takt's, written every two seconds while it lives (core/installation/presence.h) and deleted when it ends
+-- Who is there: one row a process of Takt's, written every second and a half while it lives (core/installation/presence.h) and deleted when it ends
 -- in order. One that has not been written for longer is of a process that went silent; it goes after an hour.
 CREATE TABLE takt.services (
   id         text PRIMARY KEY,              -- as in the log's lines and, before the @, in runs.worker
@@ -265,7 +265,8 @@ CREATE TABLE takt.failing_destinations (
   error     text NOT NULL,                  -- of the last
   worker    text NOT NULL,
   opened_at timestamptz,                    -- the workers leave it alone
-  until     timestamptz                     -- when the last of them tries again
+  until     timestamptz,                    -- when the last of them tries again
+  freed_at  timestamptz                     -- when somebody last had it tried before that
 ) WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 0);
 
 CREATE TABLE takt.audit (

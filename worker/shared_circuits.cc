@@ -19,7 +19,8 @@ constexpr Statement kFails{"destination_fails", R"sql(
   RETURNING failures, opened_at IS NOT NULL, opened_at = now()
 )sql"};
 constexpr Statement kFailing{"destinations_failing",
-                             "SELECT name, opened_at IS NOT NULL FROM takt.failing_destinations ORDER BY opened_at IS NULL LIMIT 1000"};
+                             "SELECT name, opened_at IS NOT NULL, coalesce((extract(epoch FROM freed_at) * 1000000)::bigint, 0)"
+                             "  FROM takt.failing_destinations ORDER BY opened_at IS NULL LIMIT 1000"};
 
 }  // namespace
 
@@ -52,7 +53,7 @@ void SharedCircuits::exchange(const std::string& job, const JobCircuit& circuit)
 void SharedCircuits::refresh(Database& vital, std::initializer_list<CircuitBreaker*> breakers) {
   const auto rows = vital.exec(kFailing);
   std::vector<CircuitBreaker::Failing> failing;
-  for (std::size_t i = 0; i < rows.size(); ++i) failing.push_back({std::string(rows.text(i, 0)), rows.boolean(i, 1)});
+  for (std::size_t i = 0; i < rows.size(); ++i) failing.push_back({std::string(rows.text(i, 0)), rows.boolean(i, 1), rows.integer(i, 2)});
   for (auto* breaker : breakers) breaker->hear(failing);
 }
 

@@ -369,9 +369,12 @@ bool free_destination(Database& database, const std::string& job, const std::str
   // By failing_destinations' primary key. The workers' circuits hear of it within a second (SharedCircuits::refresh).
   constexpr Statement kFree{"destination_free", R"sql(
     WITH freed AS (
-      DELETE FROM takt.failing_destinations d USING takt.jobs j
+      UPDATE takt.failing_destinations d SET until = now(), freed_at = now() FROM takt.jobs j
        WHERE j.name = $1 AND j.removed_at IS NULL AND d.name = takt.destination_of(j.definition) AND d.opened_at IS NOT NULL
       RETURNING d.name),
+    released AS (
+      UPDATE takt.jobs SET held_until = NULL
+       WHERE name = $1 AND removed_at IS NULL AND held_until > now() AND EXISTS (SELECT 1 FROM freed)),
     noted AS (
       INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'free', 'job ' || $1 FROM freed)
     SELECT count(*), pg_notify('takt_due', $1) FROM freed

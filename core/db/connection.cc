@@ -224,6 +224,14 @@ class PqxxConnection final : public DatabaseConnection {
     Rows exec(const std::string& sql, const Params& params) override {
       return owner_.asked([&] { return on([&](pqxx::transaction_base& t) { return run_sql(t, sql, params); }); });
     }
+    void judge(const std::string& sql) override {
+      constexpr const char* kName = "takt_judged";
+      owner_.asked([&] {
+        prepare({kName, sql.c_str()});
+        owner_.connection_.unprepare(kName);
+        return 0;
+      });
+    }
     Rows script(const std::string& sql) override {
       return owner_.asked([&] { return on([&](pqxx::transaction_base& t) { return t.exec(sql); }); });
     }

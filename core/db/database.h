@@ -144,6 +144,8 @@ class Session {
   virtual Rows exec(const Statement& statement, const Params& params) = 0;
   /// Unprepared; one statement.
   virtual Rows exec(const std::string& sql, const Params& params) = 0;
+  /// Has the server judge one statement, and executes nothing. Throws as exec() does. Within a transaction.
+  virtual void judge(const std::string& sql) = 0;
   /// Several statements, no parameters. All together have the time of one.
   virtual Rows script(const std::string& sql) = 0;
   /// Within a transaction, for what follows in it: another time than statement_timeout. Zero: any, with no deadline either.

@@ -18,6 +18,15 @@ namespace {
 // until their transaction ends (takt.notifier_lock) is far above.
 constexpr auto kLock = "SELECT pg_advisory_xact_lock(1952541558)";
 
+constexpr auto kDenyByDefault = R"sql(
+  DO $$
+  DECLARE new_one regprocedure;
+  BEGIN
+    FOR new_one IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'takt'::regnamespace AND proacl IS NULL LOOP
+      EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', new_one);
+    END LOOP;
+  END $$)sql";
+
 struct Applied {
   std::string checksum;
   int oldest = 0;  // the oldest version whose binaries may go on with it
@@ -167,12 +176,14 @@ class Migrator {
           " release text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())");
     });
     for (const auto& migration : schema_.migrations) {
-      const bool last = &migration == &schema_.migrations.back();
-      trying(std::string(migration.name), [&](Session& on) {
+      // What is done outside a transaction is recorded for itself: it would not be undone with the functions.
+      const bool with_functions = &migration == &schema_.migrations.back() && header(migration.sql, "transaction") != "none";
+      trying("migration " + std::string(migration.name), [&](Session& on) {
         apply(migration, on);
-        if (last) apply_functions(on);
+        if (with_functions) apply_functions(on);
       });
     }
+    trying("functions", [&](Session& on) { apply_functions(on); });
     in_turn([&](Session& on) {
       const auto applied = applied_migrations(on);
       check_applied(applied, schema_.migrations);
@@ -199,15 +210,18 @@ class Migrator {
 
   /// In its turn, again and again while others have the locks that it needs.
   void trying(const std::string& name, const std::function<void(Session&)>& body) {
-    const auto until = std::chrono::steady_clock::now() + settings_.patience;
+    std::optional<SteadyTime> until;  // from the first lock that was not to be had: what took long is no waiting
+    const auto before = report_;
     while (true) {
       try {
+        report_ = before;
         return in_turn(body);
       } catch (const DatabaseError& error) {
         if (!error.retryable()) throw;
         const std::string who = lock_holders(database_);
-        if (std::chrono::steady_clock::now() > until) {
-          throw DatabaseError("migration " + name + " got no lock on a table for " + format_duration(settings_.patience) + ": " + who +
+        if (!until) until = std::chrono::steady_clock::now() + settings_.patience;
+        if (std::chrono::steady_clock::now() > *until) {
+          throw DatabaseError(name + " got no lock on a table for " + format_duration(settings_.patience) + ": " + who +
                                   ". End that transaction and run takt migrate again; nothing of it was applied",
                               error.sqlstate());
         }
@@ -251,8 +265,9 @@ class Migrator {
               Params::of(std::string(file->name), checksum(file->sql), std::string(schema_.release)));
       ++report_.functions;
     }
-    // Deny by default: a role needs an explicit GRANT EXECUTE to enqueue (docs/operating.md lists the grants).
-    if (!differing.empty()) on.script("REVOKE ALL ON ALL FUNCTIONS IN SCHEMA takt FROM PUBLIC");
+    // Deny by default: a role needs an explicit GRANT EXECUTE to enqueue (docs/operating.md lists the grants). Of functions that nobody
+    // has granted or revoked yet, so of new ones: what an operator granted stays.
+    if (!differing.empty()) on.script(kDenyByDefault);
   }
 
   Database& database_;
@@ -273,9 +288,11 @@ void require_current_schema(Database& database, const Schema& schema) {
   database.with_connection([&](DatabaseConnection& connection) {
     const auto applied = applied_migrations(connection.session());
     if (applied.empty()) throw SchemaMismatch("the database has no takt schema; run \"takt migrate\"");
-    if (check_applied(applied, schema.migrations) > 0 || !differing_functions(connection.session(), schema).empty()) {
+    if (check_applied(applied, schema.migrations) > 0)
       throw SchemaMismatch("the database's schema is older than this binary; run \"takt migrate\"");
-    }
+    if (const auto differing = differing_functions(connection.session(), schema); !differing.empty())
+      throw SchemaMismatch("the database's functions (" + std::string(differing.front()->name) +
+                           ") are not those of this binary; run \"takt migrate\" of the one that is to be used");
   });
 }
 

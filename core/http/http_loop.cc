@@ -228,8 +228,13 @@ int HttpLoop::on_socket(CURL* /*easy*/, curl_socket_t socket, int what, void* us
   const auto found = self->watches_.find(socket);
   Watch* watch = found == self->watches_.end() ? nullptr : found->second.get();
   if (what == CURL_POLL_REMOVE) {
-    // One that never connected is closed by libcurl itself, without close_socket().
-    if (watch != nullptr && !watch->connected) watch->connected = watch->opened_here && is_connected(socket);
+    // One that libcurl has not seen connected is closed by libcurl itself, without close_socket(); and a socket that is closed before
+    // epoll knows it has libuv end the process. So nobody looks at it any more, until libcurl wants it again.
+    if (watch != nullptr && !watch->connected) {
+      watch->connected = watch->opened_here && is_connected(socket);
+      if (watch->connected) uv_poll_stop(&watch->poll);
+      watch->watched = 0;
+    }
     if (watch != nullptr && watch->connected)
       watch->wanted = 0;
     else

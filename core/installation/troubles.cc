@@ -65,14 +65,27 @@ std::map<std::string, Failing> failing_jobs(const Installation& installation) {
   return jobs;
 }
 
-/// Whether one that does the same started on the same host since `silent` was heard last, so that it is no trouble any more. For a while
-/// it is told all the same: what ends and is started again and again is to be seen.
-bool was_replaced(const ServiceRow& silent, const std::vector<ServiceRow>& services) {
-  if (silent.unseen_s < std::chrono::duration<double>(kReplacedIsTold).count()) return false;
-  return std::any_of(services.begin(), services.end(), [&](const ServiceRow& other) {
-    return !other.silent() && other.identity.host == silent.identity.host && other.identity.kind == silent.identity.kind &&
-           other.age_s <= silent.unseen_s;
-  });
+/// Silent services that are no trouble any more: one that does the same started on the same host since they were heard last, each in
+/// the place of one. For a while they are told all the same: what ends and is started again and again is to be seen.
+std::set<const ServiceRow*> replaced(const std::vector<ServiceRow>& services) {
+  std::vector<const ServiceRow*> silent;
+  for (const auto& service : services) {
+    if (service.silent()) silent.push_back(&service);
+  }
+  std::sort(silent.begin(), silent.end(), [](const auto* a, const auto* b) { return a->unseen_s > b->unseen_s; });
+  std::set<const ServiceRow*> found, used;
+  for (const auto* gone : silent) {
+    const ServiceRow* next = nullptr;  // the first that started after it
+    for (const auto& other : services) {
+      const bool fits = &other != gone && other.identity.host == gone->identity.host && other.identity.kind == gone->identity.kind &&
+                        other.age_s <= gone->unseen_s && !used.contains(&other);
+      if (fits && (next == nullptr || other.age_s > next->age_s)) next = &other;
+    }
+    if (next == nullptr) continue;
+    used.insert(next);
+    if (gone->unseen_s > std::chrono::duration<double>(kReplacedIsTold).count()) found.insert(gone);
+  }
+  return found;
 }
 
 /// The first few by name; an outage of many is one line more.
@@ -169,9 +182,10 @@ std::vector<Trouble> troubles_of(const Installation& installation) {
       std::find_if(services.begin(), services.end(), [](const auto& service) { return service.leading && !service.silent(); });
   const auto signs_with = leader == services.end() ? "" : current_key(*leader);
   std::vector<std::pair<const ServiceRow*, std::string>> silent, wrong_key, not_ready;
+  const auto gone_for_good = replaced(services);
   for (const auto& service : services) {
     if (service.silent()) {
-      if (!was_replaced(service, services))
+      if (!gone_for_good.contains(&service))
         silent.emplace_back(&service, ", last seen " + std::to_string(std::llround(service.unseen_s)) +
                                           " s ago; if it is not to come back: \"takt services forget " + service.identity.id + "\"");
       continue;

@@ -316,6 +316,22 @@ TEST(HttpClient, SaysThatTheProcessLackedADescriptorEvenIfOneIsFreeAgain) {
   EXPECT_GT(exhausted, 0);
 }
 
+// libcurl closes by itself what it has not seen connected, and libuv ends the process where it is to look at what is closed.
+TEST(HttpClient, CallsThatAreCancelledWhileTheyConnectEndNothingElse) {
+  const auto serve = [](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); };
+  MisbehavingServer server(serve);
+  HttpClient client({.host_connections = 50, .idle_connections = 200});
+  for (int round = 0; round < 200; ++round) {
+    std::vector<std::unique_ptr<Call>> calls;
+    for (int i = 0; i < 20; ++i) calls.push_back(std::make_unique<Call>(client, post(server.url())));
+    for (int i = 0; i < 20; i += 2) client.cancel(calls[static_cast<std::size_t>(i)]->id);
+    for (int i = 0; i < 20; ++i) {
+      const auto response = calls[static_cast<std::size_t>(i)]->wait();
+      EXPECT_TRUE(response.status == 200 || (i % 2 == 0 && response.fault == HttpFault::cancelled)) << to_string(response.fault);
+    }
+  }
+}
+
 TEST(HttpClient, SharesWhatTheLimitOfDescriptorsLeavesAmongAllHosts) {
   const auto serve = [](int socket) { serve_forever(socket, MisbehavingServer::response(200, "")); };
   MisbehavingServer one(serve), other(serve);

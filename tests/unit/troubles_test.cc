@@ -69,6 +69,7 @@ TEST_F(Troubles, WhoWentSilentDoesNothingAnyMore) {
 TEST_F(Troubles, OneThatWasStartedAnewIsToldForAWhileOnly) {
   installation.services.push_back(service("gone", "worker"));
   installation.services.back().unseen_s = 299;
+  installation.services.back().age_s = 1000;
   installation.services[1].age_s = 200;  // since then, on the same host
   EXPECT_EQ(kinds(), (Kinds{"silent"})) << "what ends and is started again and again is to be seen";
   installation.services.back().unseen_s = 301;
@@ -81,6 +82,16 @@ TEST_F(Troubles, OneThatWasStartedAnewIsToldForAWhileOnly) {
   installation.services.back().identity.host = "web-1";
   installation.services.back().identity.kind = "up";
   EXPECT_EQ(kinds(), (Kinds{"silent"})) << "that one does less";
+  installation.services.back().identity.kind = "worker";
+  EXPECT_EQ(kinds(), Kinds{});
+  installation.services.push_back(service("gone2", "worker"));
+  installation.services.back().unseen_s = 400;
+  installation.services.back().age_s = 900;
+  EXPECT_EQ(troubles_of(installation).size(), 1U) << "one is in the place of one";
+  installation.services.back().age_s = 301;
+  installation.services.back().unseen_s = 305;
+  installation.services[3].unseen_s = 900;
+  EXPECT_EQ(kinds(), Kinds{}) << "the second came in the first one's place, and the living one in the second's";
 }
 
 TEST_F(Troubles, ManyOfAKindAreThreeLinesAndACount) {

@@ -128,15 +128,18 @@ void CircuitBreaker::not_told(const std::string& destination, const News& news) 
 }
 
 void CircuitBreaker::hear(const std::vector<Failing>& failing) {
-  std::unordered_map<std::string_view, bool> open;
-  for (const auto& one : failing) open[one.destination] = one.open;
+  std::unordered_map<std::string_view, const Failing*> open;
+  for (const auto& one : failing) open[one.destination] = &one;
   const std::scoped_lock lock(mutex_);
   if (heeds_others_) {
     for (const auto& one : failing) entries_.try_emplace(one.destination);
   }
   for (auto& [destination, entry] : entries_) {
     const auto found = open.find(destination);
-    hear(entry, found != open.end(), found != open.end() && found->second);
+    hear(entry, found != open.end(), found != open.end() && found->second->open);
+    if (found == open.end() || found->second->freed_at <= entry.freed_at) continue;
+    entry.freed_at = found->second->freed_at;
+    if (entry.circuit.state == State::open) entry.circuit.open_until = clock_.steady();
   }
 }
 

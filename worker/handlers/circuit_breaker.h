@@ -22,7 +22,7 @@ namespace takt {
 /// The judgment is shared (SharedCircuits): news() is what others are to be told, hear() what they told. Failures in a row are
 /// counted over all workers. When they are too many, a worker that saw one of them opens its circuit; one that saw none sends
 /// one request first, since what fails may be the others' network. When the destination works for one worker, the others
-/// try it at once: each at most once a pause, since what fails may be their own.
+/// try it at once: each at most once a pause, since what fails may be their own. When somebody says so, they try it at once.
 /// Thread-safe. Memory: about 500 bytes a destination; destinations are those of the operator's jobs.
 class CircuitBreaker {
  public:
@@ -54,7 +54,8 @@ class CircuitBreaker {
   /// What the workers know together of one that fails.
   struct Failing {
     std::string destination;
-    bool open = false;  ///< too many in a row, or a worker's circuit is open
+    bool open = false;          ///< too many in a row, or a worker's circuit is open
+    std::int64_t freed_at = 0;  ///< when somebody last had it tried before its time, Unix microseconds; 0: nobody
   };
 
   /// `heeds_others`: whether others' failures count here.
@@ -99,6 +100,7 @@ class CircuitBreaker {
     std::optional<SteadyTime> worked;  ///< last
     std::string error;
     std::optional<SteadyTime> freed;  ///< when another's success let it try before its time
+    std::int64_t freed_at = 0;        ///< when somebody last did, as it was heard
   };
   static void count(Circuit& circuit, bool succeeded);
   static void probe(Circuit& circuit);
