@@ -225,10 +225,11 @@ class PqxxConnection final : public DatabaseConnection {
       return owner_.asked([&] { return on([&](pqxx::transaction_base& t) { return run_sql(t, sql, params); }); });
     }
     void judge(const std::string& sql) override {
-      constexpr const char* kName = "takt_judged";
+      // A name of its own each time: libpqxx 6 remembers those that were refused.
+      const std::string name = "takt_judged_" + std::to_string(++owner_.judged_);
       owner_.asked([&] {
-        prepare({kName, sql.c_str()});
-        owner_.connection_.unprepare(kName);
+        prepare({name.c_str(), sql.c_str()});
+        owner_.connection_.unprepare(name);
         return 0;
       });
     }
@@ -323,6 +324,7 @@ class PqxxConnection final : public DatabaseConnection {
   bool prepares_;
   std::string local_settings_;  // behind a transaction pooler
   std::set<std::string> prepared_;
+  int judged_ = 0;
   std::optional<PqxxSession> autocommit_session_;
   std::unique_ptr<Listener> listener_;
 };
