@@ -23,7 +23,6 @@ constexpr Statement kAudit{"audit_list", R"sql(
 )sql"};
 
 void list(Context& context, const AuditFilter& filter) {
-  const auto optional_text = [](const std::string& text) { return text.empty() ? std::nullopt : std::optional(text); };
   const auto since = filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since"));
   const auto rows = context.current_database().exec(
       kAudit, Params::of(optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject), since, filter.limit));

@@ -110,9 +110,7 @@ void check_next_keys(Findings& findings, const Installation& installation, const
   for (const auto& key : keys.keys()) {
     if (key.role != KeyRole::next) continue;
     for (const auto& service : installation.services) {
-      const auto& held = service.identity.keys;
-      const bool holds = std::any_of(held.begin(), held.end(), [&](const auto& one) { return one.ends_with(" " + key.fingerprint); });
-      if (!service.silent() && !holds)
+      if (!service.silent() && !service.holds(key.fingerprint))
         findings.note("signing keys", service.identity.kind + " " + service.identity.name() + " does not hold the next key " +
                                           key.fingerprint + "; give it that key before you rotate (docs/keys.md)");
     }
@@ -122,8 +120,8 @@ void check_next_keys(Findings& findings, const Installation& installation, const
 void check_services(Findings& findings, Database& database, const KeyRing* keys) {
   const auto installation = read_installation(database);
   if (keys != nullptr) check_next_keys(findings, installation, *keys);
-  if (const auto found = installation.waiting.find(amqp::kQuarantineQueue); found != installation.waiting.end() && found->second > 0)
-    findings.note("quarantine", std::to_string(found->second) + (found->second == 1 ? " message" : " messages") +
+  if (const auto waiting = installation.waiting_in(amqp::kQuarantineQueue).value_or(0); waiting > 0)
+    findings.note("quarantine", std::to_string(waiting) + (waiting == 1 ? " message" : " messages") +
                                     " that no worker took for a genuine tick; \"takt quarantine\" shows why, and discards them");
   const auto troubles = troubles_of(installation);
   if (std::all_of(troubles.begin(), troubles.end(), [](const auto& one) { return one.meant; }))

@@ -37,8 +37,7 @@ bool fails(const Status& status, const std::set<std::string>& kinds) {
   if (kinds.contains("dead") && status.dead_letters_open > 0) return true;
   if (asked("set_aside") && !status.faults.empty()) return true;
   if (asked("late") && status.schedules_late > 0) return true;
-  const auto quarantined = status.installation.waiting.find(amqp::kQuarantineQueue);
-  if (asked("quarantine") && quarantined != status.installation.waiting.end() && quarantined->second > 0) return true;
+  if (asked("quarantine") && status.installation.waiting_in(amqp::kQuarantineQueue).value_or(0) > 0) return true;
   return std::any_of(status.troubles.begin(), status.troubles.end(),
                      [&](const Trouble& one) { return kinds.contains(one.what) || (kinds.contains("any") && !one.meant); });
 }

@@ -56,11 +56,9 @@ constexpr Statement kJobs{"status_jobs", R"sql(
             UNION ALL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 6 AND i.run_at <= now() LIMIT 10000)) x),
          (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
          (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
-         r.runs, r.failed, r.done, r.error, r.last, u.ticks, u.oldest, r.rate
+         r.runs, r.failed, r.done, r.error, r.last, u.ticks, u.oldest_s, r.rate
     FROM takt.jobs j
-    LEFT JOIN LATERAL (SELECT count(*) AS ticks, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
-                         FROM (SELECT t.created_at FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL AND t.begun_at IS NULL
-                                  AND t.published_at IS NOT NULL ORDER BY t.created_at LIMIT 10000) x) u ON true
+    LEFT JOIN LATERAL takt.ticks_not_begun(j.id) u ON true
     LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
                               coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at) FILTER (WHERE scanned > 0)) AS last,
                               coalesce(sum(done + noop) FILTER (WHERE finished_at > now() - interval '10 s'), 0) / 10.0 AS rate
@@ -166,9 +164,8 @@ std::string status_head(const Status& status) {
   text += "services: " + living_by_role(installation) + "\n";
   for (const auto& one : status.troubles) text += one.text + "\n";
   for (const auto& queue : {amqp::kDeadQueue, amqp::kQuarantineQueue}) {
-    const auto waiting = installation.waiting.find(queue);
-    if (waiting != installation.waiting.end() && waiting->second > 0)
-      text += "waiting in " + queue + ": " + std::to_string(waiting->second) +
+    if (const auto waiting = installation.waiting_in(queue).value_or(0); waiting > 0)
+      text += "waiting in " + queue + ": " + std::to_string(waiting) +
               (queue == amqp::kDeadQueue ? "" : "; \"takt quarantine\" shows what was refused and why, and discards it") + "\n";
   }
   text += "runs active: " + std::to_string(status.runs_active) + "   dead letters open: " + std::to_string(status.dead_letters_open) +

@@ -16,11 +16,9 @@ constexpr Statement kJobs{"gauges_jobs", R"sql(
                                                     AND i.state = s.state ORDER BY i.priority LIMIT 10000) p) d
             CROSS JOIN LATERAL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = s.state
                                  AND i.priority = d.priority AND i.run_at <= now() ORDER BY i.run_at LIMIT 1) h),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x), u.ticks, u.oldest
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x), u.ticks, u.oldest_s
     FROM takt.jobs j
-    LEFT JOIN LATERAL (SELECT count(*) AS ticks, coalesce(extract(epoch FROM now() - min(created_at)), 0) AS oldest
-                         FROM (SELECT t.created_at FROM takt.ticks t WHERE t.job_id = j.id AND t.finished_at IS NULL AND t.begun_at IS NULL
-                                  AND t.published_at IS NOT NULL ORDER BY t.created_at LIMIT 10000) x) u ON true
+    LEFT JOIN LATERAL takt.ticks_not_begun(j.id) u ON true
     WHERE j.removed_at IS NULL AND j.id > $1 ORDER BY j.id LIMIT $2
 )sql"};
 

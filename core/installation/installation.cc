@@ -65,6 +65,15 @@ bool ServiceRow::does(std::string_view role) const {
   return std::find(identity.roles.begin(), identity.roles.end(), role) != identity.roles.end();
 }
 
+bool ServiceRow::holds(const std::string& fingerprint) const {
+  return std::any_of(identity.keys.begin(), identity.keys.end(), [&](const std::string& key) { return key.ends_with(" " + fingerprint); });
+}
+
+std::optional<std::int64_t> Installation::waiting_in(const std::string& queue) const {
+  const auto found = waiting.find(queue);
+  return found == waiting.end() ? std::nullopt : std::optional(found->second);
+}
+
 Installation read_installation(Database& database) {
   Installation installation;
   const auto leader = database.exec(kLeader);

@@ -25,6 +25,8 @@ struct ServiceRow {
   /// So young that it is no news if it is not ready yet.
   [[nodiscard]] bool starting() const { return age_s < std::chrono::duration<double>(kSignOfLife).count() + 1; }
   [[nodiscard]] bool does(std::string_view role) const;
+  /// A key with this fingerprint, in whatever role.
+  [[nodiscard]] bool holds(const std::string& fingerprint) const;
 };
 
 struct Installation {
@@ -60,6 +62,9 @@ struct Installation {
   std::int64_t term = 0;
   bool led = false;                             ///< somebody holds it
   std::map<std::string, std::int64_t> waiting;  ///< messages in the broker's queues, by queue, as the leader saw them up to 20 s ago
+
+  /// Of a broker's queue; nullopt: not known.
+  [[nodiscard]] std::optional<std::int64_t> waiting_in(const std::string& queue) const;
 };
 
 /// Six statements; their cost grows with the number of services and jobs, not of items.

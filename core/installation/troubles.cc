@@ -33,11 +33,6 @@ std::string current_key(const ServiceRow& service) {
   return "";
 }
 
-bool holds(const ServiceRow& service, const std::string& fingerprint) {
-  return std::any_of(service.identity.keys.begin(), service.identity.keys.end(),
-                     [&](const std::string& key) { return key.ends_with(" " + fingerprint); });
-}
-
 std::string at(Timestamp time) { return format_rfc3339(std::chrono::floor<std::chrono::seconds>(time)); }
 
 /// What one job's attempts meet in the workers, one line a job.
@@ -171,12 +166,11 @@ std::vector<Trouble> troubles_of(const Installation& installation) {
     }
   }
   if (!living([](const auto& service) { return service.does("archive"); })) {
-    const auto dead = installation.waiting.find(amqp::kDeadQueue);
-    troubles.push_back({"no_archive", "",
-                        "NO ARCHIVE reads dead letters: " +
-                            (dead == installation.waiting.end() ? std::string("they wait")
-                                                                : std::to_string(dead->second) + (dead->second == 1 ? " waits" : " wait")) +
-                            " in " + amqp::kDeadQueue + ", and \"takt dlq\" does not show them"});
+    const auto dead = installation.waiting_in(amqp::kDeadQueue);
+    troubles.push_back(
+        {"no_archive", "",
+         "NO ARCHIVE reads dead letters: " + (dead ? std::to_string(*dead) + (*dead == 1 ? " waits" : " wait") : std::string("they wait")) +
+             " in " + amqp::kDeadQueue + ", and \"takt dlq\" does not show them"});
   }
   const auto leader =
       std::find_if(services.begin(), services.end(), [](const auto& service) { return service.leading && !service.silent(); });
@@ -190,7 +184,7 @@ std::vector<Trouble> troubles_of(const Installation& installation) {
                                           " s ago; if it is not to come back: \"takt services forget " + service.identity.id + "\"");
       continue;
     }
-    if (!signs_with.empty() && !holds(service, signs_with)) {
+    if (!signs_with.empty() && !service.holds(signs_with)) {
       wrong_key.emplace_back(&service,
                              " lacks the key " + signs_with + " that ticks are signed with; it holds " + join(service.identity.keys, ", "));
     }

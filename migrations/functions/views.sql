@@ -73,3 +73,12 @@ CREATE OR REPLACE FUNCTION takt.job_state(job takt.jobs) RETURNS text LANGUAGE s
                                                         AND takt.left_alone_until(d) IS NOT NULL)
               THEN 'held' ELSE 'active' END
 $$;
+
+-- A job's ticks that were published and that no worker has begun: how many, counted up to 10,000, and the age of the oldest.
+-- By ticks_unfinished. PostgreSQL inlines this function.
+CREATE OR REPLACE FUNCTION takt.ticks_not_begun(the_job integer)
+RETURNS TABLE (ticks bigint, oldest_s double precision) LANGUAGE sql STABLE AS $$
+  SELECT count(*), coalesce(extract(epoch FROM now() - min(x.created_at)), 0)::double precision
+    FROM (SELECT t.created_at FROM takt.ticks t
+           WHERE t.job_id = the_job AND t.finished_at IS NULL AND t.begun_at IS NULL AND t.published_at IS NOT NULL
+           ORDER BY t.created_at LIMIT 10000) x $$;

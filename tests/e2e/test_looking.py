@@ -188,13 +188,18 @@ class Messages(ToldTest):
         self.assertEqual((job["attempts_failed_24h"], job["items_done_24h"], job["runs_lost_24h"], job["dead_letters"]), (1, 0, 0, 1))
         self.assertEqual(self.state(item), "dead")
 
-    def test_F15_the_quarantine_is_looked_at_and_stays(self):
+    def quarantined(self):
+        """Three forged ticks in quarantine; the channel they were sent through."""
         self.install(CONFIG)
         self.start("up")
         channel = self.channel()
         for n in range(3):
             self.publish(channel, {"id": f"forged-{n}", "job": "mail.send"}, secret="whsec_" + "A" * 43 + "=")
         eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 3, what="the quarantine")
+        return channel
+
+    def test_F15_the_quarantine_is_looked_at_and_stays(self):
+        channel = self.quarantined()
         for _ in range(2):
             listed = json.loads(self.takt("quarantine", "--json"))
             self.assertEqual([(one["reason"], one["tick"], one["queue"]) for one in listed], [("bad_signature", f"forged-{n}", "default") for n in range(3)])
@@ -208,14 +213,8 @@ class Messages(ToldTest):
         self.assertEqual(self.takt("quarantine", "discard", "--reason", "stale", "--yes"), "no such message is in quarantine\n")
         self.takt("status", "--fail-on", "quarantine", expect=eventually(lambda: "waiting in takt.quarantine: 3" in self.takt("status"), 30, "the count") and 1)
 
-
     def test_F15_what_was_looked_at_is_discarded(self):
-        self.install(CONFIG)
-        self.start("up")
-        channel = self.channel()
-        for n in range(3):
-            self.publish(channel, {"id": f"forged-{n}", "job": "mail.send"}, secret="whsec_" + "A" * 43 + "=")
-        eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 3, what="the quarantine")
+        channel = self.quarantined()
         first = json.loads(self.takt("quarantine", "--json"))[0]["message"]
         self.assertEqual(self.takt("quarantine", "discard", first, "--yes", "--by", "ann"), "discarded 1 message\n")
         eventually(lambda: self.queue_depth(channel, "takt.quarantine") == 2, what="the others")

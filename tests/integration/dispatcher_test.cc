@@ -22,6 +22,15 @@ namespace {
 using namespace std::chrono_literals;
 
 struct DispatcherTest : testing::Test {
+  static Dispatcher::Settings dispatching() {
+    Dispatcher::Settings settings;
+    settings.scan_interval = 200ms;
+    settings.leader_lease = 2s;
+    settings.republish_after = 1h;
+    settings.retention = {std::chrono::days(7), 72h, 720h};
+    return settings;
+  }
+
   std::int64_t last_run = 0;
   TestDatabase database;
   Metrics metrics;
@@ -460,12 +469,7 @@ TEST_F(DispatcherTest, F1_AStandbyIsReadyAgainWhenPostgreSQLIs) {
   amqp::Publisher first(nowhere(), {}), second(nowhere(), {});
   const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   const SystemClock real;
-  Dispatcher::Settings settings;
-  settings.scan_interval = 200ms;
-  settings.leader_lease = 2s;
-  settings.republish_after = 1h;
-  settings.retention = {std::chrono::days(7), 72h, 720h};
-  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, settings);
+  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, dispatching());
   dispatcher.start();
   const auto ready = [&] {
     for (const auto& part : dispatcher.health()) {
@@ -718,12 +722,7 @@ TEST_F(DispatcherTest, Finding17_ItKeepsLeadingWhileEveryConnectionOfItsPoolWait
   amqp::Publisher first(nowhere(), {}), second(nowhere(), {});
   const auto keys = KeyRing::parse(generate_signing_secret().reveal(), "test");
   const SystemClock real;
-  Dispatcher::Settings settings;
-  settings.scan_interval = 200ms;
-  settings.leader_lease = 2s;
-  settings.republish_after = 1h;
-  settings.retention = {std::chrono::days(7), 72h, 720h};
-  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, settings);
+  Dispatcher dispatcher(pool, vital, first, second, keys, real, metrics, dispatching());
   dispatcher.start();
   ASSERT_TRUE(eventually([&] { return dispatcher.leading(); }));
   const auto term = database.text("SELECT term FROM takt.leader");
@@ -755,7 +754,7 @@ TEST_F(DispatcherTest, Finding17_ItKeepsLeadingWhileEveryConnectionOfItsPoolWait
   }
   const std::string waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
   EXPECT_TRUE(eventually([&] { return database.number(waits) >= 4; }));
-  const auto until = std::chrono::steady_clock::now() + 3 * settings.leader_lease;
+  const auto until = std::chrono::steady_clock::now() + 3 * dispatching().leader_lease;
   while (std::chrono::steady_clock::now() < until && dispatcher.leading()) {
     EXPECT_EQ(database.text("SELECT until > now() FROM takt.leader"), "t");
     std::this_thread::sleep_for(20ms);

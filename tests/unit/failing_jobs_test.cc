@@ -26,6 +26,17 @@ struct FailingJobsTest : testing::Test {
     }
     jobs.note(record);
   }
+  /// A run of `name` whose items all failed, and were settled so.
+  void fail(const std::string& name, std::vector<Settlement> settlements) {
+    CatalogJob job;
+    job.definition.name = name;
+    RunRecord record;
+    record.job = &job;
+    record.results.resize(settlements.size());
+    for (auto& result : record.results) result.item_class = ItemClass::error;
+    record.settlements = std::move(settlements);
+    jobs.note(record);
+  }
 };
 
 TEST_F(FailingJobsTest, AreThoseOfWhichThreeInARowFailed) {
@@ -60,14 +71,7 @@ TEST_F(FailingJobsTest, AreForgottenWhereNothingIsTriedHereAnyMore) {
 }
 
 TEST_F(FailingJobsTest, AreRememberedUntilAfterTheRetryThatWasPutOff) {
-  CatalogJob job;
-  job.definition.name = "mail";
-  RunRecord record;
-  record.job = &job;
-  record.results.resize(3);
-  for (auto& result : record.results) result.item_class = ItemClass::error;
-  record.settlements.assign(3, Settlement{ItemState::pending, 15min, true, ""});
-  jobs.note(record);
+  fail("mail", std::vector<Settlement>(3, {ItemState::pending, 15min, true, ""}));
   clock.advance(15min);
   EXPECT_EQ(jobs.list().size(), 1U);
   clock.advance(FailingJobs::kForgotten);
@@ -75,17 +79,9 @@ TEST_F(FailingJobsTest, AreRememberedUntilAfterTheRetryThatWasPutOff) {
 }
 
 TEST_F(FailingJobsTest, AreThoseOfWhichAnItemDiedHoweverFewFailed) {
-  CatalogJob job;
-  job.definition.name = "rare";
-  RunRecord record;
-  record.job = &job;
-  record.results.resize(1);
-  record.results[0].item_class = ItemClass::error;
-  record.settlements.assign(1, Settlement{ItemState::pending, 1s, true, ""});
-  jobs.note(record);
+  fail("rare", {{ItemState::pending, 1s, true, ""}});
   EXPECT_TRUE(jobs.list().empty());
-  record.settlements[0].state = ItemState::dead;
-  jobs.note(record);
+  fail("rare", {{ItemState::dead, 1s, true, ""}});
   ASSERT_EQ(jobs.list().size(), 1U);
   EXPECT_EQ(jobs.list()[0].attempts, 2);
   run("rare", {ItemClass::done});
