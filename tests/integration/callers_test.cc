@@ -215,7 +215,9 @@ TEST_F(CallersTest, Finding2_TwoWhoTakeOverAKeyAtOnceGetOneItemAndTheSecondHolds
       second.run("BEGIN");
       std::int64_t other = 0;
       std::thread waiting([&] { other = second.number(enqueue); });
-      EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0; }));
+      EXPECT_TRUE(eventually([&] {
+        return database.number("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") > 0;
+      }));
       first.run(rolled_back ? "ROLLBACK" : "COMMIT");
       waiting.join();
       EXPECT_EQ(other == item, !rolled_back);

@@ -226,10 +226,8 @@ TEST(Pool, OpensAnewAfterTheServerEndedItsConnections) {
   TestDatabase database;
   EXPECT_EQ(database.number("SELECT 1"), 1);
   TestDatabase killer;
-  killer->exec(
-      "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname <> current_database() AND application_name = 'takt' AND pid <> "
-      "pg_backend_pid() "
-      "AND query NOT LIKE 'CREATE%'");
+  const auto name = database.url().substr(database.url().rfind('/') + 1);
+  killer->exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '" + name + "'");
   EXPECT_TRUE(eventually([&] {
     try {
       return database.number("SELECT 2") == 2;
