@@ -51,6 +51,11 @@ class Terminal:
             self.seen += data.decode()
         return self.seen
 
+    def all(self):
+        """What it shows until it ends: less than the terminal keeps for a reader, 4 KiB."""
+        self.process.wait(30)
+        return self.read()
+
     def key(self, key):
         self.seen = ""
         os.write(self.master, key.encode())
@@ -275,15 +280,16 @@ class OnATerminal(ToldTest):
         self.takt("jobs", "pause", "mail.send")
         for command in ("runs", "jobs", "items", "dlq list", "status", "schedules", "services", "audit"):
             terminal = Terminal(self, *command.split(), columns=80)
-            terminal.process.wait(30)
+            terminal.all()
             lines = terminal.frame()
             table = [line for line in lines if "  " in line and not line.startswith(("dispatcher:", "runs active", "services:"))]
             self.assertLessEqual(max(len(line) for line in table), 80, lines)
-        self.assertIn("the endpoint answered 500", "\n".join(Terminal(self, "runs", columns=80).frame()))
-        seen = Terminal(self, "jobs").read(2)
-        self.assertIn("\x1b[33mpaused\x1b[0m", seen)
+        self.assertIn("the endpoint answered 500", Terminal(self, "runs", columns=80).all())
+        self.assertIn("\x1b[33mpaused\x1b[0m", Terminal(self, "jobs").all())
         for quiet in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-            self.assertNotIn("\x1b[", Terminal(self, "jobs", **quiet).read(2))
+            shown = Terminal(self, "jobs", **quiet).all()
+            self.assertIn("paused", shown)
+            self.assertNotIn("\x1b[", shown)
         wide = Terminal(self, "runs", "--wide", columns=80)
         self.assertTrue(eventually(lambda: any(len(line) > 100 for line in wide.frame()), 10, "all columns"))
         self.assertNotIn("\x1b[", self.takt("jobs"))
