@@ -98,27 +98,44 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
   SELECT (SELECT count(*) FROM marked), pg_notify('takt_due', '')
 )sql"};
 
-// The new tick's id is made from the letter's, so a letter can give one tick only. Where the first one would have brought an item
-// of its own (a tick from outside or by hand, without items, for a job with item_per_tick), so does this one, under the same key.
+// The id of the tick that a letter `d` gives, at most 256 bytes as any tick's (kMaxTickIdBytes). Each letter has another: what would be
+// longer begins with a digest, and no letter's id does.
+#define TAKT_REPLAYS_TICK_ID                                                                     \
+  " 'replay:' || CASE WHEN octet_length(convert_to('replay:' || d.id, 'UTF8')) <= 256 THEN d.id" \
+  " ELSE encode(sha256(convert_to(d.id, 'UTF8')), 'hex') || '-' || left(d.id, 40) END "
+
+// The new tick's id is made from the letter's, so a letter can give one tick only: one that is there already is its own if the audit says
+// that the letter was replayed before (it was pruned since, and came again). Another's leaves the letter open.
+// Where the first one would have brought an item of its own (a tick from outside or by hand, without items, for a job with item_per_tick),
+// so does this one, under the same key. A schedule's slot would not: its id is made of the job, the schedule and
+// the time it was due, of whose fraction not everybody writes the last zeros.
 constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
   WITH chosen AS (
-    SELECT d.id, d.payload, j.id AS job_id, coalesce((j.definition->>'item_per_tick')::boolean, false) AS item_per_tick
+    SELECT d.id, d.job, d.payload,)sql" TAKT_REPLAYS_TICK_ID R"sql(AS tick_id, j.id AS job_id,
+           coalesce((j.definition->>'item_per_tick')::boolean, false) AS item_per_tick
       FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
      WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'tick' AND d.payload IS NOT NULL
      ORDER BY d.id
        FOR UPDATE OF d),
-  ticks AS (
+  stored AS (
     INSERT INTO takt.ticks (id, job_id, source, due_at, items, batch_size, dry_run)
-    SELECT left('replay:' || id, 256), job_id, 'replay', now(),
+    SELECT tick_id, job_id, 'replay', now(),
            CASE WHEN jsonb_array_length(coalesce(payload->'items', '[]')) > 0 THEN payload->'items'
                 WHEN item_per_tick AND NOT coalesce((payload->>'dryRun')::boolean, false)
-                     AND payload->>'id' !~ '^(due|more|alone|replay):' AND payload->>'id' !~ '^[^/@]+/[^/@]+@'
+                     AND payload->>'id' !~ '^(due|more|alone|replay):'
+                     AND rtrim(payload->>'id', '.0Z') IS DISTINCT FROM
+                         job || '/' || split_part(split_part(payload->>'id', '@', 1), '/', 2) || '@' || rtrim(payload->>'dueAt', '.0Z')
                 THEN jsonb_build_array(jsonb_build_object('payload', '{}'::jsonb, 'key', payload->>'id')) END,
            nullif(least(coalesce((payload->>'batchSize')::bigint, 0), 2147483647), 0)::integer, (payload->>'dryRun')::boolean
-      FROM chosen ON CONFLICT (id) DO NOTHING),
+      FROM chosen ON CONFLICT (id) DO NOTHING RETURNING id),
   marked AS (
     UPDATE takt.dead_letters d SET state = 'replayed', changed_at = now(), changed_by = $2
-      FROM chosen c WHERE d.id = c.id RETURNING d.id),
+      FROM chosen c
+     WHERE d.id = c.id
+       AND (c.tick_id IN (SELECT id FROM stored)
+            OR (EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id = c.tick_id)
+                AND EXISTS (SELECT 1 FROM takt.audit a WHERE a.subject = c.id AND a.action = 'dlq replay')))
+    RETURNING d.id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
   SELECT count(*) FROM marked
@@ -127,7 +144,7 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
 constexpr Statement kReplayed{"letters_replayed",
                               "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
 
-// By dead_letters' primary key; an item's state by its id.
+// By the primary keys of dead_letters and ticks; an item's state by its id.
 constexpr Statement kWhyNot{"letters_why_not", R"sql(
   SELECT CASE WHEN d.id IS NULL THEN 'not known; pruned, perhaps'
               WHEN d.state = 'replayed' THEN 'replayed at ' || to_char(d.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' by ' || d.changed_by
@@ -136,6 +153,8 @@ constexpr Statement kWhyNot{"letters_why_not", R"sql(
               WHEN j.id IS NULL THEN 'of job ' || d.job || ', which is not applied'
               WHEN d.payload IS NULL THEN 'without a payload'
               WHEN d.key IS NOT NULL THEN 'its key is held by item ' || coalesce((SELECT k.item_id::text FROM takt.item_keys k WHERE k.job_id = j.id AND k.key = d.key), 'another')
+              WHEN d.kind = 'tick' AND EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id =)sql" TAKT_REPLAYS_TICK_ID R"sql()
+                THEN 'another tick has the id that its replay would have'
               ELSE 'not replayed' END,
          count(*), min(u.id), min(CASE WHEN d.state = 'replayed' THEN d.item_id END)
     FROM unnest($1::text[]) u(id) LEFT JOIN takt.dead_letters d ON d.id = u.id LEFT JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL

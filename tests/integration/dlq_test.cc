@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/config/apply.h"
+#include "core/tick/tick.h"
 #include "dlq/operations.h"
 #include "dlq/store.h"
 #include "tests/support/fixture.h"
@@ -42,6 +43,17 @@ struct DlqTest : testing::Test {
                   {},
                   SystemClock().now()};
     EXPECT_EQ(store_letters(*database, {letter}), 1);
+  }
+  /// The letter of a tick for the job demo that died before the job was known; returns its id.
+  std::string dead_tick(const std::string& id, const std::string& more = "") {
+    const std::string payload = R"({"id": ")" + id + R"(", "job": "demo")" + more + "}";
+    EXPECT_EQ(store_letters(*database,
+                            {{"tick-" + id, "tick", "demo", "unknown_job", "", {}, {}, 0, payload, 0, {}, {}, {}, SystemClock().now()}}),
+              1);
+    return "tick-" + id;
+  }
+  std::string state(const std::string& letter) {
+    return std::string(database->exec(std::string("SELECT state FROM takt.dead_letters WHERE id = $1"), Params::of(letter)).text(0, 0));
   }
 };
 
@@ -150,6 +162,68 @@ TEST_F(DlqTest, Finding21_ReplaysATickAsItWasSent) {
   EXPECT_EQ(tick("z", R"(, "batchSize": 4294967295, "items": [{"payload": 1234567890123456789}])"),
             R"([{"payload": 1234567890123456789}] 2147483647 false)");
   EXPECT_EQ(tick("due:w", ""), "- 0 false");
+}
+
+TEST_F(DlqTest, Finding21_OnlyASlotsIdIsTakenForASlots) {
+  database.apply(plain_job("demo", "item_per_tick: true"));
+  const auto item_of = [&](const std::string& id, const std::string& more = "") {
+    EXPECT_EQ(replay_letters(*database, {dead_tick(id, more)}, "ada").ticks, 1);
+    return database.text("SELECT coalesce(items->0->>'key', '-') FROM takt.ticks WHERE id = 'replay:tick-" + id + "'");
+  };
+  EXPECT_EQ(item_of("orders/42@eu"), "orders/42@eu");
+  EXPECT_EQ(item_of("demo/42@eu", R"(, "dueAt": "2026-11-21T10:00:00Z")"), "demo/42@eu");
+  EXPECT_EQ(item_of("other/daily@2026-11-21T10:00:00Z", R"(, "dueAt": "2026-11-21T10:00:00Z")"), "other/daily@2026-11-21T10:00:00Z");
+  EXPECT_EQ(item_of("demo/daily@2026-11-21T10:00:00Z"), "demo/daily@2026-11-21T10:00:00Z") << "it does not say that it was due then";
+  EXPECT_EQ(item_of("demo/daily@2026-11-22T10:00:00Z", R"(, "dueAt": "2026-11-22T10:00:00Z")"), "-");
+  EXPECT_EQ(item_of("demo/once@2026-11-22T10:00:00.5Z", R"(, "dueAt": "2026-11-22T10:00:00.500Z")"), "-");
+}
+
+TEST_F(DlqTest, Finding21_LettersWithLongIdsGiveATickEach) {
+  const std::string same(250, 'x');
+  const std::string item = R"(, "items": [{"payload": 1}])";
+  const auto first = dead_tick(same + "a", item);
+  const auto second = dead_tick(same + "b", item);
+  EXPECT_EQ(replay_letters(*database, {first, second}, "ada").ticks, 2);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE source = 'replay' AND items->0->>'payload' = '1'"), 2);
+  EXPECT_EQ(state(first) + " " + state(second), "replayed replayed");
+  const auto longest = dead_tick(std::string(256 - 12, 'y'));
+  EXPECT_EQ(replay_letters(*database, {longest}, "ada").ticks, 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE id = 'replay:" + longest + "'"), 1) << "what fits stays readable";
+}
+
+TEST_F(DlqTest, Finding21_ALetterWhoseTickIsNotStoredStaysOpen) {
+  const auto letter = dead_tick("t");
+  const auto other = dead_tick("u");
+  database->exec(std::string("INSERT INTO takt.ticks (id, job_id, source, due_at) VALUES ('replay:tick-t', 1, 'replay', now())"));
+  const auto replayed = replay_letters(*database, {letter, other}, "ada");
+  EXPECT_EQ(replayed.ticks, 1) << "that of the other";
+  EXPECT_EQ(replayed.refused, 1);
+  EXPECT_EQ(state(letter) + " " + state(other), "archived replayed");
+  EXPECT_EQ(why_not_replayed(*database, {letter, other}, false),
+            std::vector<std::string>{"tick-t: another tick has the id that its replay would have"});
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.audit WHERE action = 'dlq replay'"), 1);
+
+  // Pruned, and brought once more: its own tick is there.
+  database->exec(std::string("DELETE FROM takt.dead_letters WHERE id = 'tick-u'"));
+  dead_tick("u");
+  EXPECT_EQ(replay_letters(*database, {other}, "bob").ticks, 1);
+  EXPECT_EQ(state(other), "replayed");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks"), 2);
+}
+
+TEST_F(DlqTest, Finding21_AReplayedTicksIdHasNoMoreBytesThanAWorkerTakes) {
+  std::string id;
+  for (int i = 0; i < 125; ++i) id += "\u00e9";
+  ASSERT_EQ(id.size(), 250U);
+  EXPECT_EQ(replay_letters(*database, {dead_tick(id), dead_tick(id + "\u00e9")}, "ada").ticks, 2);
+  const auto ids = database->exec(std::string("SELECT id FROM takt.ticks"));
+  ASSERT_EQ(ids.size(), 2U);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    v1::JobTick tick;
+    tick.set_id(std::string(ids.text(i, 0)));
+    tick.set_job("demo");
+    EXPECT_TRUE(within_limits(tick)) << tick.id();
+  }
 }
 
 TEST_F(DlqTest, Finding40_AMendedLetterIsReplayedAsItIsNow) {
