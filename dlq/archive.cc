@@ -6,7 +6,6 @@
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
 #include "core/text/text.h"
-#include "dlq/store.h"
 
 namespace takt {
 
@@ -17,11 +16,21 @@ constexpr std::uint16_t kPrefetch = 100;
 constexpr std::size_t kBytesAStatement = 8 * 1024 * 1024;
 constexpr Duration kDatabasePause = std::chrono::milliseconds(500);
 
+enum UnsignedLine : std::size_t { kArchived, kSetAside, kRemoved, kNotRemoved, kUnsignedLines };
+
 }  // namespace
 
 Archive::Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, SignerCheck& signer, const Clock& clock,
-                 Metrics& metrics)
-    : database_(database), keys_(keys), signer_(signer), clock_(clock), metrics_(metrics), given_back_(clock, 1) {
+                 Metrics& metrics, LetterVolume most_unsigned)
+    : database_(database),
+      keys_(keys),
+      signer_(signer),
+      clock_(clock),
+      metrics_(metrics),
+      given_back_(clock, 1),
+      most_unsigned_(most_unsigned),
+      unsigned_(clock, kUnsignedLines),
+      unsigned_since_(most_unsigned) {  // what others stored is not known: the first one has all looked at
   amqp::Consumer::Settings settings{{amqp::kDeadQueue}, kPrefetch, {}};
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(settings), [this](amqp::Delivery&& delivery) {
     {
@@ -79,12 +88,37 @@ void Archive::store(const std::deque<amqp::Delivery>& batch) {
       if (error.retryable()) throw;
       store_singly(batch, first, letters);
     }
-    for (const auto& letter : letters) {
-      metrics_.dead_letters_archived(letter.kind);
-      log_info("dead letter archived", {{"id", letter.id}, {"kind", letter.kind}, {"job", letter.job}, {"reason", letter.reason}});
-    }
+    for (const auto& letter : letters) tell(letter);
+    if (std::any_of(letters.begin(), letters.end(), [](const Letter& letter) { return !letter.genuine; })) bound_unsigned();
     first = end;
   }
+}
+
+void Archive::tell(const Letter& letter) {
+  metrics_.dead_letters_archived(letter.kind);
+  if (letter.genuine) {
+    log_info("dead letter archived", {{"id", letter.id}, {"kind", letter.kind}, {"job", letter.job}, {"reason", letter.reason}});
+    return;
+  }
+  ++unsigned_since_.letters;
+  for (const auto* part : {&letter.body, &letter.headers, &letter.x_death})
+    unsigned_since_.bytes += static_cast<std::int64_t>(*part ? (*part)->size() : 0);
+  if (const auto messages = unsigned_.due(kArchived); messages > 0)
+    log_warn("unsigned message archived", {{"id", letter.id}, {"reason", letter.reason}, {"messages", messages}});
+}
+
+/// Whatever becomes of it, what is stored is stored: genuine letters do not wait for it to succeed.
+void Archive::bound_unsigned() {
+  if (unsigned_since_.letters < most_unsigned_.letters / 10 && unsigned_since_.bytes < most_unsigned_.bytes / 10) return;
+  unsigned_since_ = {};
+  try {
+    removed_ += bound_unsigned_letters(database_, {most_unsigned_.letters / 10 * 9, most_unsigned_.bytes / 10 * 9});
+  } catch (const std::exception& error) {
+    if (unsigned_.due(kNotRemoved) > 0) log_error("unsigned messages not removed", {{"error", error.what()}});
+  }
+  if (removed_ == 0 || unsigned_.due(kRemoved) == 0) return;
+  log_warn("unsigned messages removed", {{"messages", removed_}, {"most", most_unsigned_.letters}, {"most_bytes", most_unsigned_.bytes}});
+  removed_ = 0;
 }
 
 /// One of them is refused by PostgreSQL: it is kept as a message, and is in nobody's way.
@@ -94,8 +128,11 @@ void Archive::store_singly(const std::deque<amqp::Delivery>& batch, std::size_t 
       store_letters(database_, {letters[i]});
     } catch (const DatabaseError& error) {
       if (error.retryable()) throw;
-      log_error("dead letter set aside", {{"id", printable(letters[i].id, 300)}, {"error", error.what()}});
+      const bool genuine = letters[i].genuine;
+      if (genuine || unsigned_.due(kSetAside) > 0)
+        log_error("dead letter set aside", {{"id", printable(letters[i].id, 300)}, {"error", error.what()}});
       letters[i] = as_message(batch[first + i], clock_.now(), error.what());
+      letters[i].genuine = genuine;
       store_letters(database_, {letters[i]});
     }
   }

@@ -13,6 +13,7 @@
 #include "core/observe/status_server.h"
 #include "core/tick/signing.h"
 #include "dlq/letter.h"
+#include "dlq/store.h"
 
 namespace takt {
 
@@ -20,10 +21,13 @@ namespace takt {
 /// one that stores batches of at most 100 and 8 MiB. Holds at most 100 deliveries of at most kMaxBodyBytes (the prefetch).
 /// A letter that PostgreSQL refuses is kept as a message; the others go on. While this process lacks the key that the leading dispatcher
 /// signs with, a letter that it cannot verify goes back to the queue: another archive may have the key.
+/// Of what nobody signed `most_unsigned` is kept, the newest: an archive that has stored a tenth of that leaves nine tenths. For a moment
+/// a batch may be above it, and a tenth for each further archive. Of such messages the log has a line a second.
 /// While PostgreSQL is away it waits with what it holds; several archives may run.
 class Archive {
  public:
-  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, SignerCheck& signer, const Clock& clock, Metrics& metrics);
+  Archive(Database& database, amqp::BrokerSettings broker, const KeyRing& keys, SignerCheck& signer, const Clock& clock, Metrics& metrics,
+          LetterVolume most_unsigned = kMostUnsigned);
   ~Archive();
   Archive(const Archive&) = delete;
   Archive& operator=(const Archive&) = delete;
@@ -37,6 +41,8 @@ class Archive {
   void give_back_foreign(std::deque<amqp::Delivery>& batch);
   void store(const std::deque<amqp::Delivery>& batch);
   void store_singly(const std::deque<amqp::Delivery>& batch, std::size_t first, std::vector<Letter>& letters);
+  void tell(const Letter& letter);
+  void bound_unsigned();
 
   Database& database_;
   const KeyRing& keys_;
@@ -44,6 +50,10 @@ class Archive {
   const Clock& clock_;
   Metrics& metrics_;
   LogThrottle given_back_;
+  const LetterVolume most_unsigned_;
+  LogThrottle unsigned_;         // by UnsignedLine (archive.cc): anybody may cause them at any rate
+  LetterVolume unsigned_since_;  // stored since the last look at all of them; of the thread that stores
+  std::int64_t removed_ = 0;     // since the last line about it
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<amqp::Delivery> deliveries_;  // guarded by mutex_

@@ -168,6 +168,7 @@ Letter read_letter(const amqp::Delivery& delivery, const KeyRing& keys, Timestam
 
   Letter letter;
   letter.kind = "message";
+  letter.genuine = how != Signed::not_by_takt;
   letter.died_at = now;
   letter.id = "message-" + (id.empty() ? "" : printable(id, kMaxTickIdBytes) + "-") + digest_of(delivery.body);
   std::string queue;

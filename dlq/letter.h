@@ -24,6 +24,7 @@ struct Letter {
   std::optional<std::string> headers;  ///< JSON, without signatures
   std::optional<std::string> x_death;  ///< JSON
   Timestamp died_at{};
+  bool genuine = true;  ///< Takt signed it; of what nobody signed the archive keeps kMostUnsigned (dlq/store.h)
 };
 
 /// Whether a key of the ring confirms its signature, as a letter or as a tick.

@@ -11,22 +11,36 @@ namespace {
 // attempt_errors: served by failed_attempts_item in each partition.
 constexpr Statement kStore{"store_letters", R"sql(
   INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death,
-                                 died_at, attempt_errors)
+                                 died_at, genuine, attempt_errors)
   SELECT l.id, l.kind, l.job, l.reason, l.error, l.item_id, l.key, l.priority, l.payload::jsonb, l.attempts, l.body::bytea,
-         l.headers::jsonb, l.x_death::jsonb, l.died_at,
+         l.headers::jsonb, l.x_death::jsonb, l.died_at, l.genuine,
          (SELECT jsonb_agg(jsonb_build_object('replay', a.replay, 'attempt', a.attempt, 'at', a.at, 'run', a.run_id,
                                               'class', a.class, 'reason', a.reason, 'error', a.error) ORDER BY a.at)
             FROM takt.failed_attempts a WHERE l.item_id IS NOT NULL AND a.item_id = l.item_id)
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::smallint[], $9::text[],
-                $10::integer[], $11::text[], $12::text[], $13::text[], $14::timestamptz[])
-      AS l(id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death, died_at)
+                $10::integer[], $11::text[], $12::text[], $13::text[], $14::timestamptz[], $15::boolean[])
+      AS l(id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death, died_at, genuine)
   ON CONFLICT (id) DO NOTHING
+)sql"};
+
+// Served by dead_letters_unsigned; pg_column_size() reads no body. Skips what somebody else has locked: another archive, or an operator.
+constexpr Statement kBoundUnsigned{"bound_unsigned_letters", R"sql(
+  WITH beyond AS MATERIALIZED (
+    SELECT id FROM (
+      SELECT id, row_number() OVER newest AS letters, sum(size) OVER newest AS bytes
+        FROM (SELECT id, died_at, coalesce(pg_column_size(body), 0) + coalesce(pg_column_size(headers), 0)
+                                  + coalesce(pg_column_size(x_death), 0) AS size
+                FROM takt.dead_letters WHERE NOT genuine) d
+      WINDOW newest AS (ORDER BY died_at DESC, id DESC ROWS UNBOUNDED PRECEDING)) counted
+     WHERE letters > $1 OR bytes > $2)
+  DELETE FROM takt.dead_letters WHERE id IN (
+    SELECT d.id FROM takt.dead_letters d JOIN beyond b ON b.id = d.id FOR UPDATE OF d SKIP LOCKED)
 )sql"};
 
 }  // namespace
 
 int store_letters(Database& database, const std::vector<Letter>& letters) {
-  std::vector<std::string> ids, kinds, jobs, reasons, errors, died_ats;
+  std::vector<std::string> ids, kinds, jobs, reasons, errors, died_ats, genuine;
   std::vector<std::optional<std::string>> item_ids, keys, payloads, bodies, headers, deaths;
   std::vector<std::int64_t> priorities, attempts;
   std::set<std::string> seen;
@@ -46,11 +60,16 @@ int store_letters(Database& database, const std::vector<Letter>& letters) {
     headers.push_back(letter.headers);
     deaths.push_back(letter.x_death);
     died_ats.push_back(format_rfc3339(letter.died_at));
+    genuine.emplace_back(letter.genuine ? "t" : "f");
   }
   return static_cast<int>(database
                               .exec_retrying(kStore, Params::of(ids, kinds, jobs, reasons, errors, item_ids, keys, priorities, payloads,
-                                                                attempts, bodies, headers, deaths, died_ats))
+                                                                attempts, bodies, headers, deaths, died_ats, genuine))
                               .affected());
+}
+
+int bound_unsigned_letters(Database& database, const LetterVolume& most) {
+  return static_cast<int>(database.exec(kBoundUnsigned, Params::of(most.letters, most.bytes)).affected());
 }
 
 }  // namespace takt

@@ -220,11 +220,13 @@ CREATE TABLE takt.dead_letters (
   changed_at  timestamptz,
   changed_by  text,
   edited_at   timestamptz,                  -- its payload is no longer the one it died with
-  edited_by   text
+  edited_by   text,
+  genuine     boolean NOT NULL DEFAULT true -- Takt signed it; of what nobody signed the oldest go (dlq/store.h)
 );
 CREATE INDEX dead_letters_died ON takt.dead_letters (died_at);
 CREATE INDEX dead_letters_open ON takt.dead_letters (job, died_at) WHERE state = 'archived';
 CREATE INDEX dead_letters_item ON takt.dead_letters (item_id) WHERE item_id IS NOT NULL;
+CREATE INDEX dead_letters_unsigned ON takt.dead_letters (died_at) WHERE NOT genuine;
 
 -- One row: who leads, under which term, until when.
 CREATE TABLE takt.leader (

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "core/amqp/topology.h"
 #include "core/text/text.h"
 #include "core/tick/tick.h"
@@ -34,7 +36,8 @@ struct ArchiveTest : testing::Test {
     archive.stop();
     publisher.stop();
   }
-  amqp::Message letter(int item, const std::string& payload) const {
+  amqp::Message letter(int item, const std::string& payload) const { return letter(item, payload, keys); }
+  amqp::Message letter(int item, const std::string& payload, const KeyRing& signer_keys) const {
     v1::DeadLetter letter;
     letter.set_id("item-" + std::to_string(item) + "-0");
     letter.set_kind(v1::DeadLetter::KIND_ITEM);
@@ -44,7 +47,24 @@ struct ArchiveTest : testing::Test {
     letter.set_payload_json(payload);
     letter.set_attempts(3);
     set_timestamp(*letter.mutable_died_at(), clock.now());
-    return dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys, clock.now());
+    return dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), signer_keys, clock.now());
+  }
+  void publish(std::vector<amqp::Message> messages) {
+    for (const auto outcome : publisher.publish_all(std::move(messages), 30s)) ASSERT_EQ(outcome, amqp::Outcome::confirmed);
+  }
+  /// Ten genuine letters, one of them refused by PostgreSQL; then letters that a stranger signed; then another genuine one.
+  void flood(int strangers, std::size_t bytes) {
+    const auto stranger = KeyRing::parse(generate_signing_secret().reveal(), "stranger");
+    std::mt19937 random(1);
+    std::vector<amqp::Message> messages;
+    for (int item = 1; item <= 10; ++item) messages.push_back(letter(item, item == 5 ? "[1e200000]" : "{}"));
+    for (int item = 1001; item <= 1000 + strangers; ++item) {
+      std::string noise;  // what does not shrink
+      while (noise.size() < bytes) noise += static_cast<char>('a' + random() % 26);
+      messages.push_back(letter(item, "\"" + noise + "\"", stranger));
+    }
+    messages.push_back(letter(11, "{}"));
+    publish(std::move(messages));
   }
   std::uint64_t waiting() const {
     amqp::Channel channel(vhost.settings("look"));
@@ -99,6 +119,33 @@ TEST_F(ArchiveTest, C18_Finding24_OfManyLettersTheOnesThatPostgresqlRefusesAreSe
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters WHERE item_id = 1000") == 1; }));
   archive.stop();
   EXPECT_TRUE(eventually([&] { return waiting() == 0; })) << "acknowledged, those set aside too";
+}
+
+TEST_F(ArchiveTest, Finding34_OfMessagesThatNobodySignedTheNewestAreKeptAndEachGenuineLetter) {
+  Archive bounded(*database, vhost.settings("bounded"), keys, signer, clock, metrics, {20, 1024 * 1024});
+  flood(300, 100);
+  bounded.start();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters WHERE item_id = 11") == 1; }));
+  bounded.stop();
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE kind = 'item'"), 10);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE kind = 'message' AND genuine"), 1) << "set aside, but Takt's";
+  const auto kept = database.number("SELECT count(*) FROM takt.dead_letters WHERE NOT genuine");
+  EXPECT_LE(kept, 20);
+  EXPECT_GE(kept, 18);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE NOT genuine AND id LIKE 'message-item-1300-0-%'"), 1)
+      << "the newest";
+}
+
+TEST_F(ArchiveTest, Finding34_WhatNobodySignedIsBoundedInBytesToo) {
+  constexpr std::int64_t kBytes = 64 * 1024;
+  Archive bounded(*database, vhost.settings("bounded"), keys, signer, clock, metrics, {10'000, kBytes});
+  flood(50, 8000);
+  bounded.start();
+  EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.dead_letters WHERE item_id = 11") == 1; }));
+  bounded.stop();
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.dead_letters WHERE genuine"), 11);
+  EXPECT_LE(database.number("SELECT sum(pg_column_size(body)) FROM takt.dead_letters WHERE NOT genuine"), kBytes);
+  EXPECT_GE(database.number("SELECT count(*) FROM takt.dead_letters WHERE NOT genuine"), 5);
 }
 
 }  // namespace

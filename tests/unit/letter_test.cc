@@ -48,6 +48,7 @@ TEST_F(LetterTest, KeepsAForgedDeathAsAMessageThatCannotBeReplayed) {
       delivered(dead_letter_message("item-7-0", kJsonType, R"({"id":"item-7-0","kind":"KIND_ITEM","job":"demo"})", other, clock.now())),
       keys, clock.now());
   EXPECT_EQ(letter.kind, "message");
+  EXPECT_FALSE(letter.genuine) << "nobody's, and bounded";
   EXPECT_NE(letter.error.find("cannot be replayed"), std::string::npos);
   EXPECT_EQ(letter.headers->find("webhook-signature"), std::string::npos);
 }
@@ -130,6 +131,7 @@ TEST_F(LetterTest, C18_Finding24_AGenuineLetterThatCannotBeStoredAsOneIsKeptAsAM
   EXPECT_EQ(read([](v1::DeadLetter& letter) { letter.set_error(std::string("a\0b", 3)); }).kind, "message");
   const auto refused = read([](v1::DeadLetter& letter) { letter.set_item_id(-1); });
   EXPECT_EQ(refused.kind, "message");
+  EXPECT_TRUE(refused.genuine);
   EXPECT_NE(refused.error.find("it names no item"), std::string::npos);
   for (const std::string payload : {"", "{}x", "[\"\\u0000\"]", "\"\xff\"", "[1"}) {
     EXPECT_EQ(read([&](v1::DeadLetter& letter) { letter.set_payload_json(payload); }).kind, payload.empty() ? "item" : "message")
