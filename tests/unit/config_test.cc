@@ -73,13 +73,25 @@ jobs:
   b:
     handler: {http: {url: "http://x/", method: GET}}
     backoff: {base: 2s, factor: 3, max: 1m, jitter: none}
+  c:
+    handler: {http: {url: "http://x/", method: GET}}
+    backoff: {list: [1m, 5m], jitter: full}
+  d:
+    handler: {http: {url: "http://x/", method: GET}}
+    backoff: {base: 2s}
+  e:
+    handler: {http: {url: "http://x/", method: GET}}
 )",
                                    "takt.yaml");
   EXPECT_EQ(config.jobs[0].backoff.list, (std::vector<Duration>{std::chrono::minutes(1), std::chrono::minutes(5)}));
   EXPECT_EQ(nlohmann::json::parse(config.jobs[0].schedules[0].payload).dump(), R"({"l":[1.5,null],"n":1,"s":"1","t":true})");
   EXPECT_EQ(config.jobs[0].schedules[1].cron, "@at 2026-12-24T18:00:00Z");
   EXPECT_TRUE(config.jobs[0].item_per_tick);
+  EXPECT_FALSE(config.jobs[0].backoff.full_jitter) << "a list is what is written";
   EXPECT_FALSE(config.jobs[1].backoff.full_jitter);
+  EXPECT_TRUE(config.jobs[2].backoff.full_jitter) << "a list with jitter, since that is asked for";
+  EXPECT_TRUE(config.jobs[3].backoff.full_jitter) << "a formula, unless it says none";
+  EXPECT_TRUE(config.jobs[4].backoff.full_jitter) << "and the default, which is a formula";
 }
 
 TEST(Config, ReportsEveryFaultInOneGoWithLineAndWayOut) {
