@@ -42,7 +42,7 @@ jobs:
   quick:
     handler: {http: {url: "{url}/quick", method: POST}}
 """
-AT_ONCE = 0.05  # seconds from an item's commit to its request
+AT_ONCE = 0.05  # seconds from an item's enqueue to its request
 
 
 class Misbehaving:
@@ -163,15 +163,11 @@ class DestinationFaults(ChaosTest):
         item = f"item-{self.enqueue(job)}"
         return eventually(lambda: [d for d in self.ledger.of("/" + job) if d["item"] == item], 30, "its request")[0]["time"] - began
 
-    def at_once(self, round_of, rounds=5):
-        """Every item waits for nobody; and in one of a few rounds, for the machine has moments of its own, for nothing at all."""
-        waits = []
-        for _ in range(rounds):
-            waits = round_of()
-            self.assertLess(max(waits), 1, "seconds: it waited for another's request")
-            if max(waits) < AT_ONCE:
-                return
-        self.fail(f"seconds from the enqueue to the request: {waits}")
+    def at_once(self, waits):
+        """No item waits for another's request; and four of five wait for nothing at all, for the machine has moments of its own."""
+        told = f"seconds from the enqueue to the request: {', '.join(f'{wait:.3f}' for wait in sorted(waits))}"
+        self.assertLess(max(waits), 1, told)
+        self.assertGreaterEqual(sum(wait < AT_ONCE for wait in waits), 0.8 * len(waits), told)
 
     def test_C22_an_item_does_not_wait_for_its_jobs_running_one(self):
         self.slow_endpoint()
@@ -180,15 +176,11 @@ class DestinationFaults(ChaosTest):
         for _ in range(3):
             self.start("worker")
         self.started("slow")
-
-        def five():
-            waits = []
-            for _ in range(5):
-                waits.append(self.started("slow"))
-                time.sleep(0.2)
-            return waits
-
-        self.at_once(five)
+        waits = []
+        for _ in range(25):
+            waits.append(self.started("slow"))
+            time.sleep(0.2)
+        self.at_once(waits)
         eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0)
         self.assertEqual(max(self.ledger.of_item.values()), 1)
         self.check_invariants()
@@ -204,7 +196,7 @@ class DestinationFaults(ChaosTest):
         for _ in range(20):
             self.enqueue("slow")
         eventually(lambda: len(self.ledger.of("/slow")) >= 2)
-        self.at_once(lambda: [self.started("quick") for _ in range(10)])
+        self.at_once([self.started("quick") for _ in range(25)])
         self.takt("items", "cancel", "--job", "slow", "--yes")
         self.check_invariants()
 
