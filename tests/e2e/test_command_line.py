@@ -304,6 +304,14 @@ class Commands(TaktTest):
         with open(path, "w", encoding="utf-8") as file:
             file.write('{"n": "\\u0000"}\n')
         self.assertIn("items.ndjson:1: holds a NUL", self.takt("enqueue", "demo", "--file", path, expect=2))
+        self.db.cursor().execute("DELETE FROM takt.items")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"pad": "' + "p" * 500_000 + '",' + " " * 100_000 + '"n": 1}\n')
+        self.assertEqual(self.takt("enqueue", "demo", "--file", path), "1 items enqueued\n", "blanks between fields are not the payload's")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write('{"pad": "' + "p" * 620_000 + '"}\n')
+        self.assertIn("items.ndjson:2: longer than 600 KiB\n1 line is wrong; nothing was stored", self.takt("enqueue", "demo", "--file", path, expect=2))
+        self.assertEqual(self.one("SELECT count(*) FROM takt.items"), 1)
 
     def test_tick_run_now_pause_and_resume(self):
         self.install(CONFIG)

@@ -82,6 +82,22 @@ class Status(DutiesTest):
         faults = json.loads(self.takt("status", "--json"))["faults"]
         self.assertEqual([fault["what"] for fault in faults], ["schedule every/second", "job work"])
 
+    def test_a_schedule_that_missed_its_slot_is_late_until_somebody_leads(self):
+        self.install(CONFIG.replace("* * * * * *", "@every 1h"))
+
+        def late():
+            return json.loads(self.takt("status", "--json"))["schedules_late"]
+
+        self.assertEqual(late(), 0)
+        self.takt("status", "--fail-on", "late")
+        self.db.cursor().execute("UPDATE takt.schedules SET next_due = next_due - interval '2 h', next_fire = next_fire - interval '2 h'")
+        self.assertEqual(late(), 1)
+        self.assertIn("schedules late: 1\n", self.takt("status"))
+        self.takt("status", "--fail-on", "late", expect=1)
+        self.start("dispatcher")
+        eventually(lambda: late() == 0, 10, "the next slot")
+        self.takt("status", "--fail-on", "late")
+
     def test_Finding39_status_counts_so_much_and_no_more(self):
         self.install(CONFIG)
         self.db.cursor().execute("""

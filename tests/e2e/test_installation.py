@@ -3,9 +3,10 @@ import base64
 import json
 import secrets
 import signal
+import socket
 import time
 
-from harness import eventually
+from harness import answers, eventually
 from told import TOLD, ToldTest
 
 CONFIG = """
@@ -19,6 +20,11 @@ TICKING = CONFIG + """
     item_per_tick: false
     schedules: [{name: s, cron: "@every 1s"}]
 """
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def new_secret():
@@ -49,6 +55,50 @@ class Installation(ToldTest):
         self.start("dlq", "archive")
         eventually(lambda: set(self.troubles()) == {"no_worker"}, TOLD, "the one queue")
         self.told(dispatcher, "no_worker", "NO WORKER takes the ticks of queue slow: nothing is done for slow.one")
+
+    def test_ticks_that_nobody_begins_are_counted_with_the_oldests_age(self):
+        self.install(TICKING)
+        dispatcher = self.start("dispatcher")
+
+        def waiting():
+            job = json.loads(self.takt("status", "--json"))["jobs"][0]
+            return job["ticks_not_begun"], job["oldest_tick_s"]
+
+        eventually(lambda: (seen := waiting())[0] >= 2 and seen[1] > 1, 10, "two ticks and more in status")
+        self.assertRegex(self.takt("status"), r"mail\.send +active +0 +- +- +\d+ +\d+s ")
+        for name, least in (("takt_job_ticks_not_begun", 2), ("takt_job_oldest_tick_seconds", 1)):
+            eventually(lambda name=name, least=least: (self.metric(dispatcher, name + '{job="mail.send"}') or 0) >= least, 20, name)
+        self.start("worker")
+        eventually(lambda: waiting()[0] <= 1, 10, "that a worker begins them")
+
+    def test_what_waits_in_the_brokers_queues_is_counted_and_dlq_says_that_nobody_reads(self):
+        self.ledger.behave["/mail"] = answers(500)
+        self.install(CONFIG + "    max_attempts: 1\n")
+        dispatcher, _ = self.start("dispatcher"), self.start("worker")
+        item = self.enqueue("mail.send")
+        self.publish(self.channel(), {"id": "forged", "job": "mail.send"}, secret=new_secret())
+        eventually(lambda: self.state(item) == "dead", what="its death")
+        told = "NO ARCHIVE reads dead letters: 1 waits in takt.dead"
+        for words in (told, "waiting in takt.dead: 1\n", "waiting in takt.quarantine: 1;"):
+            eventually(lambda words=words: words in self.takt("status"), 30, words)
+        self.assertEqual({queue: json.loads(self.takt("status", "--json"))["waiting_in"][queue] for queue in ("takt.dead", "takt.quarantine")},
+                         {"takt.dead": 1, "takt.quarantine": 1})
+        for queue in ("takt.dead", "takt.quarantine"):
+            eventually(lambda queue=queue: self.metric(dispatcher, f'takt_queue_messages{{queue="{queue}"}}') == 1, 30, f"the metric of {queue}")
+        said = self.takt("dlq", "list")
+        self.assertIn("no dead letters match\n", said)
+        self.assertIn(told, said)
+        self.start("dlq", "archive")
+        eventually(lambda: f"item-{item}-0" in (said := self.takt("dlq", "list")) and "NO ARCHIVE" not in said, what="the letter in the archive")
+
+    def test_a_services_own_port_comes_before_the_files(self):
+        shared, own = free_port(), free_port()
+        self.install(CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{shared}"))
+        first = self.started_with(dict(self.environment, TAKT_METRICS_LISTEN=f"127.0.0.1:{own}"), "dispatcher")
+        second = self.started_with(dict(self.environment, TAKT_METRICS_LISTEN=""), "worker")
+        for service, port in ((first, own), (second, shared)):
+            self.assertIn(f"metrics_port={port}", self.log_of(service))
+            self.assertEqual(self.ask(service, "/healthz"), (200, "ok\n"))
 
     def test_C23_no_dispatcher(self):
         self.install(CONFIG)
@@ -110,6 +160,23 @@ class Installation(ToldTest):
             self.assertRegex(told, f"TAKT_SIGNING_KEYS: this process lacks the key [0-9a-f]{{8}} that dispatcher {holder} signs ticks with")
         self.stop(up)
         self.stop(self.started_with(other, "up"))
+
+    def test_C21_check_names_those_that_lack_the_next_key(self):
+        self.install(CONFIG)
+        old, new = new_secret(), new_secret()
+        both = self.ring(f"current {old}", f"next {new}")
+        self.started_with(both, "dispatcher"), self.started_with(both, "dlq", "archive")
+        lacking = self.started_with(self.ring(old), "worker")
+        self.complete()
+        name = self.one("SELECT id || '@' || host FROM takt.services WHERE pid = %s", lacking.pid)
+        coming = json.loads(self.takt("keys", "list", "--json", environment=both))[1]["fingerprint"]
+        said = self.takt("check", environment=both)
+        self.assertIn(f"note  signing keys: worker {name} does not hold the next key {coming}; give it that key before you rotate", said)
+        self.assertEqual(said.count("does not hold the next key"), 1, said)
+        self.stop(lacking)
+        self.started_with(both, "worker")
+        self.complete()
+        self.assertNotIn("does not hold", self.takt("check", environment=both))
 
     def test_C21_F2_one_that_comes_to_lack_it_loses_no_slot(self):
         self.install(TICKING)

@@ -134,7 +134,8 @@ class Messages(ToldTest):
             if words[-1] not in ("retry", "cancel"):
                 self.takt(*words, "--job", "mail.send")
         for words, said in ((["runs", "--worker", "nobody"], 'no runs of a worker "nobody"'), (["dlq", "list", "--reason", "odd"], 'of reason "odd"'),
-                            (["quarantine", "--reason", "odd"], 'for reason "odd"'), (["audit", "--who", "nobody"], "has this who")):
+                            (["quarantine", "--reason", "odd"], 'for reason "odd"'), (["audit", "--who", "nobody"], "has this who"),
+                            (["audit", "--subject", "nobody"], "has this who"), (["audit", "--action", "odd"], "has this who")):
             self.assertIn(said, self.takt(*words))
         self.assertEqual(self.takt("enqueue", "mail.send", "--key", "k").split("\n")[0].replace("item ", "").isdigit(), True)
         self.assertIn("(was there)", self.takt("enqueue", "mail.send", "--key", "k"))
@@ -192,6 +193,23 @@ class Messages(ToldTest):
         job = next(job for job in json.loads(self.takt("status", "--json"))["jobs"] if job["job"] == "mail.send")
         self.assertEqual((job["attempts_failed_24h"], job["items_done_24h"], job["runs_lost_24h"], job["dead_letters"]), (1, 0, 0, 1))
         self.assertEqual(self.state(item), "dead")
+
+    def test_F17_the_rate_is_of_the_last_seconds(self):
+        self.install(CONFIG)
+        self.start("up")
+
+        def job():
+            return next(job for job in json.loads(self.takt("status", "--json"))["jobs"] if job["job"] == "mail.send")
+
+        def while_items_are_done(look):
+            """They go on, since what was done ten seconds ago is no rate any more."""
+            return lambda: [self.enqueue("mail.send") for _ in range(5)] and look()
+
+        self.assertEqual(job()["done_a_second"], 0)
+        self.assertRegex(self.takt("status"), r"\nmail\.send +active +0 +- +- ")
+        eventually(while_items_are_done(lambda: job()["done_a_second"] > 0), 10, "a rate")
+        for command in (["status"], ["top", "--frames", "1"]):
+            eventually(while_items_are_done(lambda command=command: re.search(r"mail\.send +active .* \d\.\d/s ", self.takt(*command))), 10, f"a rate in {command}")
 
     def quarantined(self):
         """Three forged ticks in quarantine; the channel they were sent through."""
