@@ -7,16 +7,20 @@ that is younger may hold 64 MiB. Its descriptors and threads are counted at the 
 under way: without PostgreSQL it has neither connections nor the threads that watch them. That shows what grows without bound, and not a small leak, which fills such holes first.
 Therefore each process also says how many bytes of its heap are in use (heap_meter.cc): at the end, at rest, at most a fifth
 and 8 MiB more than after its first minute of load, since a connection keeps room for the largest batch that it has carried;
-and over a fixed amount of work without faults at most 15 bytes an item, of all processes of one kind together, and 192 KiB
-for caches of statements, logs and connections.
+and over a fixed number of items, of letters and of ticks without faults at most 15 bytes apiece, of all processes of one kind
+together, and 192 KiB for caches of statements, logs and connections. So many there are of each that 100 bytes lost apiece are more.
 """
 import time
+
+from chaos import eventually
 
 SERVED = 60  # seconds of load
 YOUNG = 64  # MiB that a younger process may hold
 GROWTH, RESIDENT, HEAP = 1.2, 16, 8  # and MiB
-WARMING, WORK = 3000, 6000  # items
-LEAK, FLAT = 15, 192 * 1024  # bytes an item, and bytes at all
+ITEMS, LETTERS = (3000, 6000), (1500, 4500)  # to warm up, and over which is measured
+SLOTS = 1000  # that one schedule ticks at once: misfire_limit's bound
+TICKS = (SLOTS, 4 * SLOTS)
+LEAK, FLAT = 15, 192 * 1024  # bytes apiece, and bytes at all
 # Descriptors. A standby has two connections to PostgreSQL; as the leader, under load, it may have six (database.pool 4, the lease's
 # and the one that listens). Each is two descriptors: its socket, and the one that its answers' deadline shuts down.
 OPENED = 2 * (6 - 2)
@@ -71,16 +75,60 @@ def heap(process, looks=10):
     return min(found)
 
 
-def check_leak(test, living, work):
-    """`work(n)` has n items done. What each kind of process holds more afterwards is within the bound."""
-    work(WARMING)
-    time.sleep(2)
-    before = {what: sum(heap(process) for process in processes) for what, processes in living.items()}
-    work(WORK)
-    time.sleep(2)
-    report = []
-    for what, processes in living.items():
-        grown = sum(heap(process) for process in processes) - before[what]
-        report.append(f"{what} {grown:+,} bytes, {grown / WORK:.1f} an item")
-        test.assertLessEqual(grown, LEAK * WORK + FLAT, f"heap in use after {WORK} items: {'; '.join(report)}")
+def config():
+    """The jobs of the leak check: one whose items die at once, and one with a schedule for each thousand of slots."""
+    schedules = ", ".join(f'{{name: s{n}, cron: "* * * * * *", misfire: all, misfire_limit: {SLOTS}}}' for n in range(sum(TICKS) // SLOTS))
+    return """
+  dying: {lease: 3s, max_attempts: 1, handler: {http: {url: "{url}/dying", method: POST, timeout: 5s, circuit_failures: 0}}}
+  slots: {lease: 3s, handler: {native: {name: noop}}, schedules: [%s]}
+""" % schedules
+
+
+class Fixed:
+    """Fixed amounts of work for an installation with these jobs, each made and then waited for."""
+
+    def __init__(self, test):
+        self.test, self.letters_made, self.schedules = test, 0, 0
+        test.ledger.behave["/dying"] = lambda nth: (500, {}, b"")
+
+    def enqueue(self, job, count):
+        for _ in range(count // 500):
+            self.test.one("SELECT count(*) FROM takt.enqueue_many(%s, array_fill('{}'::jsonb, ARRAY[500]))", job)
+
+    def items(self, count):
+        self.enqueue("work", count)
+        eventually(lambda: self.test.one("SELECT count(*) FROM takt.items i JOIN takt.jobs j ON j.id = i.job_id WHERE j.name = 'work'") == 0, 120, "the work")
+
+    def letters(self, count):
+        self.enqueue("dying", count)
+        self.letters_made += count
+        eventually(lambda: self.test.one("SELECT count(*) FROM takt.dead_letters WHERE job = 'dying'") == self.letters_made, 120, "the letters in the archive")
+
+    def ticks(self, count):
+        """As if one schedule after the other had missed a thousand slots. No more at once, since a connection keeps room for all of them."""
+        for _ in range(count // SLOTS):
+            begin = self.test.one("""UPDATE takt.schedules SET next_due = next_due - %s * interval '1 s', next_fire = next_fire - %s * interval '1 s'
+                WHERE name = %s RETURNING next_due""", SLOTS, SLOTS, f"s{self.schedules}")
+            ended = """SELECT count(*) FROM takt.ticks
+                WHERE id LIKE %s AND due_at >= %s AND due_at < %s::timestamptz + %s * interval '1 s' AND finished_at IS NOT NULL"""
+            slots = (f"slots/s{self.schedules}@%", begin, begin, SLOTS)
+            eventually(lambda sql=ended, of=slots: self.test.one(sql, *of) == SLOTS, 120, "the ticks of a thousand slots")
+            self.schedules += 1
+
+
+def check_leak(test, living):
+    """Over items, letters and ticks, each of which was made in number before, every kind of process stays within the bound."""
+    fixed, report, beyond = Fixed(test), [], []
+    for kind, make, (warming, count) in (("items", fixed.items, ITEMS), ("letters", fixed.letters, LETTERS), ("ticks", fixed.ticks, TICKS)):
+        make(warming)
+        time.sleep(2)
+        before = {what: sum(heap(process) for process in processes) for what, processes in living.items()}
+        make(count)
+        time.sleep(2)
+        for what, processes in living.items():
+            grown = sum(heap(process) for process in processes) - before[what]
+            report.append(f"{what} {grown:+,} bytes over {count} {kind}, {grown / count:.1f} apiece")
+            if grown > LEAK * count + FLAT:
+                beyond.append(report[-1])
+    test.assertEqual(beyond, [], f"heap in use: {'; '.join(report)}")
     return report

@@ -6,10 +6,10 @@ import signal
 import time
 
 import callers
+import memory
 import operators
 from chaos import IMPATIENT, ChaosTest, eventually
 from lateness import JUDGED, LATEST, PROBES, SLOTS, Metronome, latest
-from memory import Memory, check_leak
 from parts import listens
 
 SECONDS = float(os.environ.get("TAKT_CHAOS_SECONDS", "60"))
@@ -38,7 +38,7 @@ class RandomRun(ChaosTest):
     def setUp(self):
         super().setUp()
         self.crashes = 0
-        self.memory = Memory(self.footprint, self.seconds)
+        self.memory = memory.Memory(self.footprint, self.seconds)
         self.living = collections.defaultdict(list)
         self.book, self.callers = callers.Book(), []
         self.sound_from, self.windows = float("inf"), []
@@ -101,8 +101,8 @@ class RandomRun(ChaosTest):
         self.ledger.behave["/doomed"] = lambda nth: (500 if nth == 1 else 200, {}, b"")
         self.ledger.behave["/garbage"] = operators.garbage(callers.values.dice_of(SEED, "garbage"))
         plain = CONFIG + callers.CONFIG + operators.CONFIG
-        acting = operators.Operators(self, plain, SEED, self.book, self.sound)
-        self.install(acting.text())
+        self.acting = operators.Operators(self, plain, SEED, self.book, self.sound)
+        self.install(self.acting.text())
         with self.db.cursor() as cursor:
             cursor.execute("CREATE TABLE chaos_large AS SELECT jsonb_build_object('a', repeat('x', 40000000)) AS large")
         # Services alone go through the proxies: a caller's answer that was lost is another fault, which the loads have.
@@ -114,7 +114,7 @@ class RandomRun(ChaosTest):
         self.first_slot = self.now() + 1
         self.metronome = Metronome()
         self.callers = [callers.Caller(n, self.database_url, SEED, CALLS, self.book, self.sound) for n in range(1, CALLERS + 1)]
-        self.callers += [acting, self.metronome]
+        self.callers += [self.acting, self.metronome]
         for job, rate in LOADS.items():
             self.load(rate, job)
         for caller in self.callers:
@@ -266,12 +266,6 @@ class RandomRun(ChaosTest):
         except Exception as error:  # noqa: BLE001: a body that is no JSON
             return repr(error)
 
-    def work(self, count):
-        """Has so many items done."""
-        for _ in range(count // 500):
-            self.one("SELECT count(*) FROM takt.enqueue_many('work', array_fill('{}'::jsonb, ARRAY[500]))")
-        eventually(lambda: self.one("SELECT count(*) FROM takt.items i JOIN takt.jobs j ON j.id = i.job_id WHERE j.name = 'work'") == 0, 120, "the work")
-
     def check_left_over(self):
         """No lease, lock, transaction, consumer, connection, descriptor or thread more than before, and memory within its bounds."""
         self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE lease_until IS NOT NULL"), 0, "leases")
@@ -280,4 +274,5 @@ class RandomRun(ChaosTest):
         eventually(lambda: self.channel().queue_declare("takt.ticks.default", passive=True).method.consumer_count == len(self.living["worker"]), 20, "one consumer a worker")
         print("left over: " + "; ".join(self.memory.check(self, self.living)), flush=True)
         if self.seconds >= 60:
-            print("heap in use, over a fixed amount of work: " + "; ".join(check_leak(self, self.living, self.work)), flush=True)
+            self.install(self.acting.text() + memory.config())
+            print("heap in use, over fixed amounts of work: " + "; ".join(memory.check_leak(self, self.living)), flush=True)
