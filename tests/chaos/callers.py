@@ -34,7 +34,6 @@ class Book:
         self.lock = threading.Lock()
         self.calls = collections.Counter()  # (what, outcome)
         self.accepted, self.unsure, self.nothing = {}, {}, set()  # mark → Stored; mark → Stored; marks that must not be there
-        self.returned = set()  # ids that committed calls returned
         self.problems = []
 
     def count(self, what, outcome):
@@ -53,15 +52,14 @@ class Book:
                     self.nothing.add(one.mark)
                 else:
                     getattr(self, where)[one.mark] = one
-            if where == "accepted":
-                self.returned.update(one.item for one in stored)
 
 
 class Stored:
-    """One element of a call: what is stored of it, unless its key is held."""
+    """One element of a call, or of a tick: what is stored of it, unless its key is held. Of a tick's no id is told; `key` is that
+    under which there must be an item then, its own or the one that held it."""
 
-    def __init__(self, job, mark, due=True, sole=True):
-        self.job, self.mark, self.due, self.sole = job, mark, due, sole
+    def __init__(self, job, mark, due=True, sole=True, key=None):
+        self.job, self.mark, self.due, self.sole, self.key = job, mark, due, sole, key
         self.item = self.text = None
 
 

@@ -48,6 +48,8 @@ class Operators(threading.Thread):
         self.dice = values.dice_of(seed, "operators")
         self.ended = threading.Event()
         self.extra, self.cron, self.made = False, "*/5 * * * * *", 0
+        self.other = callers.Caller(96, test.database_url, seed, 1, book, sound)  # whose transactions are in the way of ticks
+        self.confirmed = []  # ids of ticks with inline items that the broker has
 
     def text(self):
         return self.plain + SHIFTING % self.cron + (EXTRA if self.extra else "")
@@ -156,29 +158,66 @@ class Operators(threading.Thread):
         self.book.note("nothing", [callers.Stored("reported", f"call-98-{self.made}x")])
 
     def inline(self):
-        """Items carried by a tick. One whose tick is refused is nowhere; one that is taken is exact."""
-        ones, payloads = [], []
-        for _ in range(self.dice.randrange(1, 4)):
+        """Items carried by one tick; by two with one key; or by one whose key another's open transaction holds, and leaves or not."""
+        job, way = self.dice.choice(["called", "keyed", "remembered"]), self.dice.choice(["alone", "alone", "twice", "held"])
+        key = f"inline {self.made}"
+        other = None
+        if way == "held":
+            call, commit = self.other.one(job, key), self.dice.random() < 0.5
+            other = threading.Thread(target=self.other.transaction, args=([call],), kwargs={"open_for": self.dice.uniform(0.3, 1.5), "commit": commit}, daemon=True)
+            other.start()
+            self.ended.wait(0.2)
+        for _ in range(2 if way == "twice" else 1):
+            self.carry(job, key, way == "alone")
+        if other is not None:
+            other.join(30)
+        self.look_at_keys()
+
+    def carry(self, job, key, sole):
+        """A tick whose first item has this key, and others what there is. What the broker confirmed is accepted, whatever comes then."""
+        ones, items = [], []
+        for n in range(self.dice.randrange(1, 4)):
             self.made += 1
-            ones.append(callers.Stored("called", f"call-97-{self.made}x"))
-            payloads.append(f'{{"call": "{ones[-1].mark}", "value": {values.random_json(self.dice)}}}')
-        tick = {"id": f"external-{self.made}", "job": "called"}
-        items = ", ".join('{"payload": ' + payload + "}" for payload in payloads)
-        body = json.dumps(tick)[:-1] + f', "items": [{items}]}}'
-        outcome = "failed"
+            its_key = key if n == 0 else self.dice.choice([None, None, "", f"k{self.dice.randrange(6)}", f"twice {self.dice.randrange(3)}"])
+            ones.append(callers.Stored(job, f"call-97-{self.made}x", True, sole if n == 0 else not its_key, its_key))
+            payload = f'{{"call": "{ones[-1].mark}", "value": {values.random_json(self.dice)}}}'
+            items.append((payload, "" if its_key is None else ', "key": ' + json.dumps(its_key)))
+        tick = {"id": f"external-{self.made}", "job": job}
+        body = json.dumps(tick)[:-1] + ', "items": [' + ", ".join(f'{{"payload": {payload}{of_key}}}' for payload, of_key in items) + "]}"
+        began, where = time.monotonic(), "nothing"
         try:
-            with psycopg2.connect(self.test.database_url, connect_timeout=2) as connection, connection.cursor() as cursor:
-                for one, payload in zip(ones, payloads):
+            connection = psycopg2.connect(self.test.database_url, connect_timeout=2)
+            with connection, connection.cursor() as cursor:
+                for one, (payload, _) in zip(ones, items):
                     cursor.execute("SELECT %s::jsonb::text", (payload,))
                     one.text = callers.digest(cursor.fetchone()[0])
+            connection.close()
             channel = self.test.channel()
+            where = "unsure"
             self.test.publish(channel, tick, body=body.encode())
+            where = "accepted"
+            self.confirmed.append(tick["id"])
             channel.connection.close()
-            outcome = "published"
-        except Exception:  # noqa: BLE001: the database or the broker is away
-            pass
-        self.book.count("external tick: inline items", outcome)
-        self.book.note("unsure", [one for one in ones if one.text])
+        except Exception as error:  # noqa: BLE001: the database or the broker is away
+            if where != "accepted" and self.sound(began):
+                self.book.wrong(f"a tick with inline items: {error!r}")
+        self.book.count("external tick: inline items", "failed" if where == "nothing" else where)
+        self.book.note(where, ones)
+
+    def look_at_keys(self):
+        """Of each key at most one item lives."""
+        try:
+            connection = psycopg2.connect(self.test.database_url, connect_timeout=2)
+            with connection, connection.cursor() as cursor:
+                cursor.execute("""SELECT j.name, l.key, count(*)
+                    FROM (SELECT job_id, key FROM takt.items UNION ALL SELECT job_id, key FROM takt.running_items) l
+                    JOIN takt.jobs j ON j.id = l.job_id
+                   WHERE l.key IS NOT NULL GROUP BY 1, 2 HAVING count(*) > 1""")
+                for job, key, count in cursor.fetchall():
+                    self.book.wrong(f"{job}: {count} items with key {key} live at once")
+            connection.close()
+        except psycopg2.Error:
+            pass  # the database is away
 
     def run(self):
         self.write()
