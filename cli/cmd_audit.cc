@@ -2,6 +2,7 @@
 
 #include "cli/commands.h"
 #include "cli/table.h"
+#include "core/text/text.h"
 
 namespace takt {
 
@@ -22,10 +23,30 @@ constexpr Statement kAudit{"audit_list", R"sql(
    ORDER BY id DESC LIMIT $5
 )sql"};
 
+// By the primary key backwards, and audit_subject.
+constexpr Statement kKnown{"audit_known", R"sql(
+  SELECT $1::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE who = $1), $2::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE action = $2),
+         $3::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE subject IN ($3, 'job ' || $3)) OR EXISTS (SELECT FROM takt.jobs WHERE $3 IN (name, 'job ' || name))
+)sql"};
+
+/// Of names that nothing in the audit bears, the first is most likely mistyped.
+void require_known(Database& database, const AuditFilter& filter) {
+  const auto known =
+      database.exec(kKnown, Params::of(optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject)));
+  const auto unknown = [](const std::string& what, const std::string& name) {
+    return CommandFailed("the audit has nothing " + what + " \"" + printable(name, 100) + "\"; \"takt audit\" shows what it has");
+  };
+  if (!known.boolean(0, 0)) throw unknown("by", filter.who);
+  if (!known.boolean(0, 1)) throw unknown("of the action", filter.action);
+  if (!known.boolean(0, 2)) throw unknown("of the subject", filter.subject);
+}
+
 void list(Context& context, const AuditFilter& filter) {
-  const auto since = filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since"));
+  const auto since =
+      filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since", [&] { return context.now(); }));
   const auto rows = context.current_database().exec(
       kAudit, Params::of(optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject), since, filter.limit));
+  if (rows.empty()) require_known(context.database(), filter);
   Table table({{"act", 3}, "at", "who", {"origin", 2}, "action", "subject", {"parameters", 1}});
   for (std::size_t i = 0; i < rows.size(); ++i) {
     table.add({rows.integer(i, 0), text_or_null(rows, i, 1), text_or_null(rows, i, 2), text_or_null(rows, i, 3), text_or_null(rows, i, 4),

@@ -28,7 +28,7 @@ void print_next(const NextOptions& options) {
     throw UsageError("cron: " + error->message + "\n  " + options.expression + "\n  " + std::string(error->position, ' ') + "^");
   }
   const auto& cron = std::get<Cron>(parsed);
-  Timestamp at = options.from.empty() ? SystemClock().now() : parse_moment(options.from, "--from");
+  Timestamp at = options.from.empty() ? SystemClock().now() : parse_moment(options.from, "--from", [] { return SystemClock().now(); });
   Table table({"at", "local"});
   for (int i = 0; i < options.count; ++i) {
     const auto next = cron.next(at);

@@ -38,7 +38,7 @@ void add_filter(CLI::App* command, LetterOptions& options) {
   command->add_option("--until", options.until, "died before a time or an age");
 }
 
-LetterFilter filter_of(const LetterOptions& options) {
+LetterFilter filter_of(Context& context, const LetterOptions& options) {
   LetterFilter filter;
   filter.ids = options.ids;
   filter.job = optional_text(options.job);
@@ -46,8 +46,9 @@ LetterFilter filter_of(const LetterOptions& options) {
   filter.kind = optional_text(options.kind);
   filter.state = optional_text(options.state);
   filter.text = optional_text(options.text);
-  if (!options.since.empty()) filter.since = parse_moment(options.since, "--since");
-  if (!options.until.empty()) filter.until = parse_moment(options.until, "--until");
+  const auto now = [&] { return context.now(); };
+  if (!options.since.empty()) filter.since = parse_moment(options.since, "--since", now);
+  if (!options.until.empty()) filter.until = parse_moment(options.until, "--until", now);
   return filter;
 }
 
@@ -64,10 +65,21 @@ void require_selection(const LetterOptions& options) {
   if (!selected && !options.all) throw UsageError("say which: ids, a filter (--job, --reason, --since, …), or --all");
 }
 
+/// What none was ever archived for is most likely mistyped. Reads the archive, where there is no letter of it.
+void require_reason(Database& database, const std::string& reason) {
+  const auto rows =
+      database.exec(std::string("SELECT coalesce(string_agg(reason, ', '), 'none'), coalesce(bool_or(reason = $1), false) FROM"
+                                " (SELECT DISTINCT reason FROM takt.dead_letters ORDER BY reason LIMIT 1000) r"),
+                    Params::of(reason));
+  if (rows.boolean(0, 1)) return;
+  throw CommandFailed("no dead letter has the reason \"" + printable(reason, 100) + "\"; there are: " + printable(rows.text(0, 0), 500));
+}
+
 void list(Context& context, const LetterOptions& options) {
   auto& database = context.current_database();
-  const auto rows = list_letters(database, filter_of(options), options.limit);
+  const auto rows = list_letters(database, filter_of(context, options), options.limit);
   if (rows.empty() && !options.job.empty()) require_job(database, options.job);
+  if (rows.empty() && !options.reason.empty()) require_reason(database, options.reason);
   Table table({"letter",
                {"kind", 3},
                "job",
@@ -88,8 +100,7 @@ void list(Context& context, const LetterOptions& options) {
     table.add({text(0), text(1), text(2), text(3), rows.integer(i, 6), time(7), text(8), time(9), text(10),
                rows.is_null(i, 5) ? nlohmann::json(nullptr) : nlohmann::json(rows.integer(i, 5)), text(11), text(4)});
   }
-  table.print(options.json, options.reason.empty() ? "no dead letters match"
-                                                   : "no dead letters of reason \"" + printable(options.reason, 100) + "\" match");
+  table.print(options.json, "no dead letters match");
   if (options.json) return;
   for (const auto& one : troubles_of(read_installation(database))) {
     if (one.what == "no_archive") std::cout << one.text << "\n";
@@ -101,7 +112,7 @@ template <typename Act>
 void work_through(Context& context, const LetterOptions& options, const std::string& verb, Act act) {
   require_selection(options);
   auto& database = context.current_database();
-  const auto filter = filter_of(options);
+  const auto filter = filter_of(context, options);
   const auto total = count_open_letters(database, filter);
   if (total == 0) {
     for (const auto& id : options.ids) {
@@ -151,7 +162,7 @@ void replay(Context& context, const LetterOptions& options) {
   });
   if (options.json) {
     if (sum.before == 0 && !options.ids.empty()) {
-      auto replayed = filter_of(options);
+      auto replayed = filter_of(context, options);
       replayed.state = "replayed";
       sum.before = static_cast<int>(count_letters(context.database(), replayed)) - sum.items - sum.ticks;
     }

@@ -28,7 +28,7 @@ void list_jobs(Context& context, bool json) {
            (SELECT count(*) FROM takt.schedules s WHERE s.job_id = j.id),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
            (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
-           takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)), h.error
+           takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)), coalesce(h.error, takt.lately_held_for(j))
       FROM takt.jobs j LEFT JOIN takt.held_jobs h ON h.job_id = j.id WHERE j.removed_at IS NULL ORDER BY j.name
   )sql"));
   Table table({"job",
@@ -59,7 +59,7 @@ void show_job(Context& context, const std::string& name, bool json) {
                 ON j.paused
       CROSS JOIN LATERAL (VALUES
         ('job', to_json(j.name)), ('state', to_json(takt.job_state(j))), ('paused_by', to_json(a.who)), ('paused_at', to_json(takt.shown(a.at))),
-        ('held_until', to_json(takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)))), ('held_for', to_json(h.error)), ('failures_in_a_row', to_json(h.failures)),
+        ('held_until', to_json(takt.shown(coalesce(h.until, CASE WHEN j.held_until > now() THEN j.held_until END)))), ('held_for', to_json(coalesce(h.error, takt.lately_held_for(j)))), ('failures_in_a_row', to_json(h.failures)),
         ('queue', to_json(j.queue)), ('definition_version', to_json(j.version)), ('updated_at', to_json(takt.shown(j.updated_at))),
         ('definition', j.definition::json),
         ('schedules', (SELECT coalesce(json_agg(json_build_object('schedule', s.name, 'cron', s.cron, 'time_zone', s.time_zone, 'next_due', takt.shown(s.next_due),
@@ -122,8 +122,20 @@ struct RunFilter {
   bool json = false;
 };
 
+/// A name that no service bears, and no run of the last day, is most likely mistyped.
+void require_worker(Database& database, const std::string& name) {
+  constexpr Statement kKnown{"worker_known", R"sql(
+    SELECT EXISTS (SELECT FROM takt.services WHERE $1 IN (id, host, id || '@' || host))
+        OR EXISTS (SELECT FROM takt.runs WHERE started_at > now() - interval '1 day' AND $1 IN (worker, split_part(worker, '@', 1), split_part(worker, '@', 2)))
+  )sql"};
+  if (database.exec(kKnown, Params::of(name)).boolean(0, 0)) return;
+  throw CommandFailed("no worker \"" + printable(name, 100) +
+                      "\" lives or made a run within a day; \"takt services\" lists those that live");
+}
+
 void list_runs(Context& context, const RunFilter& filter) {
-  const auto since = filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since"));
+  const auto since =
+      filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since", [&] { return context.now(); }));
   auto& database = context.current_database();
   const auto rows =
       database.exec(std::string(R"sql(
@@ -137,6 +149,7 @@ void list_runs(Context& context, const RunFilter& filter) {
   )sql"),
                     Params::of(optional_text(filter.job), optional_text(filter.status), since, optional_text(filter.worker), filter.limit));
   if (rows.empty() && !filter.job.empty()) require_job(database, filter.job);
+  if (rows.empty() && !filter.worker.empty()) require_worker(database, filter.worker);
   Table table({"run",
                "job",
                {"trigger", 4},
@@ -163,9 +176,7 @@ void list_runs(Context& context, const RunFilter& filter) {
     for (std::size_t column = kMs + 1; column <= kErrors; ++column) row.push_back(text_or_null(rows, i, column));
     table.add(std::move(row));
   }
-  table.print(filter.json, filter.worker.empty()
-                               ? "no runs"
-                               : "no runs of a worker \"" + printable(filter.worker, 100) + "\"; \"takt services\" lists those that live");
+  table.print(filter.json, "no runs");
 }
 
 void show_run(Context& context, std::int64_t id, bool json) {

@@ -10,6 +10,7 @@
 #include "core/amqp/channel.h"
 #include "core/amqp/topology.h"
 #include "core/text/text.h"
+#include "core/tick/tick.h"
 
 namespace takt {
 
@@ -22,6 +23,12 @@ constexpr Duration kQuiet = std::chrono::milliseconds(500);
 constexpr Duration kLongest = std::chrono::seconds(10);
 
 using Messages = std::vector<amqp::Delivery>;
+
+std::vector<std::string> reject_reasons() {
+  std::vector<std::string> words;
+  for (int i = 0; i < kRejectReasons; ++i) words.emplace_back(to_string(static_cast<RejectReason>(i)));
+  return words;
+}
 
 /// The oldest messages, which stay where they are: they are taken and given back, and come again in another order at most. Those
 /// that `discarded` names by their places are removed.
@@ -170,7 +177,7 @@ void add_quarantine(CLI::App& app, Context& context) {
   add_listing(
       quarantine,
       [=](CLI::App* command) {
-        command->add_option("--reason", *reason, "only those refused for this: bad_signature, stale, …");
+        command->add_option("--reason", *reason, "only those refused for this")->check(CLI::IsMember(reject_reasons()));
         command->add_option("--limit", *limit, "at most so many")->check(CLI::Range(1, kMostShown))->capture_default_str();
         command->add_flag("--json", *json, "as JSON");
       },
@@ -180,8 +187,9 @@ void add_quarantine(CLI::App& app, Context& context) {
   auto discarding = std::make_shared<Discarding>();
   auto* command = quarantine->add_subcommand("discard", "remove messages for ever, at most 1,000 at a time");
   auto* ids = command->add_option("id", discarding->ids, "messages by id");
-  auto* all_of =
-      command->add_option("--reason", discarding->reason, "all that were refused for this: bad_signature, stale, …")->excludes(ids);
+  auto* all_of = command->add_option("--reason", discarding->reason, "all that were refused for this")
+                     ->check(CLI::IsMember(reject_reasons()))
+                     ->excludes(ids);
   command->add_flag("--all", discarding->all, "all")->excludes(ids)->excludes(all_of);
   command->add_flag("--yes", discarding->yes, "do not ask");
   command->add_option("--by", discarding->by, "who is acting, for the audit; default: the login name");

@@ -58,7 +58,7 @@ void add_status(CLI::App& app, Context& context) {
     if (*json) {
       std::cout << status_as_json(status).dump(2) << "\n";
     } else {
-      std::cout << status_head(status) << "\n";
+      std::cout << status_head(status, true) << "\n";
       status_table(status.jobs).print(false, "no jobs; define some in takt.yaml and run \"takt apply\"");
       std::cout << status_foot(status);
     }

@@ -22,7 +22,8 @@ struct EnqueueOptions {
 
 void enqueue_one(Context& context, const EnqueueOptions& options) {
   check_json(options.payload, "payload");
-  const auto run_at = options.run_at.empty() ? std::nullopt : std::optional(parse_coming_moment(options.run_at, "--run-at"));
+  const auto run_at =
+      options.run_at.empty() ? std::nullopt : std::optional(parse_coming_moment(options.run_at, "--run-at", [&] { return context.now(); }));
   auto& database = context.current_database();
   // Whether it was there already is what a set tells; without a key it never was.
   const auto rows = options.key.empty()

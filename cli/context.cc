@@ -93,6 +93,10 @@ Database& Context::current_database() {
   return database;
 }
 
+Timestamp Context::now() {
+  return current_database().exec(std::string("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")).time(0, 0);
+}
+
 amqp::BrokerSettings Context::broker(const std::string& name) {
   const auto& settings = config_or_defaults().broker;
   amqp::BrokerSettings broker;
@@ -143,15 +147,15 @@ UsageError no_moment(const std::string& text, const std::string& option, const c
 
 }  // namespace
 
-Timestamp parse_moment(const std::string& text, const std::string& option) {
+Timestamp parse_moment(const std::string& text, const std::string& option, const std::function<Timestamp()>& now) {
   if (const auto time = parse_rfc3339(text)) return *time;
-  if (const auto age = parse_duration(text)) return SystemClock().now() - *age;
+  if (const auto age = parse_duration(text)) return now() - *age;
   throw no_moment(text, option, "an age such as 2h");
 }
 
-Timestamp parse_coming_moment(const std::string& text, const std::string& option) {
+Timestamp parse_coming_moment(const std::string& text, const std::string& option, const std::function<Timestamp()>& now) {
   if (const auto time = parse_rfc3339(text)) return *time;
-  if (const auto from_now = parse_duration(text)) return SystemClock().now() + *from_now;
+  if (const auto from_now = parse_duration(text)) return now() + *from_now;
   throw no_moment(text, option, "a time from now such as 2h");
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -50,6 +51,8 @@ class Context {
   Database& database();
   /// database(), and its schema is this binary's.
   Database& current_database();
+  /// PostgreSQL's time, which this machine's clock need not agree with.
+  Timestamp now();
   /// One connection more to the same database, for what no other statement may keep out (leases). Not opened yet.
   std::unique_ptr<Database> vital_database();
   amqp::BrokerSettings broker(const std::string& name);
@@ -74,10 +77,11 @@ Secret required_environment(const char* name, const char* example);
 /// Asks on the terminal; `--yes` answers. Without a terminal and without --yes: UsageError.
 bool confirm(const std::string& question, bool yes);
 
-/// A time given on the command line: RFC 3339, or a duration that means "so long ago". UsageError names the option.
-Timestamp parse_moment(const std::string& text, const std::string& option);
-/// The same, but a duration means "so long from now".
-Timestamp parse_coming_moment(const std::string& text, const std::string& option);
+/// A time given on the command line: RFC 3339, or a duration that means so long before `now`, which is asked only then.
+/// UsageError names the option.
+Timestamp parse_moment(const std::string& text, const std::string& option, const std::function<Timestamp()>& now);
+/// The same, but a duration means so long after `now`.
+Timestamp parse_coming_moment(const std::string& text, const std::string& option, const std::function<Timestamp()>& now);
 Duration parse_age(const std::string& text, const std::string& option);
 
 }  // namespace takt

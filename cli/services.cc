@@ -10,6 +10,7 @@
 
 #include "cli/native_functions.h"
 #include "core/amqp/topology.h"
+#include "core/db/deadline.h"
 #include "core/process/start_pages.h"
 #include "core/text/text.h"
 #include "dlq/archive.h"
@@ -20,6 +21,9 @@ namespace {
 
 /// When everything that runs once has run: connections are made, the first rounds are over.
 constexpr timespec kSettled{5, 0};
+/// Without runs there is nothing that a slow answer could save.
+constexpr Duration kGraceWithoutRuns = std::chrono::seconds(2);
+constexpr Duration kLastAnswer = std::chrono::seconds(1);
 
 sigset_t end_signals() {
   sigset_t set;
@@ -36,7 +40,7 @@ ServiceIdentity identity_of(Context& context, Services::Which which, const std::
   if (which.dispatcher) roles.emplace_back("dispatcher");
   if (which.worker) roles.emplace_back("worker");
   if (which.archive) roles.emplace_back("archive");
-  return identify_service(kind, std::move(roles), context.keys());
+  return identify_service(kind, std::move(roles), context.keys(), SystemClock().now());
 }
 
 /// Fails at once, and clearly, when the broker cannot be used.
@@ -113,6 +117,7 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   const auto& config = context.config();
+  grace_ = which.worker ? config.worker.grace : kGraceWithoutRuns;
   const auto& keys = context.keys();
   auto& database = context.current_database();
   signer_ = std::make_unique<SignerCheck>(database, keys, clock_);
@@ -138,7 +143,11 @@ Services::Services(Context& context, Which which, const std::string& name) : whi
   presence_ = std::make_unique<Presence>(heartbeat_database_ ? *heartbeat_database_
                                          : lease_database_   ? *lease_database_
                                                              : database,
-                                         identity_, clock_, [this] { return sign_of_life(); });
+                                         identity_, clock_, [this, &keys] {
+                                           auto sign = sign_of_life();
+                                           sign.keys = shown_keys(keys, clock_.now());
+                                           return sign;
+                                         });
   const char* listen = std::getenv("TAKT_METRICS_LISTEN");
   status_ = std::make_unique<StatusServer>(
       listen != nullptr && *listen != '\0' ? listen : config.metrics.listen, [this] { return metrics_text(); },
@@ -213,12 +222,26 @@ void Services::run() {
     sigwait(&signals, &again);
     _exit(1);
   }).detach();
-  if (dispatcher_) dispatcher_->stop();
+  // At once, and none waits for the other's answer from PostgreSQL; when the grace is over, neither waits for one that does not come.
+  std::thread hurry([this] {
+    std::unique_lock lock(ending_mutex_);
+    if (!ended_.wait_for(lock, grace_, [this] { return stopped_; })) limit_answer_waits(kLastAnswer);
+  });
+  std::thread dispatcher([this] {
+    if (dispatcher_) dispatcher_->stop();
+  });
   if (worker_) worker_->stop();
+  dispatcher.join();
   if (archive_) archive_->stop();
   if (second_) second_->stop();
   publisher_->stop();
   presence_->stop();
+  {
+    const std::scoped_lock lock(ending_mutex_);
+    stopped_ = true;
+  }
+  ended_.notify_all();
+  hurry.join();
   log_info("stopped", {});
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 #include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cli/context.h"
@@ -46,8 +48,8 @@ class Services {
   Services(const Services&) = delete;
   Services& operator=(const Services&) = delete;
 
-  /// Blocks until a signal, then stops everything in order: no new work, finish, settle, leave. A second signal ends
-  /// the process at once.
+  /// Blocks until a signal, then stops everything in order: no new work, finish, settle, leave. After worker.grace (without a
+  /// worker, 2 s) PostgreSQL is waited for a second at most, each time. A second signal ends the process at once.
   void run();
 
  private:
@@ -70,6 +72,10 @@ class Services {
   std::unique_ptr<Archive> archive_;
   std::unique_ptr<StatusServer> status_;
   std::unique_ptr<Presence> presence_;
+  Duration grace_{};  ///< from a signal until no answer is waited for any more
+  std::mutex ending_mutex_;
+  std::condition_variable ended_;
+  bool stopped_ = false;  // guarded by ending_mutex_
 };
 
 }  // namespace takt

@@ -35,6 +35,7 @@ std::vector<Status::Fault> read_faults(Database& database) {
 }
 
 constexpr std::size_t kJobsAtOnce = 200;
+constexpr std::size_t kMostServices = 6;  // that are named
 
 // A slot is stored up to half a second ahead of its time, and sent a moment after: what is younger is no backlog.
 constexpr Statement kTotals{"status_totals", R"sql(
@@ -102,6 +103,26 @@ std::string a_second(double rate) {
   return text.substr(0, text.find('.') + 2) + "/s";
 }
 
+/// A line a living service: what it does, its name, and the runs it has under way.
+std::string named(const Installation& installation) {
+  std::string text;
+  std::size_t lines = 0, more = 0;
+  for (const auto& service : installation.services) {
+    if (service.silent()) continue;
+    if (lines == kMostServices) {
+      ++more;
+      continue;
+    }
+    ++lines;
+    text += "  " + service.identity.kind + " " + service.identity.name();
+    if (service.leading) text += ", leads";
+    if (service.places > 0) text += ", " + std::to_string(service.runs) + " of " + std::to_string(service.places) + " runs";
+    text += service.ready ? "\n" : ", not ready\n";
+  }
+  if (more > 0) text += "  and " + std::to_string(more) + " more; \"takt services\" lists them\n";
+  return text;
+}
+
 }  // namespace
 
 Status read_status(Database& database) {
@@ -157,11 +178,11 @@ nlohmann::json status_as_json(const Status& status) {
   return json;
 }
 
-std::string status_head(const Status& status) {
+std::string status_head(const Status& status, bool with_names) {
   const auto& installation = status.installation;
   std::string text;
   if (installation.led) text += "dispatcher: " + installation.leader + " leads, term " + std::to_string(installation.term) + "\n";
-  text += "services: " + living_by_role(installation) + "\n";
+  text += "services: " + living_by_role(installation) + "\n" + (with_names ? named(installation) : "");
   for (const auto& one : status.troubles) text += one.text + "\n";
   for (const auto& queue : {amqp::kDeadQueue, amqp::kQuarantineQueue}) {
     if (const auto waiting = installation.waiting_in(queue).value_or(0); waiting > 0)

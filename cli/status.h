@@ -38,7 +38,7 @@ struct Status {
 Status read_status(Database& database);
 nlohmann::json status_as_json(const Status& status);
 /// What stands above the table of jobs, and below it.
-std::string status_head(const Status& status);
+std::string status_head(const Status& status, bool with_names = false);
 std::string status_foot(const Status& status);
 Table status_table(const std::vector<JobStatus>& jobs);
 

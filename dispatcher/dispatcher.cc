@@ -6,6 +6,7 @@
 #include <exception>
 #include <utility>
 
+#include "core/db/retry_end.h"
 #include "core/installation/troubles.h"
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
@@ -20,6 +21,8 @@ namespace takt {
 namespace {
 
 constexpr Duration kAfterFailure = std::chrono::milliseconds(500);
+/// A round that has lasted so long tries no statement again; what is under way ends by database.statement_timeout. Then it has failed.
+constexpr Duration kRoundDeadline = std::chrono::seconds(20);
 /// How long a changed schedule may go unnoticed; one that is known is looked at when it is due.
 constexpr Duration kSlotsInterval = std::chrono::seconds(1);
 constexpr Duration kOffersInterval = std::chrono::seconds(5);
@@ -132,6 +135,7 @@ void Dispatcher::repeat(const char* what, const std::function<Round()>& round, D
     Duration wait{};
     const bool led = leadership_.leading();
     try {
+      const RetryEnd deadline(std::chrono::steady_clock::now() + kRoundDeadline);
       const auto next = round();
       wait = next.value_or(kStandby);
       if (failing && next) log_info("dispatcher recovered", {{"part", what}});
@@ -215,7 +219,7 @@ Dispatcher::Round Dispatcher::scan_round() {
       refused = std::current_exception();
     }
   };
-  if (!heard_.empty() && clock_.steady() >= not_before_) part([&] { wake_heard(term); });
+  if (!heard_.empty()) part([&] { wake_heard(term); });
   if (clock_.steady() >= next_slots_) part([&] { next_slots_ = store_slots(term); });
   // While quiet, both together: waking up costs as much as looking.
   const Duration early = quiet_ ? kQuietScanInterval / 2 : Duration(0);

@@ -28,8 +28,9 @@ namespace takt {
 /// The service: while it leads, it repeats the rounds of this folder; while it stands by, it only asks for the lease.
 /// Each duty is a thread of its own, with its own failure, pause and metric (takt_duty_*), so none keeps another from its round:
 /// lease, scan (schedules and due items; it waits for NOTIFY where PostgreSQL is reached directly), two that publish, outbox,
-/// rescue, suspects, forgotten, gauges, services, retention, partitions. Each statement of theirs ends by database.statement_timeout. A
-/// failure of PostgreSQL or RabbitMQ ends no thread: it is logged once and tried again after a pause.
+/// rescue, suspects, forgotten, gauges, services, retention, partitions. Each statement of theirs ends by database.statement_timeout, and a
+/// round that has lasted 20 s tries none again. A failure of PostgreSQL or RabbitMQ ends no thread: it is logged once and tried again after
+/// a pause.
 class Dispatcher {
  public:
   struct Settings {

@@ -8,13 +8,20 @@ namespace takt {
 
 namespace {
 
-constexpr Duration kReplaceAfter = std::chrono::seconds(10);
+constexpr Duration kReplaceAfter = std::chrono::seconds(10), kReplaceAfterAtMost = std::chrono::minutes(5);
+constexpr int kMostDoublings = 5;
 /// How long after it was last woken a job is looked after, and how many are at most.
 constexpr Duration kLooksAfter = std::chrono::seconds(1);
 constexpr std::size_t kMostLookedAfter = 64;
 /// A run takes what is due when it claims, and looks again when it has handled that: an item that becomes due meanwhile waits so
 /// long for it, and no longer. Most runs are over by then, and a job that is enqueued for without a pause gets 40 ticks a second.
 #define TAKT_PATIENCE "interval '25 ms'"
+/// A look at jobs that were notified of is slow where one of them has many dead entries, since a long transaction holds back vacuum.
+/// Then each is looked at by itself for a while, and a slow one for a tenth of the time: the others wait for none of that.
+constexpr Duration kSlowLook = std::chrono::milliseconds(5);
+constexpr Duration kApartFor = std::chrono::seconds(5);
+constexpr int kLookShare = 9;
+constexpr std::size_t kMostApart = 20;  // in one round; the scan of everything finds the others
 
 // Nothing hinders that the job `j` is woken for due items.
 #define TAKT_MAY_BE_WOKEN \
@@ -71,14 +78,15 @@ constexpr Statement kScan{"due_scan", R"sql(
   SELECT 'wake' AS kind, r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due,
          NULL::bigint AS next_in, NULL::text AS tick, u.more > 0 AS flag
     FROM ready r JOIN under_way u USING (job_id)
-   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.more = 0 AND u.busy_from <= now()
+   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.busy_from <= now()
             AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
   UNION ALL
   SELECT 'next', NULL, NULL, NULL, NULL,
          (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
             FROM (SELECT f.run_at FROM firsts f UNION ALL
-                  SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id) WHERE NOT r.exclusive AND u.more = 0) l(at)
+                  SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id)
+                   WHERE NOT r.exclusive AND (u.more = 0 OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()) l(at)
            WHERE l.at > now()),
          NULL, EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL)
   UNION ALL
@@ -117,7 +125,9 @@ TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) 
 
 TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent) {
   TickRow tick{"due:" + random_id(), job, woken.queue, "due", due, {}};
-  sent.push_back({woken.job_id, job, tick.id, clock_.steady()});
+  const auto missed = not_answered_.find(woken.job_id);
+  const auto wait = kReplaceAfter * (1 << (missed == not_answered_.end() ? 0 : missed->second));
+  sent.push_back({woken.job_id, job, tick.id, clock_.steady() + std::min<SteadyTime::duration>(wait, kReplaceAfterAtMost)});
   return tick;
 }
 
@@ -133,6 +143,25 @@ std::vector<TickRow> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp n
 }
 
 std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::string>& jobs) {
+  const auto now = clock_.steady();
+  std::erase_if(slow_, [now](const auto& entry) { return entry.second <= now; });
+  std::set<std::string> quick;
+  for (const auto& job : jobs) {
+    if (!slow_.contains(job)) quick.insert(job);
+  }
+  if (now >= apart_until_) return look(term, quick);
+  std::vector<TickRow> ticks;
+  std::size_t looks = 0;
+  for (const auto& job : quick) {
+    if (++looks > kMostApart) break;
+    for (auto& tick : look(term, {job})) ticks.push_back(std::move(tick));
+  }
+  return ticks;
+}
+
+std::vector<TickRow> DueScan::look(const Term& term, const std::set<std::string>& jobs) {
+  if (jobs.empty()) return {};
+  const auto began = clock_.steady();
   std::vector<std::string> names(jobs.begin(), jobs.end()), sent_ticks;
   std::vector<std::int64_t> sent_jobs;
   for (const auto& sent : sent_) {
@@ -143,12 +172,24 @@ std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::stri
   const auto rows = database_.exec_retrying(kLook, Params::of(term.holder, term.number, names, sent_jobs, sent_ticks, parallel_ticks_));
   std::vector<TickRow> ticks;
   for (std::size_t i = 0; i < rows.size(); ++i) ticks.push_back(wake(rows, i, sent_));
+  if (const auto ended = clock_.steady(); ended - began >= kSlowLook) {
+    if (jobs.size() > 1) {
+      apart_until_ = ended + kApartFor;
+    } else {
+      slow_[*jobs.begin()] = ended + std::min<SteadyTime::duration>((ended - began) * kLookShare, kApartFor);
+    }
+  }
   return ticks;
 }
 
 DueScan::Result DueScan::run_once(const Term& term) {
   const auto now = clock_.steady();
-  std::erase_if(sent_, [now](const Sent& sent) { return now - sent.at > kReplaceAfter; });
+  std::erase_if(sent_, [&](const Sent& sent) {
+    if (now <= sent.until) return false;
+    auto& missed = not_answered_[sent.job_id];
+    missed = std::min(missed + 1, kMostDoublings);
+    return true;
+  });
   std::vector<std::int64_t> jobs;
   std::vector<std::string> ticks;
   for (const auto& sent : sent_) {
@@ -161,27 +202,36 @@ DueScan::Result DueScan::run_once(const Term& term) {
   const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks, looked_after));
   Result result;
   std::set<std::string, std::less<>> not_begun, idle;
-  std::vector<Sent> sent_now;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto kind = rows.text(i, kKind);
-    if (kind == "wake") {
-      result.ticks.push_back(wake(rows, i, sent_now));
-      result.growing = result.growing || rows.boolean(i, kFlag);
-    } else if (kind == "next") {
+    if (kind == "next") {
       if (!rows.is_null(i, kNextIn)) result.next_in = Duration(rows.integer(i, kNextIn) + 1);
       result.quiet = !rows.boolean(i, kFlag);
     } else if (kind == "not_begun") {
       not_begun.emplace(rows.text(i, kTick));
-    } else {
+    } else if (kind == "idle") {
       idle.emplace(rows.text(i, kName));
     }
   }
-  std::erase_if(sent_, [&](const Sent& sent) { return !not_begun.contains(sent.tick_id); });
-  std::move(sent_now.begin(), sent_now.end(), std::back_inserter(sent_));
+  std::erase_if(sent_, [&](const Sent& sent) {
+    if (not_begun.contains(sent.tick_id)) return false;
+    not_answered_.erase(sent.job_id);
+    return true;
+  });
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows.text(i, kKind) != "wake") continue;
+    result.ticks.push_back(wake(rows, i, sent_));
+    result.growing = result.growing || rows.boolean(i, kFlag);
+  }
   for (const auto& sent : sent_) idle.erase(sent.job);
   for (auto& [job, woken] : woken_) woken.idle = idle.contains(job);
   result.quiet = result.quiet && sent_.empty();
   return result;
+}
+
+void DueScan::forget_sent() {
+  sent_.clear();
+  not_answered_.clear();
 }
 
 void DueScan::not_sent(const std::string& tick_id) {

@@ -20,8 +20,10 @@ namespace takt {
 /// more for what is due while all its runs have been at work for 25 ms: however slow its handler, an item does not wait for
 /// another's. That has no limit but the workers' places, `concurrency: 1`, and `parallel_ticks` where more is due than a run takes. A tick
 /// counts as under way while its run's lease holds, and for 10 s after it was made: a lost one is replaced then, or at
-/// once if its connection was lost. Those that no worker has begun yet are known to this process alone (at most one a job
-/// and scan of the last 10 s); a new leader makes them once more, which costs a run without items.
+/// once if its connection was lost. Where no worker begins any of a job's, each is replaced after twice as long as the one before,
+/// at most 5 min: so that a night without workers leaves a hundred ticks a job to them, and not thousands. Those that no worker has begun
+/// yet are known to this process alone (at most one a job and scan of the last 10 s); a new leader makes them once more, which costs a run
+/// without items.
 ///
 /// One thread's.
 class DueScan {
@@ -48,14 +50,14 @@ class DueScan {
   /// A tick was not published: the next look makes another.
   void not_sent(const std::string& tick_id);
   /// The connection that ticks were sent on is gone, and they perhaps with it: jobs still due get others.
-  void forget_sent() { sent_.clear(); }
+  void forget_sent();
 
  private:
   struct Sent {
     std::int64_t job_id;
     std::string job;
     std::string tick_id;
-    SteadyTime at;
+    SteadyTime until;  ///< another is made then
   };
 
   struct Woken {
@@ -65,6 +67,7 @@ class DueScan {
     bool idle;  ///< nothing was under way for it when last looked, and it may be woken
   };
 
+  std::vector<TickRow> look(const Term& term, const std::set<std::string>& jobs);
   /// A wake tick for the job of row `i`: id, name, queue, due.
   TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent);
   TickRow wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent);
@@ -72,8 +75,11 @@ class DueScan {
   Database& database_;
   const Clock& clock_;
   const int parallel_ticks_;
-  std::vector<Sent> sent_;              // not begun by a worker when last looked
-  std::map<std::string, Woken> woken_;  // lately, by name; at most kMostLookedAfter
+  std::vector<Sent> sent_;                    // not begun by a worker when last looked
+  std::map<std::int64_t, int> not_answered_;  // ticks in a row that no worker began, by job
+  std::map<std::string, Woken> woken_;        // lately, by name; at most kMostLookedAfter
+  std::map<std::string, SteadyTime> slow_;    // jobs that were slow to look at, and until when they are left out
+  SteadyTime apart_until_{};                  // until then each job is looked at by itself
 };
 
 }  // namespace takt

@@ -12,6 +12,8 @@ namespace {
 // Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
 // run's items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
+// An item that was tried alone is one of several suspects that are tried one after the other; but ordinary runs were beside it, so
+// it dies one attempt later than one whose worker held nothing else.
 // What its worker holds beside, and is rescued later, loses the worker's name: it was in company, although it is the last then.
 constexpr Statement kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
@@ -20,9 +22,9 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
     SELECT t.id, t.run_id, t.begun_at,
            t.source IN ('due', 'more', 'alone', 'once')
              OR EXISTS (SELECT 1 FROM takt.jobs j WHERE j.id = t.job_id AND j.removed_at IS NOT NULL) AS ends,
-           t.source = 'alone' OR (t.worker IS NOT NULL
-             AND NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker AND o.id <> t.id)) AS by_itself,
-           t.worker
+           t.worker IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM takt.ticks o WHERE o.lease_until IS NOT NULL AND o.worker = t.worker AND o.id <> t.id) AS by_itself,
+           t.source, t.worker
       FROM takt.ticks t, in_term
      WHERE t.lease_until < now()
      ORDER BY t.lease_until
@@ -30,7 +32,8 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
        FOR UPDATE OF t SKIP LOCKED),
   held AS MATERIALIZED (
     SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window,
-           h.attempt >= j.max_attempts AND l.by_itself AND cardinality(r.item_ids) = 1 AS dies,
+           cardinality(r.item_ids) = 1 AND (h.attempt >= j.max_attempts AND l.by_itself
+             OR h.attempt > j.max_attempts AND l.source = 'alone') AS dies,
            EXISTS (SELECT 1 FROM takt.failed_attempts a WHERE a.item_id = h.id AND a.replay = h.replay
                       AND a.attempt = h.attempt - 1 AND a.class = 'lost') AS suspect
       FROM lost l JOIN takt.runs r ON r.id = l.run_id AND r.started_at = l.begun_at
@@ -89,17 +92,17 @@ constexpr Statement kSetAside{"lease_set_aside", R"sql(
   RETURNING t.id, t.run_id
 )sql"};
 
-// Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows.
+// Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows. And what a worker put off.
 constexpr Statement kForgotten{"ticks_forgotten", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   old AS (
     SELECT t.id, t.source FROM takt.ticks t, in_term
-     WHERE t.finished_at IS NULL AND t.lease_until IS NULL AND t.published_at < now() - $3 * interval '1 ms'
-       AND t.created_at < now() - $3 * interval '1 ms'
+     WHERE t.finished_at IS NULL AND t.lease_until IS NULL AND t.published_at IS NOT NULL
+       AND (t.put_off_until < now() OR t.published_at < now() - $3 * interval '1 ms' AND t.created_at < now() - $3 * interval '1 ms')
      LIMIT 1000 FOR UPDATE OF t SKIP LOCKED),
   again AS (
-    UPDATE takt.ticks t SET published_at = NULL FROM old o
+    UPDATE takt.ticks t SET published_at = NULL, put_off_until = NULL FROM old o
      WHERE t.id = o.id AND o.source NOT IN ('due', 'more', 'alone', 'once') RETURNING 1),
   forgotten AS (
     DELETE FROM takt.ticks t USING old o WHERE t.id = o.id AND o.source IN ('due', 'more', 'alone', 'once') RETURNING 1)

@@ -16,6 +16,7 @@ CREATE TABLE takt.jobs (
   source        text NOT NULL CHECK (source IN ('file', 'api')),
   paused        boolean NOT NULL DEFAULT false,
   held_until    timestamptz,                -- a worker declined a tick (its circuit is open, its set-up incomplete): none before then, at most 1 s
+  held_for      text,                       -- why, where that is told nowhere else: what the worker lacks
   removed_at    timestamptz,
   cancelling    boolean NOT NULL DEFAULT false,  -- removed by an apply that cancels its items, and has not come to their end
   version       bigint NOT NULL DEFAULT nextval('takt.definitions_version'),
@@ -95,7 +96,8 @@ CREATE TABLE takt.ticks (
   run_id       bigint,                      -- the fencing token of the run that holds it
   worker       text,
   lease_until  timestamptz,
-  finished_at  timestamptz
+  finished_at  timestamptz,
+  put_off_until timestamptz                 -- it could not be begun, and is sent again then
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX ticks_unpublished ON takt.ticks (created_at) WHERE published_at IS NULL AND finished_at IS NULL;
 CREATE INDEX ticks_leased ON takt.ticks (lease_until) WHERE lease_until IS NOT NULL;
@@ -255,7 +257,7 @@ CREATE TABLE takt.services (
   runs       integer NOT NULL,              -- under way
   places     integer NOT NULL,              -- of runs; 0: it is no worker
   waiting    jsonb NOT NULL DEFAULT '{}',   -- of the leader: messages in the broker's queues, by queue
-  failing    jsonb NOT NULL DEFAULT '[]'    -- of a worker: jobs whose latest attempts all failed there (job, attempts, error)
+  failing    jsonb NOT NULL DEFAULT '[]'    -- of a worker: jobs whose latest attempts all failed there (job, attempts, error, few_since_s)
 ) WITH (fillfactor = 50, autovacuum_vacuum_cost_delay = 0);
 
 -- What all workers know together of destinations that fail (worker/shared_circuits.h). One that works has no row.

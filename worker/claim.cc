@@ -6,17 +6,24 @@ namespace takt {
 
 namespace {
 
-// The ledger entry and the items commit together. The items' function runs only for the row that RETURNING gives, so
-// a tick that was accepted before stores nothing.
-constexpr Statement kAccept{"accept_inline_items", R"sql(
-  WITH tick AS (
-    INSERT INTO takt.ticks AS t (id, job_id, source, due_at, published_at, accepted_at)
-    VALUES ($1, $2, $3, $4, now(), now())
-    ON CONFLICT (id) DO UPDATE SET accepted_at = now(), published_at = coalesce(t.published_at, now()), items = NULL
-     WHERE t.accepted_at IS NULL AND t.finished_at IS NULL
-    RETURNING t.job_id)
-  SELECT count(*) FROM tick CROSS JOIN LATERAL
-    takt.store_items(tick.job_id, $5::jsonb[], $6::text[], $7::timestamptz[], $8::integer[]) s
+constexpr Statement kAccept{"accept_inline_items",
+                            "SELECT takt.accept_items($1, $2, $3, $4, $5::jsonb[], $6::text[], $7::timestamptz[], $8::integer[])"};
+constexpr int kAcceptTries = 2;
+constexpr auto kLockTimeout = "55P03";
+
+// Served by ticks' primary key. created_at stays, so that no new leader takes a slot for one that was never sent.
+constexpr Statement kPutOff{"put_off_tick", R"sql(
+  INSERT INTO takt.ticks AS t (id, job_id, source, due_at, items, batch_size, published_at, put_off_until)
+  VALUES ($1, $2, $3, $4, $5::jsonb, nullif($6::integer, 0), now(), now() + interval '1 s')
+  ON CONFLICT (id) DO UPDATE
+     SET put_off_until = now() + greatest(interval '1 s', least(interval '1 min', (now() - t.created_at) / 4)),
+         published_at = coalesce(t.published_at, now())
+   WHERE t.finished_at IS NULL AND t.lease_until IS NULL
+)sql"};
+
+// Served by ticks' primary key.
+constexpr Statement kEndUnbegun{"end_unbegun_tick", R"sql(
+  UPDATE takt.ticks SET finished_at = now() WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL AND begun_at IS NULL
 )sql"};
 
 // Served by ticks' primary key and items_due (state, job, priority, run_at, id). Locks the tick's row, the job's lock row if
@@ -84,7 +91,7 @@ int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::str
   return brings_its_own(job, tick, source) ? 1 : tick.items_size();
 }
 
-void accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
+bool accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
   std::vector<std::string> payloads;
   std::vector<std::optional<std::string>> keys, run_ats;
   std::vector<std::int64_t> priorities;
@@ -95,14 +102,29 @@ void accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
     priorities.push_back(item.priority());
   }
   if (payloads.empty()) {
-    if (!brings_its_own(job, tick, source)) return;
+    if (!brings_its_own(job, tick, source)) return true;
     payloads.emplace_back("{}");
     keys.emplace_back(tick.id());
     run_ats.emplace_back(std::nullopt);
     priorities.push_back(0);
   }
-  database.exec_retrying(kAccept, Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), payloads, keys, run_ats, priorities));
+  const auto params = Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), payloads, keys, run_ats, priorities);
+  try {
+    database.exec_retrying(kAccept, params, kAcceptTries);
+  } catch (const DatabaseError& error) {
+    if (error.sqlstate() != kLockTimeout) throw;
+    return false;
+  }
+  return true;
 }
+
+void put_off_tick(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
+  const auto items = tick.items().empty() ? std::nullopt : std::optional(items_to_json(tick));
+  database.exec_retrying(kPutOff,
+                         Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), items, static_cast<int>(tick.batch_size())));
+}
+
+void end_unbegun_tick(Database& database, const std::string& tick_id) { database.exec_retrying(kEndUnbegun, Params::of(tick_id)); }
 
 std::vector<ClaimedItem> claimed_items(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end) {
   std::vector<ClaimedItem> items;

@@ -35,6 +35,7 @@ void FailingJobs::note(const RunRecord& run) {
       case Says::fails: {
         if (jobs_.size() >= kMost && !jobs_.contains(job)) break;
         auto& entry = jobs_[job];
+        if (entry.attempts == 0) entry.first = clock_.steady();
         entry.error = printable(result.error.empty() ? result.reason : result.error, kErrorBytes);
         const auto put_off = i < run.settlements.size() ? run.settlements[i].delay : Duration(0);
         entry.until = std::max(entry.until, clock_.steady() + put_off + kForgotten);
@@ -54,7 +55,12 @@ std::vector<FailingJob> FailingJobs::list() {
   any_ = !jobs_.empty();
   std::vector<FailingJob> list;
   for (const auto& [job, entry] : jobs_) {
-    if (entry.attempts >= kInARow || entry.died) list.push_back({job, entry.attempts, entry.error});
+    const auto since = clock_.steady() - entry.first;
+    if (entry.attempts >= kInARow || entry.died) {
+      list.push_back({job, entry.attempts, entry.error, std::nullopt});
+    } else if (since >= kFewAfter) {
+      list.push_back({job, entry.attempts, entry.error, std::chrono::duration<double>(since).count()});
+    }
   }
   std::stable_sort(list.begin(), list.end(), [](const auto& a, const auto& b) { return a.attempts > b.attempts; });
   return list;

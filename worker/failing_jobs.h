@@ -16,8 +16,10 @@ namespace takt {
 class FailingJobs {
  public:
   static constexpr std::size_t kMost = 1000, kErrorBytes = 200;
-  /// So many in a row make a job a failing one; fewer, where an item died of them.
+  /// So many in a row make a job a failing one; fewer, where an item died of them. Fewer than that are told after a while without a
+  /// success: where the next attempt comes in minutes, so would the word. The reader asks whether others succeeded meanwhile.
   static constexpr int kInARow = 3;
+  static constexpr Duration kFewAfter = std::chrono::seconds(1);
   /// After its last failure, or the last retry that was put off by it: another worker may have done its items since.
   static constexpr Duration kForgotten = std::chrono::minutes(2);
 
@@ -34,7 +36,7 @@ class FailingJobs {
     std::int64_t attempts = 0;
     bool died = false;  // an item
     std::string error;
-    SteadyTime until{};
+    SteadyTime first{}, until{};
   };
   const Clock& clock_;
   std::atomic<bool> any_{false};

@@ -20,8 +20,8 @@ constexpr Duration kLongestHold = std::chrono::seconds(1);
 /// While the schema is another version's, a worker of that version may begin a tick; what was begun here is ended here.
 constexpr Duration kSchemaPatience = std::chrono::milliseconds(500);
 
-/// Repeats `body` while PostgreSQL is away, or somebody else holds a lock that it needs, with a pause, until it answers or
-/// `give_up`. `between` is called before each further try.
+/// Repeats `body` while PostgreSQL is away or short of resources, or somebody else holds a lock that it needs, with a pause, until it
+/// answers or `give_up`. `between` is called before each further try.
 template <typename Body>
 auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body, const std::function<void()>& between = nullptr,
                        std::optional<Duration> schema_patience = std::nullopt) {
@@ -37,9 +37,11 @@ auto while_unavailable(const char* doing, const std::function<bool()>& give_up, 
       if (give_up()) throw;
       if (!logged) log_warn("waiting for the database", {{"doing", doing}, {"error", error.what()}});
     } catch (const DatabaseError& error) {
-      if (!error.retryable() || give_up()) throw;
-      if (!logged) log_warn("waiting for a lock", {{"doing", doing}, {"error", error.what()}});
-      pause = kLockPause;
+      const bool short_of_resources = error.short_of_resources();
+      if (!(error.retryable() || short_of_resources) || give_up()) throw;
+      if (!logged)
+        log_warn(short_of_resources ? "waiting for the database" : "waiting for a lock", {{"doing", doing}, {"error", error.what()}});
+      if (!short_of_resources) pause = kLockPause;
     }
     if (between) between();
     std::this_thread::sleep_for(pause);
@@ -130,14 +132,22 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
       "numbering a run", give_up, [&] { return next_run_id(); }, nullptr, kSchemaPatience);
   const auto own = static_cast<std::uint32_t>(job->definition.batch_size);
   const int wanted = static_cast<int>(tick.batch_size() == 0 ? own : std::min(tick.batch_size(), own));
-  const int batch = std::min(wanted, readiness(job->definition).items);
+  const int batch = tick.dry_run() ? wanted : std::min(wanted, readiness(job->definition).items);
   crash_point("worker.before_claim");
+  bool key_is_locked = false;
   const auto begin_it = [&] {
-    if (!tick.dry_run()) accept_inline_items(database_, *job, tick, source);
+    if (!tick.dry_run() && !accept_inline_items(database_, *job, tick, source)) {
+      key_is_locked = true;
+      return Claim{};
+    }
     return claim_batch(
         database_, {*job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, tick.dry_run() ? 0 : batch, tick.dry_run()});
   };
   auto claim = while_unavailable("claiming", give_up, begin_it, nullptr, kSchemaPatience);
+  if (key_is_locked) {
+    put_off(*job, tick);
+    return std::nullopt;
+  }
   if (claim.outcome == ClaimOutcome::duplicate) {
     metrics_.tick_duplicate();
     log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
@@ -240,12 +250,22 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
   return settled;
 }
 
-void RunExecutor::hold(const CatalogJob& job, Duration pause) {
+void RunExecutor::put_off(const CatalogJob& job, const v1::JobTick& tick) {
+  const std::string source = tick_source(tick.id());
+  const std::string lack = lacks(job.definition);
+  log_debug("tick put off", {{"tick", tick.id()}, {"job", tick.job()}, {"lacks", lack}});
+  if (!lack.empty()) hold(job, kLongestHold, "worker " + worker_id_ + " lacks what the job needs: " + lack);
+  if (source == "due") return;
+  if (source == "more") return end_unbegun_tick(database_, tick.id());
+  put_off_tick(database_, job, tick, source);
+}
+
+void RunExecutor::hold(const CatalogJob& job, Duration pause, const std::string& why) {
   constexpr Statement kHold{"hold_job", R"sql(
-    UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms'
+    UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms', held_for = nullif($3, '')
      WHERE id = $1 AND (held_until IS NULL OR held_until <= now()))sql"};
   try {
-    database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count()));
+    database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count(), printable(why, kMaxErrorBytes)));
   } catch (const std::exception& error) {
     log_debug("job not held", {{"job", job.definition.name}, {"error", error.what()}});  // ticks then come, and find it so again
   }

@@ -62,7 +62,11 @@ class RunExecutor {
   [[nodiscard]] std::optional<Duration> leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const;
   /// Tells the dispatcher that ticks for this job's due items are of no use at this moment: a second's pause at most, since
   /// for another worker they may well be of use.
-  void hold(const CatalogJob& job, Duration pause);
+  void hold(const CatalogJob& job, Duration pause, const std::string& why = "");
+  /// For a tick that cannot be begun at this moment, and must keep no place meanwhile: here and elsewhere its job's set-up is
+  /// incomplete, or a transaction holds a key of its items. One that only wakes the job is held for a second; of another
+  /// PostgreSQL has a row when this returns, and the dispatcher sends it again.
+  void put_off(const CatalogJob& job, const v1::JobTick& tick);
 
   /// What this process lacks to do the job's items; empty: nothing.
   [[nodiscard]] std::string lacks(const JobDefinition& job) const { return handler_of(job).lacks(job); }

@@ -18,7 +18,7 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 constexpr int kGivenBack = 10;
 constexpr std::size_t kMostLacks = 5;  // that are named
 /// A tick that finds every place taken goes back to its queue after this time, where a worker with a free one may get it. It may
-/// get nowhere so often: after that there is none, most likely.
+/// get nowhere so often: after that there is none, most likely. So may one for whose job this worker lacks a secret.
 constexpr Duration kPatience = std::chrono::milliseconds(15);
 constexpr std::int64_t kPassedOn = 3;
 /// Kinds of lines: each is one a second, whatever the number of ticks.
@@ -145,15 +145,30 @@ void Worker::run_loop() {
       if (const auto ticks = given_back_.due(kAway); ticks > 0) log_error("ticks given back", {{"ticks", ticks}, {"error", error.what()}});
       log_debug("tick given back", {{"tick", delivery.message_id}, {"times", delivery.times_returned()}});
       give_back(delivery);
+    } catch (const DatabaseError& error) {
+      // Of a server that is short of something, or of a lock that others hold, the tick is not to blame: it is given back as in an outage.
+      const bool passing = error.retryable() || error.short_of_resources();
+      if (const auto ticks = given_back_.due(kFailed); ticks > 0)
+        log_error(passing ? "ticks given back" : "tick failed", {{"tick", delivery.message_id}, {"ticks", ticks}, {"error", error.what()}});
+      if (passing) {
+        give_back(delivery);
+      } else {
+        return_counted(delivery);
+      }
     } catch (const std::exception& error) {
       if (const auto ticks = given_back_.due(kFailed); ticks > 0)
         log_error("tick failed", {{"tick", delivery.message_id}, {"ticks", ticks}, {"error", error.what()}});
-      if (!stopping()) std::this_thread::sleep_for(kNotNow);
-      consumer_->reject(delivery, true);
+      return_counted(delivery);
     }
     --active_;
     metrics_.runs_active(active_.load());
   }
+}
+
+/// The queue dead-letters it after 20 times.
+void Worker::return_counted(const amqp::Delivery& delivery) {
+  if (!stopping()) std::this_thread::sleep_for(kNotNow);
+  consumer_->reject(delivery, true);
 }
 
 /// The queue counts what comes back and would take it for a message that nobody can handle. So it goes back as a copy, whose
@@ -185,9 +200,12 @@ void Worker::process(const amqp::Delivery& delivery) {
   }
   const auto& accepted = std::get<AcceptedTick>(verdict);
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
-  // Whoever has what is missing here takes it; the job is not held for what this worker lacks.
-  if (!executor_.lacks(accepted.job->definition).empty())
-    return delivery.redelivered ? give_back(delivery) : consumer_->reject(delivery, true);
+  // Whoever has what is missing here takes it. Nobody does, most likely, where it has been round: then it must keep no place.
+  if (!accepted.tick.dry_run() && !executor_.lacks(accepted.job->definition).empty()) {
+    if (stopping() || delivery.times_returned() < kPassedOn) return consumer_->reject(delivery, true);
+    executor_.put_off(*accepted.job, accepted.tick);
+    return consumer_->ack(delivery);
+  }
   if (const auto pause = executor_.leaves_alone(accepted.job->definition, accepted.tick)) {
     log_debug("tick declined", {{"tick", accepted.tick.id()}, {"job", accepted.tick.job()}});
     if (!delivery.redelivered) return consumer_->reject(delivery, true);  // most likely another worker gets it then

@@ -73,6 +73,7 @@ class Worker {
   void process(const amqp::Delivery& delivery);
   /// Back to the queue after a moment: for a genuine tick that cannot be begun now.
   void give_back(const amqp::Delivery& delivery);
+  void return_counted(const amqp::Delivery& delivery);
   /// One run to its end; the run that continues it here, if one does.
   std::optional<RunExecutor::Held> finish(RunExecutor::Held&& held);
   void publish_continuation(const CatalogJob& job, const std::string& tick_id);

@@ -398,6 +398,8 @@ bool DatabaseError::retryable() const {
   return sqlstate_ == "40001" || sqlstate_ == "40P01" || sqlstate_ == "55P03" || sqlstate_ == "57014";
 }
 
+bool DatabaseError::short_of_resources() const { return sqlstate_.starts_with("53"); }
+
 bool too_large_together(const DatabaseError& error) {
   return error.sqlstate() == "54000" || error.sqlstate() == "53200" || error.sqlstate() == "57014";
 }

@@ -2,6 +2,8 @@
 
 #include <thread>
 
+#include "core/db/deadline.h"
+#include "core/db/retry_end.h"
 #include "core/observe/log.h"
 #include "core/observe/log_throttle.h"
 #include "core/process/random.h"
@@ -45,6 +47,7 @@ std::unique_ptr<DatabaseConnection> Database::take() {
       idle_.pop_back();
       return connection;
     }
+    if (!healthy_ && answer_waits_are_limited()) throw DatabaseUnavailable("database: it did not answer, and this process is ending");
     ++open_;
     lock.unlock();
     try {
@@ -135,7 +138,7 @@ auto Database::retrying(int tries, Body body, bool divisible) {
         make_partitions();
         continue;
       }
-      if (!error.retryable() || attempt >= tries || (divisible && too_large_together(error))) throw;
+      if (!error.retryable() || attempt >= tries || RetryEnd::passed() || (divisible && too_large_together(error))) throw;
       pause_before_retry(attempt++);
     }
   }

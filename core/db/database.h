@@ -48,6 +48,8 @@ class DatabaseError : public std::runtime_error {
   DatabaseError(const std::string& message, std::string sqlstate);
   [[nodiscard]] const std::string& sqlstate() const { return sqlstate_; }
   [[nodiscard]] bool retryable() const;
+  /// SQLSTATE class 53: the server lacks memory, locks or connections, whoever took them; no statement is to blame for that.
+  [[nodiscard]] bool short_of_resources() const;
 
  private:
   std::string sqlstate_;

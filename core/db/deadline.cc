@@ -82,6 +82,8 @@ class Watchdog {
 
 namespace {
 
+std::atomic<std::int64_t> most_waited{0};  // milliseconds; 0: as long as each says
+
 /// Bytes that the peer has acknowledged, and that came from it. On a Unix socket those that lie there unread: there nothing is
 /// long under way, but this process may have been stopped itself.
 std::uint64_t bytes_moved(int socket) {
@@ -119,6 +121,9 @@ Duration AnswerDeadline::begin(Duration limit) {
   return std::exchange(limit_, limit);
 }
 
+void limit_answer_waits(Duration limit) { most_waited = limit.count(); }
+bool answer_waits_are_limited() { return most_waited != 0; }
+
 void AnswerDeadline::look(SteadyTime now) {
   auto trip = trip_.load();
   if (trip == 0) return;
@@ -128,8 +133,11 @@ void AnswerDeadline::look(SteadyTime now) {
   if (trip != seen_trip_ || moved != seen_moved_) still_since_ = now;
   seen_trip_ = trip;
   seen_moved_ = moved;
-  const Duration limit(static_cast<std::int64_t>(trip & 0xffffffff));
-  if (now < seen_since_ + limit + grace_ || now < still_since_ + grace_) return;
+  const Duration most(most_waited.load());
+  const bool ending = most > Duration(0);
+  const Duration own(static_cast<std::int64_t>(trip & 0xffffffff));
+  const Duration limit = ending ? std::min(own, most) : own + grace_;
+  if (now < seen_since_ + limit || now < still_since_ + (ending ? most : grace_)) return;
   // Said before it is done, so that nobody takes the connection for a good one in between.
   given_up_after_ = std::max<std::int64_t>(1, std::chrono::floor<std::chrono::milliseconds>(now - seen_since_).count());
   if (!trip_.compare_exchange_strong(trip, 0)) {

@@ -65,4 +65,9 @@ class RoundTrip {
   Duration before_;
 };
 
+/// From now on no wait of this process for an answer lasts much longer than `limit`, which is not zero, nor has it the grace: the
+/// process is ending. Any thread.
+void limit_answer_waits(Duration limit);
+[[nodiscard]] bool answer_waits_are_limited();
+
 }  // namespace takt

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "core/amqp/topology.h"
 #include "core/text/text.h"
@@ -51,12 +52,39 @@ constexpr Statement kPausedJobs{"installation_paused", R"sql(
 )sql"};
 constexpr Statement kLeader{"installation_leader", "SELECT holder, term, until > now() FROM takt.leader WHERE name = 'dispatcher'"};
 
+// By runs_job, from a minute before the first failure: most runs take less. Asked only where a worker tells of a few failures.
+constexpr Statement kSucceeded{"installation_succeeded", R"sql(
+  SELECT DISTINCT f.job FROM unnest($1::text[], $2::text[]) f(job, seconds) JOIN takt.jobs j ON j.name = f.job
+   WHERE EXISTS (SELECT 1 FROM takt.runs r
+                  WHERE r.job_id = j.id AND r.started_at > now() - (f.seconds::float8 + 60) * interval '1 s'
+                    AND r.finished_at > now() - f.seconds::float8 * interval '1 s' AND r.done + r.noop > 0)
+)sql"};
+
 std::vector<std::string> words(std::string_view joined) {
   std::vector<std::string> result;
   for (const auto word : split(joined, ',')) {
     if (!word.empty()) result.emplace_back(word);
   }
   return result;
+}
+
+/// A few failures in one worker, and a success of the same job since: it is not the job that fails.
+void forget_refuted(Database& database, std::vector<ServiceRow>& services) {
+  std::vector<std::string> jobs, seconds;
+  for (const auto& service : services) {
+    for (const auto& one : service.failing) {
+      if (!one.few_since_s) continue;
+      jobs.push_back(one.job);
+      seconds.push_back(std::to_string(*one.few_since_s));
+    }
+  }
+  if (jobs.empty()) return;
+  const auto rows = database.exec(kSucceeded, Params::of(jobs, seconds));
+  std::set<std::string, std::less<>> refuted;
+  for (std::size_t i = 0; i < rows.size(); ++i) refuted.emplace(rows.text(i, 0));
+  for (auto& service : services) {
+    std::erase_if(service.failing, [&](const FailingJob& one) { return one.few_since_s && refuted.contains(one.job); });
+  }
 }
 
 }  // namespace
@@ -96,10 +124,12 @@ Installation read_installation(Database& database) {
     service.unseen_s = rows.real(i, 13);
     if (service.leading && !service.silent()) installation.waiting = nlohmann::json::parse(rows.text(i, 14));
     for (const auto& one : nlohmann::json::parse(rows.text(i, 15))) {
-      service.failing.push_back({one.at("job"), one.value("attempts", std::int64_t(0)), one.at("error")});
+      service.failing.push_back({one.at("job"), one.value("attempts", std::int64_t(0)), one.at("error"), std::nullopt});
+      if (one.contains("few_since_s")) service.failing.back().few_since_s = one.at("few_since_s").get<double>() + service.unseen_s;
     }
     installation.services.push_back(std::move(service));
   }
+  forget_refuted(database, installation.services);
   const auto queues = database.exec(kQueues, Params::of(static_cast<std::int64_t>(kMostNamed)));
   for (std::size_t i = 0; i < queues.size(); ++i) {
     if (queues.text(i, 0) == amqp::kBenchQueue) continue;

@@ -23,7 +23,7 @@ constexpr Statement kWrite{"service_seen", R"sql(
   INSERT INTO takt.services AS s (id, kind, roles, host, pid, version, keys, queues, ready, detail, runs, places, waiting, failing)
   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14::jsonb)
   ON CONFLICT (id) DO UPDATE
-     SET seen_at = now(), queues = excluded.queues, ready = excluded.ready, detail = excluded.detail,
+     SET seen_at = now(), keys = excluded.keys, queues = excluded.queues, ready = excluded.ready, detail = excluded.detail,
          runs = excluded.runs, places = excluded.places, waiting = excluded.waiting, failing = excluded.failing
 )sql"};
 
@@ -35,11 +35,17 @@ std::string host_name() {
 
 }  // namespace
 
-ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys) {
-  ServiceIdentity identity{
-      random_id().substr(0, kIdDigits), std::move(kind), std::move(roles), host_name(), ::getpid(), std::string(takt_version()), {}};
-  for (const auto& key : keys.keys()) identity.keys.push_back(std::string(to_string(key.role)) + " " + key.fingerprint);
-  return identity;
+std::vector<std::string> shown_keys(const KeyRing& keys, Timestamp now) {
+  std::vector<std::string> shown;
+  for (const auto& key : keys.keys()) {
+    if (key.valid_at(now)) shown.push_back(std::string(to_string(key.role)) + " " + key.fingerprint);
+  }
+  return shown;
+}
+
+ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys, Timestamp now) {
+  return {random_id().substr(0, kIdDigits), std::move(kind),      std::move(roles), host_name(), ::getpid(),
+          std::string(takt_version()),      shown_keys(keys, now)};
 }
 
 Presence::Presence(Database& database, ServiceIdentity identity, const Clock& clock, std::function<SignOfLife()> look)
@@ -69,6 +75,7 @@ void Presence::stop() {
   }
   ending_.notify_all();
   thread_.join();
+  if (!database_.healthy()) return;  // a grace is not for waiting once more for who has not answered; the row counts as silent
   try {
     database_.exec(std::string("DELETE FROM takt.services WHERE id = $1"), Params::of(identity_.id));
   } catch (const std::exception& error) {
@@ -81,10 +88,12 @@ void Presence::write() {
     const auto sign = look_();
     auto failing = nlohmann::json::array();
     for (const auto& one : sign.failing) {
-      if (failing.size() < kMostFailing) failing.push_back({{"job", one.job}, {"attempts", one.attempts}, {"error", one.error}});
+      if (failing.size() == kMostFailing) break;
+      failing.push_back({{"job", one.job}, {"attempts", one.attempts}, {"error", one.error}});
+      if (one.few_since_s) failing.back()["few_since_s"] = *one.few_since_s;
     }
     database_.exec(kWrite, Params::of(identity_.id, identity_.kind, identity_.roles, identity_.host, identity_.pid, identity_.version,
-                                      identity_.keys, sign.queues, sign.ready, printable(sign.detail, kMostDetail), sign.runs, sign.places,
+                                      sign.keys, sign.queues, sign.ready, printable(sign.detail, kMostDetail), sign.runs, sign.places,
                                       nlohmann::json(sign.waiting).dump(), failing.dump()));
   } catch (const std::exception& error) {
     if (failed_.due(0) > 0) log_warn("no sign of life written", {{"error", error.what()}});

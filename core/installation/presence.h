@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,7 +22,7 @@ struct ServiceIdentity {
   std::string host;
   int pid = 0;
   std::string version;            ///< of Takt
-  std::vector<std::string> keys;  ///< "current dbfc186b": role and fingerprint
+  std::vector<std::string> keys;  ///< "current dbfc186b": role and fingerprint, of those that are valid; at its start, or as its row says
 
   /// "6908f4245f95@web-1"
   [[nodiscard]] std::string name() const { return id + "@" + host; }
@@ -30,8 +31,11 @@ struct ServiceIdentity {
 /// What the words of the key that a process signs with begin with.
 constexpr std::string_view kCurrentKey = "current ";
 
-/// This process. `keys`: whose fingerprints are shown; never a secret.
-ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys);
+/// Role and fingerprint of each key that is valid at `now`; never a secret.
+std::vector<std::string> shown_keys(const KeyRing& keys, Timestamp now);
+
+/// This process.
+ServiceIdentity identify_service(std::string kind, std::vector<std::string> roles, const KeyRing& keys, Timestamp now);
 
 /// How often a service says that it lives, and after what silence it is said to have gone. Between the two lies a write that
 /// had to wait.
@@ -49,10 +53,13 @@ struct FailingJob {
   std::string job;
   std::int64_t attempts = 0;  ///< in a row
   std::string error;          ///< of the last
+  /// Seconds since the first of them, where they are so few that they prove nothing if the job's items succeed elsewhere.
+  std::optional<double> few_since_s;
 };
 
 /// What changes while a service lives.
 struct SignOfLife {
+  std::vector<std::string> keys;    ///< shown_keys(): a retired one ends while a service lives
   std::vector<std::string> queues;  ///< whose ticks it takes
   bool ready = true;
   std::string detail;                            ///< why it is not ready; at most 500 bytes are kept

@@ -17,10 +17,10 @@ constexpr Statement kSigner{"signer", R"sql(
 
 }  // namespace
 
-SignerCheck::Verdict SignerCheck::ask() {
+SignerCheck::Verdict SignerCheck::ask(bool anew) {
   {
     const std::scoped_lock lock(mutex_);
-    if (asked_ != SteadyTime{} && clock_.steady() - asked_ < kAskedLately) return verdict_;
+    if (!anew && asked_ != SteadyTime{} && clock_.steady() - asked_ < kAskedLately) return verdict_;
   }
   const auto rows = database_.exec(kSigner);
   const std::scoped_lock lock(mutex_);
@@ -30,7 +30,9 @@ SignerCheck::Verdict SignerCheck::ask() {
   holder_ = rows.text(0, 0);
   fingerprint_ = rows.text(0, 1).substr(kCurrentKey.size());
   const auto own = keys_.keys();
-  const bool holds = std::any_of(own.begin(), own.end(), [&](const auto& key) { return key.fingerprint == fingerprint_; });
+  const auto now = clock_.now();
+  const bool holds =
+      std::any_of(own.begin(), own.end(), [&](const auto& key) { return key.fingerprint == fingerprint_ && key.valid_at(now); });
   return verdict_ = holds ? Verdict::holds : Verdict::lacks;
 }
 

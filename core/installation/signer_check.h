@@ -15,8 +15,8 @@ class SignerCheck {
 
   SignerCheck(Database& database, const KeyRing& keys, const Clock& clock) : database_(database), keys_(keys), clock_(clock) {}
 
-  /// Asks PostgreSQL, unless that was done within kAskedLately. Throws as Database does.
-  Verdict ask();
+  /// Asks PostgreSQL, unless that was done within kAskedLately; `anew`: in any case. Throws as Database does.
+  Verdict ask(bool anew = false);
   /// What ask() heard last.
   [[nodiscard]] Verdict verdict() const;
   /// Whether a dispatcher held the lease then.

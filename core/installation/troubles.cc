@@ -130,7 +130,8 @@ void add_troubles_of_jobs(const Installation& installation, std::vector<Trouble>
   for (const auto& [name, job] : failing_jobs(installation)) {
     if (told.contains(name)) continue;
     troubles.push_back({"failing", name,
-                        "FAILING: job " + name + ": the last " + std::to_string(job.attempts) + " attempts failed at " +
+                        "FAILING: job " + name + ": the last " +
+                            (job.attempts == 1 ? "attempt" : std::to_string(job.attempts) + " attempts") + " failed at " +
                             (job.workers.size() == 1 ? "worker " : "workers ") + join(job.workers, ", ") + ": " + job.error});
   }
   for (const auto& job : installation.paused) {

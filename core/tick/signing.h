@@ -24,6 +24,8 @@ class KeyRing {
     KeyRole role;
     std::optional<Timestamp> until;  // retired keys only
     std::string fingerprint;         // first 8 hex digits of SHA-256 of the key: for people, tells nothing of it
+
+    [[nodiscard]] bool valid_at(Timestamp now) const { return !until || now < *until; }
   };
 
   /// Text form: keys separated by newlines or commas, each "[current|next|retired] whsec_<base64> [until <RFC 3339>]";

@@ -26,6 +26,23 @@ BEGIN
   RETURN places;
 END $$;
 
+-- Stores a tick's inline items with its ledger entry, which commit together: how many. A tick whose items were accepted before
+-- stores nothing, because the items' function runs only for the row that RETURNING gives. A key that another transaction holds is
+-- waited for 100 ms and no longer: the caller keeps a run's place meanwhile.
+CREATE OR REPLACE FUNCTION takt.accept_items(the_tick text, the_job integer, the_source text, the_due timestamptz, payloads jsonb[],
+                                             keys text[], run_ats timestamptz[], priorities integer[]) RETURNS bigint
+LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+BEGIN
+  INSERT INTO takt.ticks AS t (id, job_id, source, due_at, published_at, accepted_at)
+  VALUES (the_tick, the_job, the_source, the_due, now(), now())
+  ON CONFLICT (id) DO UPDATE SET accepted_at = now(), published_at = coalesce(t.published_at, now()), items = NULL
+   WHERE t.accepted_at IS NULL AND t.finished_at IS NULL;
+  IF NOT FOUND THEN
+    RETURN 0;
+  END IF;
+  RETURN (SELECT count(*) FROM takt.store_items(the_job, payloads, keys, run_ats, priorities));
+END $$;
+
 -- Begins a run of a tick, and claims at most `most` due items, by priority and then the oldest first. A tick with the source
 -- 'alone' claims one suspect instead.
 -- Rows: none if the tick was seen before (it is finished, or another run has its lease) or `the_tick` is NULL. Otherwise first a

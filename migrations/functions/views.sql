@@ -65,10 +65,15 @@ CREATE OR REPLACE VIEW takt.held_jobs AS
     FROM takt.failing_destinations d JOIN takt.jobs j ON takt.destination_of(j.definition) = d.name
    WHERE takt.left_alone_until(d) IS NOT NULL AND j.removed_at IS NULL;
 
+-- What keeps a job's ticks from being begun, where workers said so within the last two seconds: they say it again each second.
+CREATE OR REPLACE FUNCTION takt.lately_held_for(job takt.jobs) RETURNS text LANGUAGE sql STABLE AS $$
+  SELECT CASE WHEN job.held_until > now() - interval '2 s' THEN job.held_for END
+$$;
+
 -- 'paused'; 'held' where its destination is left alone, or a worker declined its tick a moment ago; else 'active'.
 CREATE OR REPLACE FUNCTION takt.job_state(job takt.jobs) RETURNS text LANGUAGE sql STABLE AS $$
   SELECT CASE WHEN job.paused THEN 'paused'
-              WHEN job.held_until > now() OR EXISTS (SELECT 1 FROM takt.failing_destinations d
+              WHEN job.held_until > now() OR takt.lately_held_for(job) IS NOT NULL OR EXISTS (SELECT 1 FROM takt.failing_destinations d
                                                       WHERE d.name = takt.destination_of(job.definition)
                                                         AND takt.left_alone_until(d) IS NOT NULL)
               THEN 'held' ELSE 'active' END

@@ -60,7 +60,10 @@ class Operators(threading.Thread):
         done = subprocess.run([harness.BINARY, *arguments, "--config", self.path()], env=self.test.direct, capture_output=True, text=True, timeout=120, check=False)
         self.book.count("takt " + " ".join(arguments[:2] if arguments[0] in ("jobs", "dlq") else arguments[:1]) + (" --dry-run" * ("--dry-run" in arguments)),
                         "accepted" if done.returncode == 0 else "failed")
-        if done.returncode != 0 and self.sound(began):
+        # For some minutes takt check tells of services that were killed, and of what fails: that is right.
+        found = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
+        right = arguments[0] == "check" and found and all(line.startswith("FAULT services:") for line in found)
+        if done.returncode != 0 and not right and self.sound(began):
             self.book.wrong(f"takt {' '.join(arguments)}: exit {done.returncode}: {done.stdout[-300:]} {done.stderr[-300:]}")
         return done.returncode == 0
 

@@ -12,7 +12,7 @@ POINTS = ["worker.before_claim", "worker.after_claim", "worker.mid_handler", "wo
           "worker.after_ack", "publisher.before_confirm"]
 LEADER_POINTS = ["dispatcher.after_tick_stored", "dispatcher.after_confirm", "publisher.before_confirm", "dispatcher.before_dead_letter",
                  "dispatcher.after_dead_letter"]
-ARCHIVE_POINTS = ["archive.before_insert", "archive.after_insert"]
+ARCHIVE_POINTS = ["archive.before_insert", "archive.after_insert", "archive.before_ack"]
 
 CALM, WINDOW, FAULTY = 8, 12, 40  # seconds without a fault before a window, in it, and with faults between two windows
 

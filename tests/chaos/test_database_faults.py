@@ -62,10 +62,13 @@ class DatabaseFaults(ChaosTest):
         eventually(lambda: len(self.ledger.of("/work")) == count, what="every item in its handler")
         return items, release
 
-    def handled_and_waiting(self):
-        """Every item is answered just after the database went away."""
+    def handled_and_waiting(self, silent=False):
+        """Every item is answered just after the database went away, or fell silent."""
         items, release = self.in_handlers()
-        self.postgresql.stop("immediate")
+        if silent:
+            self.postgresql.signal(signal.SIGSTOP)
+        else:
+            self.postgresql.stop("immediate")
         release.set()
         return items
 
@@ -135,6 +138,17 @@ class DatabaseFaults(ChaosTest):
         self.running()
         self.drained()
         self.check_invariants()
+
+    def test_C16d_sigterm_while_the_database_is_silent(self):
+        """It takes what is sent and says nothing: no statement's own time is over within the grace."""
+        items = self.handled_and_waiting(silent=True)
+        try:
+            self.ends_within_its_grace(self.dispatcher, self.worker, self.archive)
+        finally:
+            self.postgresql.signal(signal.SIGCONT)
+        self.ledger.behave["/work"] = lambda nth: (200, {}, b"")
+        self.running()
+        self.check_accepted(items)
 
     def answer_lost(self, marker):
         proxy = self.through_proxy("postgresql")

@@ -81,6 +81,20 @@ class Faults(ToldTest):
         self.ledger.behave["/mail"] = answers(200)
         self.mended(items)
 
+    def test_an_endpoint_that_fails_is_told_minutes_before_the_second_attempt(self):
+        dispatcher, worker = self.running(PLAIN.replace("{base: 200ms, factor: 1, max: 200ms, jitter: none}", "[10m]"))
+        self.ledger.behave["/mail"] = answers(500)
+        item = self.enqueue("mail.send")
+        name = self.one("SELECT id || '@' || host FROM takt.services WHERE pid = %s", worker.pid)
+        self.told(dispatcher, "failing", f"FAILING: job mail.send: the last attempt failed at worker {name}: the endpoint answered 500", since=self.first_at("/mail"))
+        self.start("worker")  # another, which has not failed
+        self.ledger.behave["/mail"] = answers(200)
+        for _ in range(20):
+            self.enqueue("mail.send")
+        eventually(lambda: self.troubles() == {}, TOLD, "no trouble where the job's items succeed")
+        self.takt("items", "retry", str(item), "--yes")
+        self.mended([item])
+
     def test_an_endpoint_that_answers_too_late(self):
         dispatcher, _ = self.running(PLAIN)
         self.ledger.behave["/mail"] = lambda nth: (time.sleep(1) or 200, {}, b"")
@@ -144,6 +158,42 @@ class Faults(ToldTest):
         self.started_with(dict(self.environment, MAIL_SECRET="there"), "worker")
         eventually(lambda: all(self.state(item) == "done" for item in items), what="that they go on by themselves")
         self.assertEqual(self.rows("SELECT DISTINCT attempts FROM takt.finished_items"), [(1,)])
+
+    def test_F10_what_no_worker_can_do_keeps_no_place_and_none_of_its_ticks_is_lost(self):
+        """More ticks than there are places, of a job whose secret is missing, also of schedules and with items."""
+        self.environment.pop("MAIL_SECRET", None)
+        self.install(WITH_SECRET.replace("queues: [default]", "queues: [default], runs: 4") + """
+    dedupe_window: 1h
+    schedules: [{name: s, cron: "@every 1s", payload: {of: schedule}}]
+  plain:
+    handler: {http: {url: "{url}/plain", method: POST}}
+""")
+        self.start("dispatcher"), self.start("worker"), self.start("dlq", "archive")
+        channel = self.channel()
+        for n in range(30):
+            self.publish(channel, {"id": f"external-{n}", "job": "mail.send", "items": [{"payload": {"n": n}, "key": f"k{n}"}]})
+        items = [self.enqueue("mail.send") for _ in range(30)]
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE put_off_until IS NOT NULL") >= 30, 20, "that they are put off")
+        waits = []
+        for _ in range(20):
+            began = time.monotonic()
+            plain = self.enqueue("plain")
+            eventually(lambda plain=plain: self.state(plain) == "done", 10, "another job's item")
+            waits.append(time.monotonic() - began)
+            time.sleep(0.2)
+        self.assertLess(sorted(waits)[10], 0.5, f"another job's items wait for a place: {waits}")
+        self.assertLess(self.queue_depth(channel, "takt.ticks.default"), 60)
+        job = eventually(lambda: (found := {one["job"]: one for one in json.loads(self.takt("jobs", "--json"))}["mail.send"])["held_for"] and found, TOLD, "the reason")
+        self.assertEqual(job["state"], "held")
+        self.assertRegex(job["held_for"], "^worker [0-9a-f]{12}@.* lacks what the job needs: the environment variable MAIL_SECRET is not set$")
+        self.takt("schedules", "pause", "mail.send/s")
+        self.started_with(dict(self.environment, MAIL_SECRET="there"), "worker")
+        eventually(lambda: all(self.state(item) == "done" for item in items), 30, "what was enqueued")
+        eventually(lambda: {f"k{n}" for n in range(30)} <= {row[0] for row in self.rows("SELECT key FROM takt.finished_items WHERE state = 2")}, 90,
+                   "what the ticks brought")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL") == 0, 90, "the last tick")
+        self.assertEqual(self.one("SELECT max(attempts) FROM takt.finished_items"), 1)
+        self.assertEqual(self.one("SELECT count(*) FROM takt.dead_letters"), 0)
 
     def test_F10_a_database_without_address_and_a_function_that_is_not_there(self):
         self.environment.pop("REPORTING_URL", None)

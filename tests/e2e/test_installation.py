@@ -161,6 +161,29 @@ class Installation(ToldTest):
         self.stop(up)
         self.stop(self.started_with(other, "up"))
 
+    def test_C21_F2_one_whose_key_ends_while_the_leader_signs_with_it(self):
+        """Keys were rotated, and one dispatcher was forgotten."""
+        self.install(CONFIG)
+        old, new = new_secret(), new_secret()
+        dispatcher = self.started_with(self.ring(old), "dispatcher")
+        ends = time.time() + 8
+        rotated = self.ring(f"current {new}", f"retired {old} until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(ends))}")
+        worker, _ = self.started_with(rotated, "worker"), self.started_with(rotated, "dlq", "archive")
+        self.complete()
+        first = self.enqueue("mail.send")
+        eventually(lambda: self.state(first) == "done", what="work, as long as the key is valid")
+        time.sleep(max(0, ends - time.time()))
+        item = self.enqueue("mail.send")
+        self.told(dispatcher, "key", "WRONG KEY: worker ", f"(pid {worker.pid}) lacks the key ", since=ends, times=2)
+        self.assertIn("lacks the key", self.takt("worker", expect=1, environment=rotated))
+        self.assertIn("lacks the key", self.get(worker, "/readyz"))
+        self.assertEqual(self.state(item), "pending")
+        self.assertNotIn("tick quarantined", self.log_of(worker))
+        self.stop(dispatcher)
+        self.started_with(rotated, "dispatcher")
+        eventually(lambda: self.state(item) == "done", 30, "work, once the leader signs with the new key")
+        eventually(lambda: self.troubles() == {}, TOLD)
+
     def test_C21_check_names_those_that_lack_the_next_key(self):
         self.install(CONFIG)
         old, new = new_secret(), new_secret()

@@ -133,10 +133,17 @@ class Messages(ToldTest):
                 self.assertIn(said, self.takt(*words, "--job", name, *(["--yes"] if words[-1] in ("retry", "cancel") else []), expect=1))
             if words[-1] not in ("retry", "cancel"):
                 self.takt(*words, "--job", "mail.send")
-        for words, said in ((["runs", "--worker", "nobody"], 'no runs of a worker "nobody"'), (["dlq", "list", "--reason", "odd"], 'of reason "odd"'),
-                            (["quarantine", "--reason", "odd"], 'for reason "odd"'), (["audit", "--who", "nobody"], "has this who"),
-                            (["audit", "--subject", "nobody"], "has this who"), (["audit", "--action", "odd"], "has this who")):
-            self.assertIn(said, self.takt(*words))
+        for words, said, code in ((["runs", "--worker", "nobody"], 'no worker "nobody" lives or made a run', 1),
+                                  (["dlq", "list", "--reason", "odd"], 'no dead letter has the reason "odd"; there are: none', 1),
+                                  (["quarantine", "--reason", "odd"], "bad_signature", 2), (["audit", "--who", "nobody"], 'nothing by "nobody"', 1),
+                                  (["audit", "--subject", "nobody"], 'nothing of the subject "nobody"', 1), (["audit", "--action", "odd"], 'nothing of the action "odd"', 1)):
+            self.assertIn(said, self.takt(*words, expect=code))
+            if code == 1:
+                self.takt(*words, "--json", expect=1)
+        self.start("worker")
+        for words in (["runs", "--worker", self.one("SELECT host FROM takt.services")], ["quarantine", "--reason", "stale"], ["audit", "--action", "create"],
+                      ["audit", "--subject", "mail.send"], ["audit", "--since", "1s", "--action", "create"]):
+            self.takt(*words)
         self.assertEqual(self.takt("enqueue", "mail.send", "--key", "k").split("\n")[0].replace("item ", "").isdigit(), True)
         self.assertIn("(was there)", self.takt("enqueue", "mail.send", "--key", "k"))
 

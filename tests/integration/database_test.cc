@@ -1,4 +1,5 @@
 #include "core/db/database.h"
+#include "core/db/retry_end.h"
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -315,6 +316,29 @@ TEST(Database, RetriesDeadlocksUntilBothSidesAreThrough) {
   other.join();
   EXPECT_EQ(database.number("SELECT sum(n) FROM pair"), 4);
   EXPECT_EQ(tries, 3) << "one of the two was the deadlock's victim, once";
+}
+
+TEST(Database, Finding18_TriesNothingAgainAfterTheDeadlineOfItsRound) {
+  TestDatabase database;
+  database->exec(std::string("CREATE SEQUENCE public.tries"));
+  database->exec(
+      std::string("CREATE FUNCTION public.fail() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('public.tries');"
+                  " RAISE 'once more' USING ERRCODE = '40001'; END $$"));
+  constexpr Statement kFail{"fail", "SELECT public.fail()"};
+  const auto tries = [&] {
+    database->exec(std::string("SELECT setval('public.tries', 1, false)"));
+    EXPECT_THROW(database->exec_retrying(kFail, {}), DatabaseError);
+    return database.number("SELECT last_value FROM public.tries");
+  };
+  {
+    const RetryEnd passed(std::chrono::steady_clock::now() - std::chrono::seconds(1));
+    EXPECT_EQ(tries(), 1);
+  }
+  {
+    const RetryEnd ahead(std::chrono::steady_clock::now() + std::chrono::minutes(1));
+    EXPECT_GT(tries(), 1);
+  }
+  EXPECT_GT(tries(), 1);
 }
 
 TEST(Database, RetriesSerializationFailures) {

@@ -245,10 +245,10 @@ TEST_F(ItemsTest, CarriedInlineAreStoredOnceHoweverOftenTheTickArrives) {
   tick.set_id("external-1");
   tick.set_job("demo");
   for (int i = 0; i < 3; ++i) tick.add_items();
-  for (int i = 0; i < 5; ++i) accept_inline_items(*database, job, tick, "external");
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(accept_inline_items(*database, job, tick, "external"));
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 3);
   settle(job, "external-1", 1, claim(job, "external-1", 10, 1), ItemClass::done);
-  accept_inline_items(*database, job, tick, "external");
+  EXPECT_TRUE(accept_inline_items(*database, job, tick, "external"));
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0) << "and not again after they are done";
   EXPECT_EQ(claim(job, "external-1", 10, 2).outcome, ClaimOutcome::duplicate);
 }

@@ -223,6 +223,60 @@ TEST_F(RunsTest, C4_Finding2_SettlingWaitsForALockUnderALivingLeaseAndNothingIsH
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts"), 0);
 }
 
+// A key of a slot can be guessed, and one of an application's may be that of a tick's item.
+TEST_F(RunsTest, C4_Finding2_ATickWhoseKeyAnOpenTransactionHoldsKeepsNoPlaceAndComesAgain) {
+  database.apply(plain_job("demo", "dedupe_window: 1h") + plain_job("other"));
+  Leadership leadership(vital, 60s, clock);
+  ASSERT_TRUE(leadership.try_lead());
+  auto carrying = tick("external-1");
+  set_timestamp(*carrying.mutable_due_at(), clock.now());
+  for (const char* key : {"free", "taken"}) carrying.add_items()->set_key(key);
+  const auto begun = [&] { return executor.begin(job(), carrying, [] { return false; }); };
+  const auto application = connect_database(Secret(database.url()), {});
+  application->transaction([&](Session& on) {
+    on.script("SELECT takt.enqueue('demo', '{}', 'taken')");
+    const auto began = std::chrono::steady_clock::now();
+    for (int i = 0; i < 3; ++i) EXPECT_FALSE(begun());
+    EXPECT_LT(seconds_between(began, std::chrono::steady_clock::now()), 4) << "the lock's own timeout is 5 s, each time";
+    EXPECT_EQ(database.number("SELECT count(*) FROM takt.items"), 0) << "all of them, or none";
+    EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND put_off_until > now()"), 1);
+    EXPECT_EQ(republish_forgotten_ticks(vital, leadership.term(), 1h), 0) << "not at once";
+    on.script("ROLLBACK; BEGIN");
+  });
+  database->exec(std::string("UPDATE takt.ticks SET put_off_until = now() - interval '1 s'"));
+  EXPECT_EQ(republish_forgotten_ticks(vital, leadership.term(), 1h), 1);
+  EXPECT_EQ(database.text("SELECT concat(published_at IS NULL, ' ', jsonb_array_length(items), ' ', items->1->>'key') FROM takt.ticks"),
+            "t 2 taken")
+      << "what the outbox sends is what came";
+  auto held = begun();
+  ASSERT_TRUE(held);
+  executor.finish(std::move(*held), {[] { return false; }, [] { return false; }}, [] { return nullptr; });
+  EXPECT_EQ(states(), "done 2");
+  EXPECT_FALSE(begun()) << "once";
+  EXPECT_EQ(states(), "done 2");
+}
+
+// Whoever takes every lock that PostgreSQL has room for makes all others' statements fail so.
+TEST_F(RunsTest, C15_Finding2_SettlingWaitsWhileTheServerIsShortOfResources) {
+  database.apply(plain_job("demo", "lease: 2s"));
+  enqueue(3);
+  database->exec(std::string("CREATE TABLE public.short AS SELECT 1"));
+  database->exec(std::string(
+      "CREATE FUNCTION public.short() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+      " IF EXISTS (SELECT FROM public.short) THEN RAISE 'out of shared memory' USING ERRCODE = '53200'; END IF; RETURN NEW; END $$"));
+  database->exec(std::string("CREATE TRIGGER short BEFORE UPDATE ON takt.runs FOR EACH ROW EXECUTE FUNCTION public.short()"));
+  Services services(*this);
+  std::thread relief([&] {
+    std::this_thread::sleep_for(3s);  // a lease and a half
+    database->exec(std::string("DELETE FROM public.short"));
+  });
+  run(job(), "due:1");
+  relief.join();
+  EXPECT_EQ(services.end(), 0) << "nothing was rescued";
+  EXPECT_EQ(handler.most_calls(), 1);
+  EXPECT_EQ(states(), "done 3");
+}
+
 TEST_F(RunsTest, C4_Finding2_ALockThatOneRunWaitsForIsNotTheOthersInItsChain) {
   database.apply(plain_job("demo", "lease: 2s, batch_size: 2, dedupe_window: 1h"));
   enqueue(60, ", key => 'k' || n");

@@ -50,6 +50,20 @@ TEST_F(FailingJobsTest, AreThoseOfWhichThreeInARowFailed) {
   EXPECT_EQ(jobs.list()[0].error, "the endpoint answered 401") << "the last one's";
 }
 
+TEST_F(FailingJobsTest, FewAreToldAfterAMomentWithoutASuccess) {
+  run("mail", {ItemClass::error});
+  clock.advance(FailingJobs::kFewAfter - 1ms);
+  EXPECT_TRUE(jobs.list().empty());
+  clock.advance(1ms);
+  ASSERT_EQ(jobs.list().size(), 1U);
+  EXPECT_EQ(jobs.list()[0].attempts, 1);
+  EXPECT_EQ(jobs.list()[0].few_since_s, 1.0);
+  run("mail", {ItemClass::error, ItemClass::error});
+  EXPECT_EQ(jobs.list()[0].few_since_s, std::nullopt) << "three prove enough";
+  run("mail", {ItemClass::done, ItemClass::error});
+  EXPECT_TRUE(jobs.list().empty()) << "a new row of failures";
+}
+
 TEST_F(FailingJobsTest, OneSuccessEndsTheRowAndWhatWasNotTriedSaysNothing) {
   run("mail", {ItemClass::error, ItemClass::blocked, ItemClass::fatal});
   run("mail", {ItemClass::handed_back, ItemClass::skipped, ItemClass::expired, ItemClass::interrupted});

@@ -117,7 +117,7 @@ TEST_F(Troubles, AWorkerWithoutTheLeadersKeyAndOneThatIsNotReady) {
 }
 
 TEST_F(Troubles, AJobsTroublesAreToldOnceTheNearestCauseFirst) {
-  for (auto& one : installation.services) one.failing = {{"mail", 5, "401"}, {"report", 3, "500"}};
+  for (auto& one : installation.services) one.failing = {{"mail", 5, "401", std::nullopt}, {"report", 3, "500", std::nullopt}};
   installation.services[1].failing[0].attempts = 9;
   installation.services[1].failing[0].error = "403";
   installation.held = {{"report", "the endpoint answered 500", from_unix_us(0), from_unix_us(0), false, 12}};
