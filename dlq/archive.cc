@@ -61,7 +61,7 @@ void Archive::stop() {
 /// Stored as it looks here, a genuine letter would be a message, which is never replayed.
 void Archive::give_back_foreign(std::deque<amqp::Delivery>& batch) {
   const auto foreign = [&](const amqp::Delivery& delivery) { return !is_takts(delivery, keys_, clock_.now()); };
-  if (std::none_of(batch.begin(), batch.end(), foreign) || signer_.ask(true) != SignerCheck::Verdict::lacks) return;
+  if (std::none_of(batch.begin(), batch.end(), foreign) || signer_.ask() != SignerCheck::Verdict::lacks) return;
   std::erase_if(batch, [&](const amqp::Delivery& delivery) {
     if (!foreign(delivery)) return false;
     consumer_->reject(delivery, true);

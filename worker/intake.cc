@@ -97,7 +97,7 @@ std::variant<AcceptedTick, Disposed, NotNow> Intake::judge(const amqp::Delivery&
   if (const auto* reason = std::get_if<RejectReason>(&verdict)) {
     // With the leader's key missing here, its ticks look like forged ones: others judge them. Asked anew, since what was heard
     // before this tick may be of the leader before.
-    if (*reason == RejectReason::bad_signature && signer_.ask(true) == SignerCheck::Verdict::lacks) {
+    if (*reason == RejectReason::bad_signature && signer_.ask() == SignerCheck::Verdict::lacks) {
       if (const auto ticks = foreign_.due(0); ticks > 0)
         log_error("ticks given back", {{"ticks", ticks}, {"error", "this worker " + signer_.fault()}});
       return NotNow{};

@@ -17,14 +17,9 @@ constexpr Statement kSigner{"signer", R"sql(
 
 }  // namespace
 
-SignerCheck::Verdict SignerCheck::ask(bool anew) {
-  {
-    const std::scoped_lock lock(mutex_);
-    if (!anew && asked_ != SteadyTime{} && clock_.steady() - asked_ < kAskedLately) return verdict_;
-  }
+SignerCheck::Verdict SignerCheck::ask() {
   const auto rows = database_.exec(kSigner);
   const std::scoped_lock lock(mutex_);
-  asked_ = clock_.steady();
   leads_ = !rows.empty() && rows.boolean(0, 2);
   if (rows.empty()) return verdict_ = Verdict::unknown;
   holder_ = rows.text(0, 0);

@@ -15,8 +15,8 @@ class SignerCheck {
 
   SignerCheck(Database& database, const KeyRing& keys, const Clock& clock) : database_(database), keys_(keys), clock_(clock) {}
 
-  /// Asks PostgreSQL, unless that was done within kAskedLately; `anew`: in any case. Throws as Database does.
-  Verdict ask(bool anew = false);
+  /// Asks PostgreSQL. Throws as Database does.
+  Verdict ask();
   /// What ask() heard last.
   [[nodiscard]] Verdict verdict() const;
   /// Whether a dispatcher held the lease then.
@@ -25,14 +25,11 @@ class SignerCheck {
   /// lacks it. `living`: only if that dispatcher leads at this moment.
   [[nodiscard]] std::string fault(bool living = false) const;
 
-  static constexpr Duration kAskedLately = std::chrono::milliseconds(200);
-
  private:
   Database& database_;
   const KeyRing& keys_;
   const Clock& clock_;
   mutable std::mutex mutex_;  // guards what follows
-  SteadyTime asked_{};
   Verdict verdict_ = Verdict::unknown;
   bool leads_ = true;  // until it is known otherwise
   std::string holder_, fingerprint_;

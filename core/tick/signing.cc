@@ -162,7 +162,7 @@ std::shared_ptr<const SigningKeys> KeyRing::webhooks(const std::string& job) con
 std::optional<Secret> KeyRing::webhook_secret(const std::string& job, KeyRole role, Timestamp now) const {
   const Root* chosen = nullptr;
   for (const auto& root : roots_) {
-    if (root.shown.role != role || (root.shown.until && *root.shown.until <= now)) continue;
+    if (root.shown.role != role || !root.shown.valid_at(now)) continue;
     if (chosen == nullptr || root.shown.until > chosen->shown.until) chosen = &root;
   }
   if (chosen == nullptr) return std::nullopt;

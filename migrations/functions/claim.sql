@@ -27,8 +27,7 @@ BEGIN
 END $$;
 
 -- Stores a tick's inline items with its ledger entry, which commit together: how many. A tick whose items were accepted before
--- stores nothing, because the items' function runs only for the row that RETURNING gives. A key that another transaction holds is
--- waited for 100 ms and no longer: the caller keeps a run's place meanwhile.
+-- stores nothing. A key that another transaction holds is waited for 100 ms and no longer: the caller keeps a run's place meanwhile.
 CREATE OR REPLACE FUNCTION takt.accept_items(the_tick text, the_job integer, the_source text, the_due timestamptz, payloads jsonb[],
                                              keys text[], run_ats timestamptz[], priorities integer[]) RETURNS bigint
 LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
