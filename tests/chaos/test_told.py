@@ -3,6 +3,7 @@ import json
 import time
 
 from chaos import ChaosTest, eventually
+from harness import until
 from told import TOLD, ToldTest
 
 
@@ -31,10 +32,9 @@ class Told(ChaosTest, ToldTest):
         proxy = self.whole("postgresql")
         end = self.cut(proxy)
         for service in (self.dispatcher, self.worker, self.archive):
-            parts = eventually(lambda service=service: not (answer := json.loads(self.get(service, "/readyz")))["ready"] and answer["parts"],
-                               end - time.monotonic(), "readiness")
+            parts = until(end, lambda service=service: not (answer := json.loads(self.get(service, "/readyz")))["ready"] and answer["parts"], "readiness")
             self.assertIn("PostgreSQL", " ".join(part["detail"] for part in parts.values() if not part["ok"]))
-            eventually(lambda service=service: "takt_database_up 0" in self.get(service, "/metrics"), end - time.monotonic(), "metrics")
+            until(end, lambda service=service: "takt_database_up 0" in self.get(service, "/metrics"), "metrics")
         for command in (["status"], ["jobs"], ["services"], ["dlq", "list"]):
             self.assertIn("database: connection to server", self.takt(*command, expect=1))
         self.assertIn("FAULT database: ", self.takt("check", expect=1))

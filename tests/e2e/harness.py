@@ -25,6 +25,8 @@ import psycopg2
 
 BINARY = os.environ["TAKT_BINARY"]
 SOURCE = os.environ["TAKT_SOURCE"]
+# How many times as long as a test says all may take: 1 for what is shipped, more under sanitizers.
+PATIENCE = int(os.environ.get("TAKT_TEST_PATIENCE", "1"))
 
 
 def service_environment():
@@ -49,16 +51,21 @@ def virtual_host():
     return name
 
 
-def eventually(condition, seconds=30, what="the condition"):
-    """Waits until condition() is true and returns its value; fails after `seconds`."""
-    end = time.monotonic() + seconds
+def until(end, condition, what="the condition"):
+    """Waits until condition() is true and returns its value; fails after `end`, a time.monotonic()."""
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"{what} did not hold within {seconds} s")
+            raise AssertionError(f"{what} did not hold within {end - began:.1f} s")
         time.sleep(0.05)
+
+
+def eventually(condition, seconds=30, what="the condition"):
+    """Waits until condition() is true and returns its value; fails after `seconds` times PATIENCE."""
+    return until(time.monotonic() + PATIENCE * seconds, condition, what)
 
 
 class Ledger:

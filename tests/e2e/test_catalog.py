@@ -4,7 +4,7 @@ import time
 
 import pika
 
-from harness import TaktTest, eventually
+from harness import PATIENCE, TaktTest, eventually
 
 CONFIG = """
 worker: {grace: 2s, queues: [QUEUES]}
@@ -73,8 +73,8 @@ class Catalog(TaktTest):
         self.enqueue_together("demo")
         self.apply(ALL + ADDED)
         waited = self.enqueue_together("on-new-queue", "on-old-queue")
-        self.assertLess(waited["on-old-queue"], 2)
-        self.assertLess(waited["on-new-queue"], 4, "workers meet a queue within a second, twice of it on a busy machine")
+        self.assertLess(waited["on-old-queue"], 2 * PATIENCE)
+        self.assertLess(waited["on-new-queue"], 4 * PATIENCE, "workers meet a queue within a second, twice of it on a busy machine")
         eventually(lambda: len(self.ledger.of("/every-second")) >= 3, what="slots on another new queue")
         self.check_nothing_was_restarted()
         self.assertEqual(self.queue_depth(self.channel(), "takt.ticks.slow"), 0)
@@ -92,7 +92,7 @@ class Catalog(TaktTest):
                                    "items": [{"payload": {"early": n}}]})
             self.apply(ALL + more)
             waited = self.enqueue_together(*jobs)
-            self.assertLess(max(waited.values()), 3, waited)
+            self.assertLess(max(waited.values()), 3 * PATIENCE, waited)
             eventually(lambda job=jobs[0]: len(self.ledger.of("/" + job)) == 2, what="the item of a tick that was faster than the commit")
         self.check_nothing_was_restarted()
         self.check_invariants()

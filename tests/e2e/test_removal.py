@@ -1,6 +1,7 @@
 """Jobs that leave the file while they have items or ticks under way: what apply says, and what becomes of the work."""
 import contextlib
 import json
+import threading
 import time
 
 import psycopg2
@@ -119,12 +120,14 @@ class Removal(TaktTest):
 
     def test_C17_finding38_a_drain_under_way_ends_without_a_letter_and_goes_on_when_the_job_is_back(self):
         self.install(OLD)
-        self.ledger.behave["/old"] = lambda nth: (time.sleep(0.1), (200, {}, b""))[1]
+        applied = threading.Event()  # until then no call returns, however long the command takes to start
+        self.ledger.behave["/old"] = lambda nth: (applied.wait(20), (200, {}, b""))[1]
         self.start("up")
         items = [item for (item,) in self.rows("SELECT item_id FROM takt.enqueue_many('old', array_fill('{}'::jsonb, ARRAY[60]))")]
         eventually(lambda: len(self.ledger.of("/old")) >= 4, what="the drain's beginning")
         self.write(KEPT)
         self.assertRegex(self.takt("apply", "--prune"), r"- job old: \d+ items waiting, \d+ running, \d+ ticks? under way; items stay until the job is back")
+        applied.set()
         eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0, what="the end of what was running")
         self.assertGreater(self.one("SELECT count(*) FROM takt.items"), 0)
         eventually(lambda: self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL") == 0, what="the end of its ticks")

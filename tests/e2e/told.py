@@ -2,9 +2,9 @@
 import json
 import time
 
-from harness import TaktTest, eventually
+from harness import PATIENCE, TaktTest, eventually, until
 
-TOLD = 5  # seconds
+TOLD = 5  # seconds, times PATIENCE
 
 
 class ToldTest(TaktTest):
@@ -14,18 +14,17 @@ class ToldTest(TaktTest):
     def told(self, dispatcher, what, *parts, check=1, times=1, since=None):
         """By each of the four, within five seconds in all from `since` (a time.time(); else from now), with these words; takt check exits
         with `check`; the metric counts `times`."""
-        end = time.monotonic() + (TOLD if since is None else self.left(since))
+        end = time.monotonic() + (PATIENCE * TOLD if since is None else self.left(since))
         for name, ask in (("status", lambda: self.takt("status")), ("check", lambda: self.takt("check", expect=check)),
                           ("readiness", lambda: self.get(dispatcher, "/readyz")), ("metrics", lambda: self.get(dispatcher, "/metrics"))):
             wanted = [f'takt_troubles{{what="{what}"}} {times}'] if name == "metrics" else parts
-            left = end - time.monotonic()
-            self.assertGreater(left, 0, f"{parts} told by those before {name} too late")
-            eventually(lambda ask=ask, wanted=wanted: (said := ask()) and all(part in said for part in wanted), left, f"{parts} told by {name}")
+            self.assertGreater(end, time.monotonic(), f"{parts} told by those before {name} too late")
+            until(end, lambda ask=ask, wanted=wanted: (said := ask()) and all(part in said for part in wanted), f"{parts} told by {name}")
 
     @staticmethod
     def left(since):
         """Of the five seconds that began then."""
-        return TOLD - (time.time() - since)
+        return PATIENCE * TOLD - (time.time() - since)
 
     def first_at(self, path):
         """When the first attempt reached the destination."""
