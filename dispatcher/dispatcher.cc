@@ -41,6 +41,8 @@ constexpr Duration kRetentionInterval = std::chrono::minutes(1);
 constexpr Duration kNextPrune = std::chrono::milliseconds(50);
 constexpr Duration kAfterFailedPrune = std::chrono::seconds(10);  // the kinds that did not fail go on
 constexpr Duration kPartitionsInterval = std::chrono::minutes(1);
+/// How long plans may be in use that were made of an empty table: see takt.analyze_grown().
+constexpr Duration kGrownInterval = std::chrono::seconds(5);
 constexpr Duration kGaugesInterval = std::chrono::seconds(10);
 constexpr Duration kForgettingInterval = std::chrono::minutes(1);
 constexpr Duration kLedStill = std::chrono::seconds(1);  // how long gauges outlive leadership
@@ -421,13 +423,18 @@ Dispatcher::Round Dispatcher::retention_round() {
 Dispatcher::Round Dispatcher::partitions_round() {
   if (!leadership_.leading()) {
     partitions_end_ = 0;
+    next_partitions_ = {};
     return std::nullopt;
   }
-  const auto end = ensure_partitions(database_, settings_.retention.history);
-  partitions_end_ = to_unix_us(end);
-  metrics_.partitions_end(end);
-  drop_old_partitions(database_, settings_.retention.history);
-  return kPartitionsInterval;
+  if (const auto now = clock_.steady(); now >= next_partitions_) {
+    const auto end = ensure_partitions(database_, settings_.retention.history);
+    partitions_end_ = to_unix_us(end);
+    metrics_.partitions_end(end);
+    drop_old_partitions(database_, settings_.retention.history);
+    next_partitions_ = now + kPartitionsInterval;
+  }
+  analyze_grown(database_);
+  return kGrownInterval;
 }
 
 Dispatcher::Round Dispatcher::suspects_round() {

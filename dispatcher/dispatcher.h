@@ -110,6 +110,7 @@ class Dispatcher {
   SteadyTime next_gauges_{};                             // gauges thread only
   SteadyTime next_forgetting_{};                         // services thread only
   std::set<std::pair<std::string, std::string>> told_;   // troubles that were logged, by what and about; services thread only
+  SteadyTime next_partitions_{};                         // partitions thread only
   std::mutex long_reads_;                                // the long statements hold one connection at a time
   std::atomic<std::int64_t> partitions_end_{0};          // Unix microseconds; 0: not known, or not leading
   bool was_leading_ = false;                             // lease thread only

@@ -34,6 +34,7 @@ constexpr Statement kAudit{"prune_audit", R"sql(
 constexpr int kHistoryPartitions = 7;
 constexpr int kDropsAtOnce = 30;
 constexpr Statement kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions(width => $1::integer)"};
+constexpr Statement kAnalyzeGrown{"analyze_grown", "SELECT takt.analyze_grown()"};
 constexpr Statement kDropPartition{"drop_partition", "SELECT child, dropped FROM takt.drop_old_partition($1 * interval '1 ms')"};
 constexpr Statement kPartitionsEnd{"partitions_end", R"sql(
   SELECT coalesce((extract(epoch FROM min(until)) * 1000000)::bigint, 0)
@@ -72,6 +73,8 @@ Timestamp ensure_partitions(Database& database, Duration history) {
   database.exec(kEnsurePartitions, Params::of(static_cast<int>(width.count())));
   return database.exec(kPartitionsEnd).time(0, 0);
 }
+
+int analyze_grown(Database& database) { return static_cast<int>(database.exec(kAnalyzeGrown).integer(0, 0)); }
 
 DroppedPartitions drop_old_partitions(Database& database, Duration history) {
   DroppedPartitions dropped;

@@ -34,6 +34,10 @@ int prune_audit(Database& database, Duration keep, int batch);
 /// one ends. Throws DatabaseError 55P03 where a table is being altered.
 Timestamp ensure_partitions(Database& database, Duration history);
 
+/// Has PostgreSQL count the rows of tables that grew since it took them for empty, so that it makes their statements' plans anew.
+/// Returns how many. For an installation whose tables are all counted: one look into the catalog, no lock.
+int analyze_grown(Database& database);
+
 struct DroppedPartitions {
   int count = 0;
   std::string in_use;  ///< what was left for later, since transactions use it; empty: none
