@@ -85,7 +85,10 @@ std::vector<const char*> c_strings(const Params& params) {
   return pointers;
 }
 
+// What differs between libpqxx 6.4 and 7.
 #if PQXX_VERSION_MAJOR < 7
+void forbid_reconnecting(pqxx::connection& connection) { connection.inhibit_reactivation(true); }
+void disconnect(pqxx::connection& connection) { connection.disconnect(); }
 pqxx::result run_sql(pqxx::transaction_base& on, const std::string& sql, const Params& params) {
   const auto pointers = c_strings(params);
   return on.exec_params(sql, pqxx::prepare::make_dynamic_params(pointers));
@@ -95,6 +98,8 @@ pqxx::result run_prepared(pqxx::transaction_base& on, const std::string& name, c
   return on.exec_prepared(name, pqxx::prepare::make_dynamic_params(pointers));
 }
 #else
+void forbid_reconnecting(pqxx::connection&) {}  // it never does
+void disconnect(pqxx::connection& connection) { connection.close(); }
 pqxx::params to_pqxx(const Params& params) {
   pqxx::params result;
   for (const char* pointer : c_strings(params)) result.append(pointer);
@@ -140,9 +145,7 @@ class PqxxConnection final : public DatabaseConnection {
     if (settings.transaction_pooler) {
       for (const auto& [name, value] : session_settings(settings)) local_settings_ += "SET LOCAL " + name + " = '" + value + "';";
     }
-#if PQXX_VERSION_MAJOR < 7
-    connection_.inhibit_reactivation(true);  // a lost connection is an error here, not a silent new one
-#endif
+    forbid_reconnecting(connection_);  // a lost connection is an error here, not a silent new one
     asked([&] {
       const RoundTrip trips(deadline_, limit_);
       pqxx::nontransaction on(connection_);
@@ -154,7 +157,7 @@ class PqxxConnection final : public DatabaseConnection {
   ~PqxxConnection() override {
     // No UNLISTEN: the session ends, and a server that stands still would be waited for.
     deadline_.close();
-    connection_.disconnect();
+    disconnect(connection_);
     listener_.reset();
   }
 
@@ -277,7 +280,7 @@ class PqxxConnection final : public DatabaseConnection {
           run("ROLLBACK");
         } catch (const std::exception&) {
           owner_.deadline_.close();
-          owner_.connection_.disconnect();  // it may still be in that transaction
+          disconnect(owner_.connection_);  // it may still be in that transaction
         }
         throw;
       }
