@@ -460,7 +460,7 @@ Dispatcher::Round Dispatcher::suspects_round() {
 
 std::vector<HealthPart> Dispatcher::health() const {
   const auto broker = publisher_.state();
-  const bool database = database_.healthy() && vital_.healthy();
+  const bool database = database_.usable() && vital_.usable();
   std::vector<HealthPart> parts{{"database", database, database ? "" : kNoDatabase},
                                 {"broker", broker.connected && !broker.blocked, broker.fault},
                                 {"role", true, leadership_.leading() ? "leading" : "standing by"}};

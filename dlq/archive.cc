@@ -173,7 +173,7 @@ void Archive::store_loop() {
 
 std::vector<HealthPart> Archive::health() const {
   const auto state = consumer_->state();
-  const bool database = database_.healthy();
+  const bool database = database_.usable();
   return {{"database", database, database ? "" : kNoDatabase},
           {"consumer", state.connected, state.fault},
           {"keys", signer_.verdict() != SignerCheck::Verdict::lacks, signer_.fault()}};

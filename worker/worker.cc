@@ -310,7 +310,7 @@ std::vector<std::string> Worker::queues() {
 std::vector<HealthPart> Worker::health() const {
   const auto consuming = consumer_->state();
   const auto publishing = publisher_.state();
-  const bool database = database_.healthy() && vital_.healthy();
+  const bool database = database_.usable() && vital_.usable();
   const std::scoped_lock lock(mutex_);
   return {{"database", database, database ? "" : kNoDatabase},
           {"consumer", consuming.connected, consuming.fault},

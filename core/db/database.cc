@@ -19,6 +19,8 @@ void pause_before_retry(int attempt) {
   std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(most_ms * random.uniform()));
 }
 
+constexpr std::chrono::seconds kMisfitFor(5);
+
 constexpr auto kNoPartition = "23514";  // check_violation: of no CHECK, since Takt's hold for what Takt writes
 
 /// Undefined, altered or forbidden (class 42), a plan whose columns are others (0A000), a schema that is gone, and a prepared
@@ -79,6 +81,8 @@ void Database::give_back(std::unique_ptr<DatabaseConnection> connection) {
   freed_.notify_all();  // a broken one makes room for more than one
 }
 
+bool Database::usable() const { return healthy_ && std::chrono::steady_clock::now() >= misfit_until_.load(); }
+
 void Database::with_connection(const std::function<void(DatabaseConnection&)>& body) {
   std::unique_ptr<DatabaseConnection> connection;
   try {
@@ -104,6 +108,7 @@ Rows Database::exec(const Statement& statement, const Params& params) {
       rows = connection.session().exec(statement, params);
     } catch (const DatabaseError& error) {
       if (!means_other_schema(error.sqlstate())) throw;
+      misfit_until_ = std::chrono::steady_clock::now() + kMisfitFor;
       throw SchemaChanged(std::string("database: its schema is not this version's (") + statement.name + "): " + error.what(),
                           error.sqlstate());
     }

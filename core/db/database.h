@@ -227,8 +227,10 @@ class Database {
   /// A dedicated connection outside the pool, for LISTEN.
   std::unique_ptr<DatabaseConnection> dedicated() const;
   [[nodiscard]] bool transaction_pooler() const { return settings_.transaction_pooler; }
-  /// False after a failure, true after a success; for health pages.
+  /// False after a failure, true after a success.
   [[nodiscard]] bool healthy() const { return healthy_.load(); }
+  /// For health pages: healthy, and for five seconds no statement has met another schema; some may fit where others do not.
+  [[nodiscard]] bool usable() const;
   /// Round trips made so far, over all connections: what the cost tests count.
   [[nodiscard]] std::uint64_t round_trips() const { return round_trips_.load(); }
 
@@ -247,6 +249,7 @@ class Database {
   std::vector<std::unique_ptr<DatabaseConnection>> idle_;  // guarded by mutex_
   int open_ = 0;                                           // guarded by mutex_
   std::atomic<bool> healthy_{false};
+  std::atomic<SteadyTime> misfit_until_{SteadyTime{}};
   std::atomic<std::uint64_t> round_trips_{0};
 };
 

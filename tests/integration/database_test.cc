@@ -186,6 +186,9 @@ TEST(Pool, Finding15_AStatementThatNoLongerFitsIsPreparedAnewOrSaysSo) {
   database->exec(std::string("DROP FUNCTION one()"));
   EXPECT_THROW(database->exec(kOne), SchemaChanged);
   EXPECT_FALSE(database->healthy());
+  database->exec(std::string("SELECT 1"));
+  EXPECT_TRUE(database->healthy()) << "others are answered";
+  EXPECT_FALSE(database->usable()) << "though they are";
   database->exec(std::string("CREATE FUNCTION one(OUT a integer, OUT b integer) LANGUAGE sql AS 'SELECT 1, 2'"));
   EXPECT_EQ(database->exec(kOne).integer(0, 1), 2);
   EXPECT_TRUE(database->healthy());
