@@ -1,8 +1,10 @@
 """Jobs and queues that come and go while all services run: nobody restarts anything, and no tick is lost over it."""
+import concurrent.futures
 import json
 import time
 
 import pika
+import psycopg2
 
 from harness import PATIENCE, TaktTest, eventually
 
@@ -38,6 +40,19 @@ class Catalog(TaktTest):
         with open(self.config, "w", encoding="utf-8") as file:
             file.write(config.replace("{url}", self.ledger.url))
         return self.takt("apply", "--prune")
+
+    def apply_around(self, deed, config):
+        """Applies, and does `deed` while that is about to write: what follows is the commit, however long a command takes to start."""
+        other = psycopg2.connect(self.database_url)
+        self.addCleanup(other.close)
+        other.cursor().execute("SELECT pg_advisory_xact_lock(1952541557)")  # as core/config/apply.cc takes it
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            applied = pool.submit(self.apply, config)
+            eventually(lambda: self.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 1952541557"
+                                        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1, what="apply, at its lock")
+            deed()
+            other.rollback()
+            return applied.result()
 
     def enqueue_together(self, *jobs):
         """One item each in the moment in which the jobs are there; with what they wait, in seconds."""
@@ -82,15 +97,20 @@ class Catalog(TaktTest):
 
     def test_C20_finding19_two_jobs_applied_and_enqueued_in_one_moment(self):
         self.install(ALL)
-        self.start("up")
+        up = self.start("up")
         self.enqueue_together("demo")
         channel = self.channel()
         for n in range(5):
             jobs = [f"new-{n}-{i}" for i in range(4)]
             more = "".join(f'  {job}:\n    handler: {{http: {{url: "{{url}}/{job}", method: POST}}}}\n' for job in jobs)
-            self.publish(channel, {"id": f"early-{n}", "job": jobs[0], "dueAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                                   "items": [{"payload": {"early": n}}]})
-            self.apply(ALL + more)
+
+            def early(n=n, job=jobs[0]):
+                received = self.metric(up, "takt_ticks_received_total")
+                self.publish(channel, {"id": f"early-{n}", "job": job, "dueAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                                       "items": [{"payload": {"early": n}}]})
+                eventually(lambda: self.metric(up, "takt_ticks_received_total") > received, what="a worker that met the tick")
+
+            self.apply_around(early, ALL + more)
             waited = self.enqueue_together(*jobs)
             self.assertLess(max(waited.values()), 3 * PATIENCE, waited)
             eventually(lambda job=jobs[0]: len(self.ledger.of("/" + job)) == 2, what="the item of a tick that was faster than the commit")
