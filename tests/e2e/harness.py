@@ -269,7 +269,9 @@ class TaktTest(unittest.TestCase):
     # --- publishing, as somebody outside would
 
     def channel(self):
-        connection = pika.BlockingConnection(pika.URLParameters(self.amqp_url))
+        parameters = pika.URLParameters(self.amqp_url)
+        parameters.heartbeat = 0  # a test that does other things for minutes answers none
+        connection = pika.BlockingConnection(parameters)
         self.connections.append(connection)
         channel = connection.channel()
         channel.confirm_delivery()

@@ -96,7 +96,7 @@ class Faults(ToldTest):
         self.mended([item])
 
     def test_an_endpoint_that_answers_too_late(self):
-        dispatcher, _ = self.running(PLAIN)
+        dispatcher, _ = self.running(PLAIN.replace("timeout: 300ms", "timeout: 300ms, circuit_failures: 0"))  # held soon, otherwise
         self.ledger.behave["/mail"] = lambda nth: (time.sleep(1) or 200, {}, b"")
         items = [self.enqueue("mail.send") for _ in range(4)]
         self.told(dispatcher, "failing", "FAILING: job mail.send: the last ", "timed out")
