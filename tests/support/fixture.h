@@ -59,7 +59,10 @@ amqp::BrokerSettings nowhere();
 /// Runs rabbitmqctl against the private broker; throws if it fails.
 void rabbitmqctl(const std::string& arguments);
 
-/// Waits until `condition` holds, at most `seconds`; false if it never did.
+/// How much longer than what is shipped this build may take: 1, and 3 under sanitizers (tests/CMakeLists.txt).
+int patience();
+
+/// Waits until `condition` holds, at most patience() times `seconds`; false if it never did.
 bool eventually(const std::function<bool()>& condition, int seconds = 20);
 
 /// An HTTP job named `name` that is never called, for tests of everything around the handler.
