@@ -1,5 +1,6 @@
 """Jobs and queues that come and go while all services run: nobody restarts anything, and no tick is lost over it."""
 import concurrent.futures
+import contextlib
 import json
 import time
 
@@ -43,16 +44,13 @@ class Catalog(TaktTest):
 
     def apply_around(self, deed, config):
         """Applies, and does `deed` while that is about to write: what follows is the commit, however long a command takes to start."""
-        other = psycopg2.connect(self.database_url)
-        self.addCleanup(other.close)
-        other.cursor().execute("SELECT pg_advisory_xact_lock(1952541557)")  # as core/config/apply.cc takes it
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.closing(psycopg2.connect(self.database_url)) as other:
+            other.cursor().execute("SELECT pg_advisory_xact_lock(1952541557)")  # as core/config/apply.cc takes it
             applied = pool.submit(self.apply, config)
             eventually(lambda: self.one("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 1952541557"
                                         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1, what="apply, at its lock")
             deed()
-            other.rollback()
-            return applied.result()
+        return applied.result()
 
     def enqueue_together(self, *jobs):
         """One item each in the moment in which the jobs are there; with what they wait, in seconds."""

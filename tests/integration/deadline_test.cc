@@ -54,7 +54,7 @@ DatabaseSettings hasty() {
   settings.pool = 1;
   return settings;
 }
-double few_seconds() { return 5.0 * patience(); }
+constexpr double kSeconds = 5 * kPatience;
 
 constexpr Statement kPrepared{"prepared", "SELECT $1::int"};
 constexpr Statement kOther{"other", "SELECT $1::int + 1"};
@@ -79,7 +79,7 @@ void expect_given_up(const TestDatabase& database, DatabaseSettings settings, co
   } catch (const std::exception& error) {
     ADD_FAILURE() << what << ": " << error.what();
   }
-  EXPECT_LT(seconds_since(began), few_seconds()) << what;
+  EXPECT_LT(seconds_since(began), kSeconds) << what;
   EXPECT_FALSE(connection->usable()) << what;
 }
 
@@ -172,7 +172,7 @@ TEST(FrozenServer, ARollbackAndACloseEndToo) {
       throw Own();
     }),
                  Own);
-    EXPECT_LT(seconds_since(began), few_seconds());
+    EXPECT_LT(seconds_since(began), kSeconds);
     EXPECT_FALSE(connection->usable());
   });
   auto listening = connect_database(Secret(database.url()), settings);
@@ -180,7 +180,7 @@ TEST(FrozenServer, ARollbackAndACloseEndToo) {
   const Frozen frozen(backend_of(listening->session()));
   const auto began = std::chrono::steady_clock::now();
   listening.reset();
-  EXPECT_LT(seconds_since(began), few_seconds());
+  EXPECT_LT(seconds_since(began), kSeconds);
   rollback.join();
 }
 
@@ -204,7 +204,7 @@ TEST(FrozenServer, AConnectEndsWhateverTheUrlSays) {
     ::shutdown(silent.socket(), SHUT_RDWR);
     EXPECT_THROW(connecting.get(), DatabaseUnavailable) << given;
     EXPECT_GT(seconds_since(began), 1) << given << ": nobody refused it";
-    EXPECT_LT(seconds_since(began), few_seconds()) << given;
+    EXPECT_LT(seconds_since(began), kSeconds) << given;
   }
 }
 

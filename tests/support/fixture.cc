@@ -104,13 +104,8 @@ void rabbitmqctl(const std::string& arguments) {
   if (std::system(command.c_str()) != 0) throw std::runtime_error("rabbitmqctl " + arguments + " failed");
 }
 
-int patience() {
-  const char* told = std::getenv("TAKT_TEST_PATIENCE");
-  return told == nullptr ? 1 : std::atoi(told);
-}
-
 bool eventually(const std::function<bool()>& condition, int seconds) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(patience() * seconds);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(kPatience * seconds);
   while (std::chrono::steady_clock::now() < end) {
     if (condition()) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));

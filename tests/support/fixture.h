@@ -60,9 +60,9 @@ amqp::BrokerSettings nowhere();
 void rabbitmqctl(const std::string& arguments);
 
 /// How much longer than what is shipped this build may take: 1, and 3 under sanitizers (tests/CMakeLists.txt).
-int patience();
+constexpr int kPatience = TAKT_TEST_PATIENCE;
 
-/// Waits until `condition` holds, at most patience() times `seconds`; false if it never did.
+/// Waits until `condition` holds, at most kPatience times `seconds`; false if it never did.
 bool eventually(const std::function<bool()>& condition, int seconds = 20);
 
 /// An HTTP job named `name` that is never called, for tests of everything around the handler.
