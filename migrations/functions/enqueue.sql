@@ -21,12 +21,19 @@ BEGIN
     IF FOUND THEN
       RETURN holder;
     END IF;
-    UPDATE takt.item_keys SET item_id = new_item, expires_at = NULL
-     WHERE ctid = (SELECT k.ctid FROM takt.item_keys k
-                    WHERE k.job_id = the_job AND k.key = the_key AND k.expires_at <= clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED);
-    IF FOUND THEN
-      RETURN new_item;
-    END IF;
+    BEGIN
+      UPDATE takt.item_keys SET item_id = new_item, expires_at = NULL
+       WHERE ctid = (SELECT k.ctid FROM takt.item_keys k
+                      WHERE k.job_id = the_job AND k.key = the_key AND k.expires_at <= clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED);
+      IF FOUND THEN
+        RETURN new_item;
+      END IF;
+      -- Somebody may have taken the key over and committed since this statement began. PostgreSQL has then locked their row before
+      -- it saw that the row no longer matches, and only a rollback unlocks it. Else the end of their item would wait for this caller.
+      RAISE EXCEPTION USING ERRCODE = 'TK001';
+    EXCEPTION WHEN SQLSTATE 'TK001' THEN
+      NULL;
+    END;
     -- Either the row was removed, or somebody else is taking the key over. This waits for them, and locks nothing of theirs.
     INSERT INTO takt.item_keys (job_id, key, item_id) VALUES (the_job, the_key, new_item) ON CONFLICT (job_id, key) DO NOTHING;
     IF FOUND THEN

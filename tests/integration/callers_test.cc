@@ -233,6 +233,41 @@ TEST_F(CallersTest, Finding2_TwoWhoTakeOverAKeyAtOnceGetOneItemAndTheSecondHolds
   }
 }
 
+// Between the moment that a statement's snapshot is taken and the moment that it locks the row, another takes the key over and
+// commits. A row-level policy stands still in that moment; with no policy, it lasts for some microseconds.
+TEST_F(CallersTest, C4_Finding2_WhoIsTooLateByAMomentToTakeOverAKeyHoldsNothingEither) {
+  database.apply(plain_job("demo"));
+  end_item_with_key("k");
+  const std::string role = "late_" + database.text("SELECT current_database()");
+  Application owner(database);
+  owner.run(
+      "CREATE SEQUENCE public.looks; CREATE FUNCTION public.stand_still() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+      " IF nextval('public.looks') = 2 THEN PERFORM pg_advisory_lock_shared(77); PERFORM pg_advisory_unlock_shared(77); END IF;"
+      " RETURN true; END $$;"
+      " CREATE ROLE " +
+      role + "; GRANT USAGE ON SCHEMA takt, public TO " + role + "; GRANT ALL ON takt.item_keys, public.looks TO " + role +
+      "; GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA takt, public TO " + role +
+      "; ALTER TABLE takt.item_keys ENABLE ROW LEVEL SECURITY; CREATE POLICY late ON takt.item_keys TO " + role +
+      " USING (public.stand_still()) WITH CHECK (true)");
+  Application gate(database), late(database);
+  gate.run("SELECT pg_advisory_lock(77)");
+  late.run("BEGIN; SET LOCAL ROLE " + role);
+  std::int64_t holder = 0;
+  std::thread waiting([&] { holder = late.number("SELECT takt.hold_key(1, 'k', 4711)"); });
+  EXPECT_TRUE(
+      eventually([&] { return database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1; }));
+  const auto item = database.number("SELECT takt.enqueue('demo', key => 'k')");
+  gate.run("SELECT pg_advisory_unlock(77)");
+  waiting.join();
+  EXPECT_EQ(holder, item);
+  Application other(database);
+  EXPECT_EQ(other.refused("SELECT 1 FROM takt.item_keys WHERE key = 'k' FOR UPDATE NOWAIT"), "");
+  settle("demo", claim("demo"));  // while the one who was late is still open
+  late.run("COMMIT");
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NULL"), 0);
+  owner.run("DROP OWNED BY " + role + "; DROP ROLE " + role);
+}
+
 TEST_F(CallersTest, Finding2_AKeyWithinItsWindowIsHeldAndAfterItFree) {
   database.apply(plain_job("demo", "dedupe_window: 1h"));
   end_item_with_key("k");
