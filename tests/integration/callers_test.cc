@@ -49,6 +49,13 @@ struct CallersTest : testing::Test {
   std::int64_t runs = 0;
 
   std::int64_t items(const std::string& where = "true") { return database.number("SELECT count(*) FROM takt.items WHERE " + where); }
+  /// In this database alone: pg_locks has those of every test beside this one, too.
+  std::int64_t advisory_locks(const std::string& where = "true") {
+    return database.number(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database"
+        " WHERE datname = current_database()) AND " +
+        where);
+  }
   /// `sql` is refused, and the refusal has these words.
   void refuses(const std::string& sql, const std::string& words) {
     const auto refusal = Application(database).refused("SELECT " + sql);
@@ -254,14 +261,12 @@ TEST_F(CallersTest, C4_Finding2_WhoIsTooLateByAMomentToTakeOverAKeyHoldsNothingE
   late.run("BEGIN; SET LOCAL ROLE " + role);
   std::int64_t holder = 0;
   std::thread waiting([&] { holder = late.number("SELECT takt.hold_key(1, 'k', 4711)"); });
-  EXPECT_TRUE(
-      eventually([&] { return database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1; }));
+  EXPECT_TRUE(eventually([&] { return advisory_locks("NOT granted") == 1; }));
   const auto item = database.number("SELECT takt.enqueue('demo', key => 'k')");
   gate.run("SELECT pg_advisory_unlock(77)");
   waiting.join();
   EXPECT_EQ(holder, item);
-  Application other(database);
-  EXPECT_EQ(other.refused("SELECT 1 FROM takt.item_keys WHERE key = 'k' FOR UPDATE NOWAIT"), "");
+  EXPECT_EQ(owner.refused("SELECT 1 FROM takt.item_keys WHERE key = 'k' FOR UPDATE NOWAIT"), "");
   settle("demo", claim("demo"));  // while the one who was late is still open
   late.run("COMMIT");
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.item_keys WHERE expires_at IS NULL"), 0);
@@ -528,10 +533,7 @@ TEST_F(CallersTest, C6_Finding25_AnOpenTransactionKeepsNobodyElseFromNotifying) 
   of_a.run("BEGIN; SELECT takt.enqueue('a')");
   of_b.run("BEGIN; SELECT takt.enqueue('b') FROM generate_series(1, 1000)");
   set_of_b.run("BEGIN; SELECT * FROM takt.enqueue_many('b', ARRAY['{}']::jsonb[])");
-  EXPECT_LE(database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE "
-                            "datname = current_database())"),
-            3)
-      << "one a transaction and job";
+  EXPECT_LE(advisory_locks(), 3) << "one a transaction and job";
   std::this_thread::sleep_for(60ms);  // what began with them leaves the notification to them
   const auto listening = database->dedicated();
   EXPECT_TRUE(listening->wait_notifications(0ms).empty());
@@ -556,9 +558,7 @@ TEST_F(CallersTest, Finding25_ATransactionThatEnqueuesForManyJobsHoldsFewLocks) 
                   " SELECT 'j' || n, 'default', '{}', 100, 0, 5, '0', 'api' FROM generate_series(1, 1000) n"));
   Application open(database);
   open.run("BEGIN; SELECT takt.enqueue('j' || n) FROM generate_series(1, 1000) n");
-  EXPECT_LE(database.number("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE "
-                            "datname = current_database())"),
-            64);
+  EXPECT_LE(advisory_locks(), 64);
   open.run("COMMIT");
 }
 
