@@ -1,5 +1,7 @@
 #include "worker/claim.h"
 
+#include <algorithm>
+
 #include "core/observe/log.h"
 
 namespace takt {
@@ -108,11 +110,12 @@ bool accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
     run_ats.emplace_back(std::nullopt);
     priorities.push_back(0);
   }
+  const bool keyed = std::any_of(keys.begin(), keys.end(), [](const auto& key) { return key.has_value(); });
   const auto params = Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), payloads, keys, run_ats, priorities);
   try {
     database.exec_retrying(kAccept, params, kAcceptTries);
   } catch (const DatabaseError& error) {
-    if (error.sqlstate() != kLockTimeout) throw;
+    if (error.sqlstate() != kLockTimeout || !keyed) throw;
     return false;
   }
   return true;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "core/db/passing.h"
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
 #include "core/text/text.h"
@@ -20,8 +21,8 @@ constexpr Duration kLongestHold = std::chrono::seconds(1);
 /// While the schema is another version's, a worker of that version may begin a tick; what was begun here is ended here.
 constexpr Duration kSchemaPatience = std::chrono::milliseconds(500);
 
-/// Repeats `body` while PostgreSQL is away or short of resources, or somebody else holds a lock that it needs, with a pause, until it
-/// answers or `give_up`. `between` is called before each further try.
+/// Repeats `body` while PostgreSQL is away, or fails in a way that may_pass(), with a pause, until it answers or `give_up`. `between`
+/// is called before each further try.
 template <typename Body>
 auto while_unavailable(const char* doing, const std::function<bool()>& give_up, Body body, const std::function<void()>& between = nullptr,
                        std::optional<Duration> schema_patience = std::nullopt) {
@@ -37,11 +38,10 @@ auto while_unavailable(const char* doing, const std::function<bool()>& give_up, 
       if (give_up()) throw;
       if (!logged) log_warn("waiting for the database", {{"doing", doing}, {"error", error.what()}});
     } catch (const DatabaseError& error) {
-      const bool short_of_resources = error.short_of_resources();
-      if (!(error.retryable() || short_of_resources) || give_up()) throw;
+      if (!may_pass(error) || give_up()) throw;
       if (!logged)
-        log_warn(short_of_resources ? "waiting for the database" : "waiting for a lock", {{"doing", doing}, {"error", error.what()}});
-      if (!short_of_resources) pause = kLockPause;
+        log_warn(error.retryable() ? "waiting for a lock" : "waiting for the database", {{"doing", doing}, {"error", error.what()}});
+      if (error.retryable()) pause = kLockPause;
     }
     if (between) between();
     std::this_thread::sleep_for(pause);

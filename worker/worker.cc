@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/amqp/topology.h"
+#include "core/db/passing.h"
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
 #include "core/tick/tick_message.h"
@@ -146,8 +147,8 @@ void Worker::run_loop() {
       log_debug("tick given back", {{"tick", delivery.message_id}, {"times", delivery.times_returned()}});
       give_back(delivery);
     } catch (const DatabaseError& error) {
-      // Of a server that is short of something, or of a lock that others hold, the tick is not to blame: it is given back as in an outage.
-      const bool passing = error.retryable() || error.short_of_resources();
+      // Of what passes the tick is not to blame: it is given back as in an outage.
+      const bool passing = may_pass(error);
       if (const auto ticks = given_back_.due(kFailed); ticks > 0)
         log_error(passing ? "ticks given back" : "tick failed", {{"tick", delivery.message_id}, {"ticks", ticks}, {"error", error.what()}});
       if (passing) {

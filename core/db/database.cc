@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "core/db/deadline.h"
+#include "core/db/passing.h"
 #include "core/db/retry_end.h"
 #include "core/observe/log.h"
 #include "core/observe/log_throttle.h"
@@ -20,8 +21,6 @@ void pause_before_retry(int attempt) {
 }
 
 constexpr std::chrono::seconds kMisfitFor(5);
-
-constexpr auto kNoPartition = "23514";  // check_violation: of no CHECK, since Takt's hold for what Takt writes
 
 /// Undefined, altered or forbidden (class 42), a plan whose columns are others (0A000), a schema that is gone, and a prepared
 /// statement that is not there.

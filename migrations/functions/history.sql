@@ -24,33 +24,51 @@ CREATE OR REPLACE VIEW takt.history_partitions AS
     JOIN pg_namespace n ON n.oid = p.relnamespace
    WHERE n.nspname = 'takt' AND p.relname IN ('runs', 'ended_items', 'failed_attempts') AND c.relname ~ '_[0-9]{8}$';
 
--- Makes partitions of `width` days each, from yesterday or from where the last one ends, to `days` ahead. `width` NULL means
--- that of the last one. Returns how many were made. It can be repeated; an advisory lock lets one caller at a time in.
--- A partition is made as a table of its own and then attached, with SHARE UPDATE EXCLUSIVE on its parent: readers and writers
--- neither wait nor are waited for. While somebody alters the parent, it raises 55P03 after 200 ms.
--- Keep partitions few: a statement that writes into a run pays for each of them.
-CREATE OR REPLACE FUNCTION takt.ensure_partitions(days integer DEFAULT 3, width integer DEFAULT NULL) RETURNS integer
+-- What takt.ensure_partitions() does once it is alone.
+CREATE OR REPLACE FUNCTION takt.make_partitions(days integer, width integer) RETURNS integer
 LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET lock_timeout = '200ms' SET client_min_messages = warning AS $$
 DECLARE
-  parent_table text; day date; child_table text; made integer := 0; today date := now()::date; step integer;
+  parent_table text; child_table text; step interval; first timestamptz; last timestamptz; made integer := 0;
+  today timestamptz := date_trunc('day', now());
 BEGIN
-  PERFORM pg_advisory_xact_lock(1952541559);
   FOREACH parent_table IN ARRAY ARRAY['runs', 'ended_items', 'failed_attempts'] LOOP
-    SELECT greatest(max(until)::date, today - 1), coalesce(width, (array_agg(until::date - since::date ORDER BY until DESC))[1], 1)
-      INTO day, step FROM takt.history_partitions WHERE parent = parent_table;
-    WHILE day <= today + days LOOP
-      child_table := parent_table || '_' || to_char(day, 'YYYYMMDD');
+    SELECT make_interval(days => coalesce(width, (array_agg(until::date - since::date ORDER BY until DESC))[1], 1))
+      INTO step FROM takt.history_partitions WHERE parent = parent_table;
+    first := today - interval '1 day';
+    WHILE first <= today + make_interval(days => days) LOOP
+      SELECT until INTO last FROM takt.history_partitions WHERE parent = parent_table AND first >= since AND first < until;
+      IF FOUND THEN
+        first := last;
+        CONTINUE;
+      END IF;
+      SELECT least(first + step, min(since)) INTO last FROM takt.history_partitions WHERE parent = parent_table AND since > first;
+      child_table := parent_table || '_' || to_char(first, 'YYYYMMDD');
       EXECUTE format('CREATE TABLE takt.%I (LIKE takt.%I INCLUDING DEFAULTS)', child_table, parent_table);
       IF parent_table = 'runs' THEN
         PERFORM takt.tune_runs_partition(child_table);
       END IF;
       EXECUTE format('ALTER TABLE takt.%I ATTACH PARTITION takt.%I FOR VALUES FROM (%L) TO (%L)',
-                     parent_table, child_table, day || ' 00:00:00+00', (day + step) || ' 00:00:00+00');
+                     parent_table, child_table, first, last);
       made := made + 1;
-      day := day + step;
+      first := last;
     END LOOP;
   END LOOP;
   RETURN made;
+END $$;
+
+-- Makes the partitions that are missing between yesterday and `days` ahead, of `width` days each or up to the next one there is:
+-- where a server's clock was put right, or somebody dropped some, others may exist for later days alone. `width` NULL means that
+-- of the last one. Returns how many were made. It can be repeated.
+-- An advisory lock lets one caller at a time in. The others wait for it, each as long as its own lock_timeout says: what they
+-- need is being made.
+-- A partition is made as a table of its own and then attached, with SHARE UPDATE EXCLUSIVE on its parent: readers and writers
+-- neither wait nor are waited for. While somebody alters the parent, it raises 55P03 after 200 ms.
+-- Keep partitions few: a statement that writes into a run pays for each of them.
+CREATE OR REPLACE FUNCTION takt.ensure_partitions(days integer DEFAULT 3, width integer DEFAULT NULL) RETURNS integer
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(1952541559);
+  RETURN takt.make_partitions(days, width);
 END $$;
 
 -- Transactions of other sessions that have a lock on a table, or wait for one.

@@ -167,6 +167,25 @@ class WithoutADispatcher(DutiesTest):
             eventually(lambda: self.done() == 5, what="their settling")  # those before went with their day
         self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
 
+    def test_C13_ticks_wait_for_partitions_that_cannot_be_made_and_none_is_dead_lettered(self):
+        self.install(CONFIG)
+        worker = self.start("worker")
+        channel = self.channel()
+        self.days_pass()
+        self.db.cursor().execute("""
+            CREATE SEQUENCE tries;
+            ALTER FUNCTION takt.ensure_partitions RENAME TO ensure_them;
+            CREATE FUNCTION takt.ensure_partitions() RETURNS integer LANGUAGE sql AS $$ SELECT nextval('public.tries')::integer $$""")
+        for n in range(5):
+            self.publish(channel, {"id": f"outside-{n}", "job": "work", "items": [{"payload": {"n": n}}]}, message_id=f"outside-{n}")
+        # A queue dead-letters what came back to it 20 times.
+        eventually(lambda: self.one("SELECT last_value FROM tries") > 5 * 21 or self.queue_depth(channel, "takt.dead"), what="many tries")
+        self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
+        self.assertLess(self.log_of(worker).count("waiting for the database"), 10)
+        self.db.cursor().execute("DROP FUNCTION takt.ensure_partitions; ALTER FUNCTION takt.ensure_them RENAME TO ensure_partitions")
+        eventually(lambda: self.done() == 5, what="the items' settling")
+        self.assertEqual(len(self.ledger.of("/work")), 5)
+
     def test_Finding18_once_works_though_its_housekeeping_cannot(self):
         self.install(CONFIG)
         self.enqueue("work")

@@ -62,6 +62,45 @@ TEST_F(DutiesTest, Finding12_WhoNeedsAPartitionThatNobodyMadeMakesIt) {
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.failed_attempts"), 3);
 }
 
+TEST_F(DutiesTest, Finding12_WhoFindsPartitionsBeingMadeWaitsForThemAsForAnyLock) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  drop_partitions_from("now() - interval '2 days'");
+  const auto maker = database->dedicated();
+  maker->session().script("BEGIN; SELECT takt.ensure_partitions()");
+  const std::jthread made([&] {
+    EXPECT_TRUE(eventually([&] {
+      return database.number(
+                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") > 0;
+    }));
+    maker->session().script("SELECT pg_sleep(0.3); COMMIT");  // longer than the making of one waits for a lock
+  });
+  EXPECT_EQ(claim_batch(*database, {job, "due:1", Timestamp(), "due", 1, "w", 1, false}).outcome, ClaimOutcome::claimed);
+}
+
+// The clock of the server was days ahead and is put right, or somebody dropped a partition while others were made.
+TEST_F(DutiesTest, Finding12_APartitionThatIsMissingBeforeOthersIsMade) {
+  database.apply(plain_job("demo"));
+  const auto job = database.job("demo");
+  const auto days = [&] {
+    return database.text(
+        "SELECT string_agg(until::date - since::date || '@' || since::date - now()::date, ' ' ORDER BY since) FROM takt.history_partitions"
+        " WHERE parent = 'runs'");
+  };
+  ASSERT_EQ(days(), "1@-1 1@0 1@1 1@2 1@3");
+  database->exec("DROP TABLE " +
+                 database.text("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE since <= now()"));
+  EXPECT_EQ(claim_batch(*database, {job, "due:1", Timestamp(), "due", 1, "w", 1, false}).outcome, ClaimOutcome::claimed);
+  EXPECT_EQ(days(), "1@-1 1@0 1@1 1@2 1@3");
+  database->exec(
+      "DROP TABLE " +
+      database.text("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE until <= now() + interval '1 day'"));
+  ensure_partitions(*database, 720h);
+  EXPECT_EQ(days(), "2@-1 1@1 1@2 1@3") << "up to the next one";
+  EXPECT_EQ(database.number("SELECT takt.ensure_partitions()"), 0);
+}
+
 TEST_F(DutiesTest, Finding13_PartitionsComeAndGoBesideAReaderAndNobodyWaits) {
   database.apply(plain_job("demo"));
   const auto job = database.job("demo");

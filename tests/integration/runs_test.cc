@@ -256,6 +256,29 @@ TEST_F(RunsTest, C4_Finding2_ATickWhoseKeyAnOpenTransactionHoldsKeepsNoPlaceAndC
   EXPECT_EQ(states(), "done 2");
 }
 
+// Where nobody leads, what is put off stays so.
+TEST_F(RunsTest, C4_Finding2_ATickWithoutKeysIsNotPutOffForALockThatPasses) {
+  database.apply(plain_job("demo"));
+  auto carrying = tick("external-1");
+  set_timestamp(*carrying.mutable_due_at(), clock.now());
+  carrying.add_items()->set_payload_json("{}");
+  const auto migration = connect_database(Secret(database.url()), {});
+  std::atomic<bool> locked{false};
+  std::jthread passing([&] {
+    migration->transaction([&](Session& on) {
+      on.script("LOCK takt.items IN SHARE MODE");
+      locked = true;
+      on.script("SELECT pg_sleep(0.5)");  // twice as long as two tries to store items wait
+    });
+  });
+  while (!locked) std::this_thread::sleep_for(5ms);
+  auto held = executor.begin(job(), carrying, [] { return false; });
+  passing.join();
+  ASSERT_TRUE(held);
+  executor.finish(std::move(*held), {[] { return false; }, [] { return false; }}, [] { return nullptr; });
+  EXPECT_EQ(states(), "done 1");
+}
+
 // Whoever takes every lock that PostgreSQL has room for makes all others' statements fail so.
 TEST_F(RunsTest, C15_Finding2_SettlingWaitsWhileTheServerIsShortOfResources) {
   database.apply(plain_job("demo", "lease: 2s"));
