@@ -30,8 +30,9 @@ Pruned prune_once(Database& database, const RetentionSettings& settings, int bat
 /// Removes audit rows older than `keep`, at most `batch`, oldest first; returns how many.
 int prune_audit(Database& database, Duration keep, int batch);
 
-/// Makes the partitions of history for the coming days, and waits for nobody who reads or writes it. Returns where the last
-/// one ends. Throws DatabaseError 55P03 where a table is being altered.
+/// Makes the partitions of history for the coming days. Waits for nobody who reads or writes it, and up to the session's
+/// lock_timeout for another who makes some. Returns where the last one ends. Throws DatabaseError 55P03 where a table is being
+/// altered, or that other takes too long.
 Timestamp ensure_partitions(Database& database, Duration history);
 
 /// Has PostgreSQL count the rows of tables that grew since it took them for empty, so that it makes their statements' plans anew.

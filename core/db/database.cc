@@ -122,12 +122,19 @@ Rows Database::exec(const std::string& sql, const Params& params) {
   return *rows;
 }
 
+/// Where they cannot be made, the statement that is tried again says what it lacks, and the log why.
 void Database::make_partitions() {
   static const SystemClock clock;
-  static LogThrottle lines(clock, 1);  // of all pools: each statement that needs a partition comes here
-  if (const auto times = lines.due(0); times > 0)
+  static LogThrottle lines(clock, 2);  // of all pools: each statement that needs a partition comes here
+  constexpr std::size_t kMade = 0, kNotMade = 1;
+  try {
+    exec(std::string("SELECT takt.ensure_partitions()"));
+  } catch (const DatabaseError& error) {
+    if (const auto times = lines.due(kNotMade); times > 0) log_error("partitions not made", {{"times", times}, {"error", error.what()}});
+    return;
+  }
+  if (const auto times = lines.due(kMade); times > 0)
     log_warn("partitions missing", {{"times", times}, {"then", "made now; a leading dispatcher makes them days before"}});
-  exec(std::string("SELECT takt.ensure_partitions()"));
 }
 
 template <typename Body>

@@ -28,12 +28,12 @@ CREATE OR REPLACE VIEW takt.history_partitions AS
 CREATE OR REPLACE FUNCTION takt.make_partitions(days integer, width integer) RETURNS integer
 LANGUAGE plpgsql SET timezone = 'UTC' SET datestyle = 'ISO' SET lock_timeout = '200ms' SET client_min_messages = warning AS $$
 DECLARE
-  parent_table text; child_table text; step interval; first timestamptz; last timestamptz; made integer := 0;
+  parent_table text; child_table text; step interval; first timestamptz; last timestamptz; made integer := 0; other integer := 1;
   today timestamptz := date_trunc('day', now());
 BEGIN
   FOREACH parent_table IN ARRAY ARRAY['runs', 'ended_items', 'failed_attempts'] LOOP
     SELECT make_interval(days => coalesce(width, (array_agg(until::date - since::date ORDER BY until DESC))[1], 1))
-      INTO step FROM takt.history_partitions WHERE parent = parent_table;
+      INTO step FROM takt.history_partitions WHERE parent = parent_table AND until IS NOT NULL;  -- NULL: it is being dropped
     first := today - interval '1 day';
     WHILE first <= today + make_interval(days => days) LOOP
       SELECT until INTO last FROM takt.history_partitions WHERE parent = parent_table AND first >= since AND first < until;
@@ -43,6 +43,10 @@ BEGIN
       END IF;
       SELECT least(first + step, min(since)) INTO last FROM takt.history_partitions WHERE parent = parent_table AND since > first;
       child_table := parent_table || '_' || to_char(first, 'YYYYMMDD');
+      WHILE to_regclass('takt.' || child_table) IS NOT NULL LOOP  -- somebody detached one, and keeps it
+        other := other + 1;
+        child_table := parent_table || '_' || other || '_' || to_char(first, 'YYYYMMDD');
+      END LOOP;
       EXECUTE format('CREATE TABLE takt.%I (LIKE takt.%I INCLUDING DEFAULTS)', child_table, parent_table);
       IF parent_table = 'runs' THEN
         PERFORM takt.tune_runs_partition(child_table);

@@ -175,13 +175,18 @@ class WithoutADispatcher(DutiesTest):
         self.db.cursor().execute("""
             CREATE SEQUENCE tries;
             ALTER FUNCTION takt.ensure_partitions RENAME TO ensure_them;
-            CREATE FUNCTION takt.ensure_partitions() RETURNS integer LANGUAGE sql AS $$ SELECT nextval('public.tries')::integer $$""")
+            CREATE FUNCTION takt.ensure_partitions() RETURNS integer LANGUAGE plpgsql AS $$
+            BEGIN
+              IF nextval('public.tries') % 2 = 0 THEN RAISE 'none today'; END IF;
+              RETURN 0;
+            END $$""")
         for n in range(5):
             self.publish(channel, {"id": f"outside-{n}", "job": "work", "items": [{"payload": {"n": n}}]}, message_id=f"outside-{n}")
         # A queue dead-letters what came back to it 20 times.
         eventually(lambda: self.one("SELECT last_value FROM tries") > 5 * 21 or self.queue_depth(channel, "takt.dead"), what="many tries")
         self.assertEqual(self.queue_depth(channel, "takt.dead"), 0)
         self.assertLess(self.log_of(worker).count("waiting for the database"), 10)
+        self.assertIn('partitions not made times=1 error="none today"', self.log_of(worker))
         self.db.cursor().execute("DROP FUNCTION takt.ensure_partitions; ALTER FUNCTION takt.ensure_them RENAME TO ensure_partitions")
         eventually(lambda: self.done() == 5, what="the items' settling")
         self.assertEqual(len(self.ledger.of("/work")), 5)

@@ -98,6 +98,10 @@ TEST_F(DutiesTest, Finding12_APartitionThatIsMissingBeforeOthersIsMade) {
       database.text("SELECT string_agg('takt.' || child, ', ') FROM takt.history_partitions WHERE until <= now() + interval '1 day'"));
   ensure_partitions(*database, 720h);
   EXPECT_EQ(days(), "2@-1 1@1 1@2 1@3") << "up to the next one";
+  const auto today = database.text("SELECT child FROM takt.history_partitions WHERE parent = 'runs' ORDER BY since LIMIT 1");
+  database->exec("ALTER TABLE takt.runs DETACH PARTITION takt." + today);
+  EXPECT_EQ(database.number("SELECT takt.ensure_partitions()"), 2) << "though the name is taken";
+  EXPECT_EQ(days(), "1@-1 1@0 1@1 1@2 1@3");
   EXPECT_EQ(database.number("SELECT takt.ensure_partitions()"), 0);
 }
 
