@@ -250,6 +250,16 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
   return settled;
 }
 
+/// What failed while its destination came to be left alone was sent with what was too much: it says nothing of the item.
+void RunExecutor::spare_last_attempts(RunRecord& run, Duration took) {
+  for (std::size_t i = 0; i < run.items.size(); ++i) {
+    const auto& settlement = run.settlements[i];
+    if (settlement.state != ItemState::dead || run.results[i].item_class != ItemClass::error || settlement.reason != "max_attempts")
+      continue;
+    run.settlements[i] = settle_item(run.items[i], run.results[i], run.job->definition, run.items[i].age + took, random_.uniform(), 1);
+  }
+}
+
 void RunExecutor::put_off(const CatalogJob& job, const v1::JobTick& tick) {
   const std::string source = tick_source(tick.id());
   const std::string lack = lacks(job.definition);
@@ -320,7 +330,10 @@ RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
   crash_point("worker.before_settle");
 
   run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
-  circuits_.exchange(held.job->definition.name, handler_of(held.job->definition).circuit(held.job->definition));
+  const Duration took(static_cast<std::int64_t>(run.duration_ms));
+  if (circuits_.exchange(held.job->definition.name, handler_of(held.job->definition).circuit(held.job->definition), took)) {
+    spare_last_attempts(run, took);
+  }
   failing_.note(run);
   const auto ready = readiness(held.job->definition);
   run.drains = run.drains && !control->stopped() && ready.items > 0;

@@ -78,6 +78,7 @@ class RunExecutor {
   [[nodiscard]] Readiness readiness(const JobDefinition& job) const;
   Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
+  void spare_last_attempts(RunRecord& run, Duration took);
   Settled settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
                  const std::function<bool()>& give_up, std::optional<Held>& next);
   void report(const RunRecord& run, const Settled& settled, bool lost);

@@ -13,7 +13,7 @@ struct Settlement {
 };
 
 /// Pure: no I/O, no clock, no logger. `age` is the item's age now; `uniform` in [0, 1) is the jitter; `lost` are those of its
-/// attempts that ended with their worker, which are no failures of the item's own.
+/// attempts that are no failures of the item's own: they ended with their worker, or as its destination came to be left alone.
 Settlement settle_item(const ClaimedItem& item, const HandlerResult& result, const JobDefinition& job, Duration age, double uniform,
                        int lost = 0);
 

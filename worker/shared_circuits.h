@@ -16,9 +16,10 @@ class SharedCircuits {
   SharedCircuits(Database& database, std::string worker) : database_(database), worker_(std::move(worker)) {}
 
   /// Tells the others what this process learned since it last did, and hears what they know of that destination. To be called
-  /// before a run is settled: so an item meets no further attempt before the circuit is open. Throws nothing.
+  /// before a run is settled: so an item meets no further attempt before the circuit is open. `took`: since the run began. True
+  /// where the destination is left alone since then, or since a moment before, of which not every worker had heard. Throws nothing.
   /// The log names `job`: its URL may hold a secret.
-  void exchange(const std::string& job, const JobCircuit& circuit);
+  bool exchange(const std::string& job, const JobCircuit& circuit, Duration took);
   /// Hears of all of them; for the duty, on its own connection. Throws as Database does.
   void refresh(Database& vital, std::initializer_list<CircuitBreaker*> breakers);
 

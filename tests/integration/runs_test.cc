@@ -19,6 +19,7 @@ using namespace std::chrono_literals;
 class ToldHandler final : public Handler {
  public:
   std::function<void(const std::vector<ClaimedItem>&, std::vector<HandlerResult>&)> behave;
+  JobCircuit destination;
   std::mutex mutex;
   std::map<std::int64_t, int> calls;  // guarded by mutex
 
@@ -30,6 +31,7 @@ class ToldHandler final : public Handler {
     for (auto& result : results) result.item_class = ItemClass::done;
     if (behave) behave(items, results);
   }
+  JobCircuit circuit(const JobDefinition& /*job*/) override { return destination; }
   int most_calls() {
     int most = 0;
     for (const auto& [item, count] : calls) most = std::max(most, count);
@@ -277,6 +279,33 @@ TEST_F(RunsTest, C4_Finding2_ATickWithoutKeysIsNotPutOffForALockThatPasses) {
   ASSERT_TRUE(held);
   executor.finish(std::move(*held), {[] { return false; }, [] { return false; }}, [] { return nullptr; });
   EXPECT_EQ(states(), "done 1");
+}
+
+// Of more items than the circuit wants failures all have failed when it opens.
+TEST_F(RunsTest, F6_NoItemDiesOfTheRunInWhichItsDestinationCameToBeLeftAlone) {
+  database.apply(plain_job("demo", "max_attempts: 2, batch_size: 25, backoff: [1ms]"));
+  CircuitBreaker breaker(clock);
+  handler.destination = {&breaker, "somewhere", {}};
+  handler.behave = [&](const auto&, auto& results) {
+    for (auto& result : results) {
+      if (const auto pass = breaker.begin("somewhere", {})) breaker.end("somewhere", {}, *pass, false, "it answered 500");
+      result.item_class = ItemClass::error;
+    }
+  };
+  const auto once = [&](const std::string& id) {
+    auto held = executor.begin(job(), tick(id), [] { return false; });
+    executor.finish(std::move(*held), {[] { return false; }, [] { return false; }}, [] { return nullptr; });
+    std::this_thread::sleep_for(5ms);
+  };
+  enqueue(15);
+  once("due:1");
+  EXPECT_EQ(states(), "pending 15");
+  once("due:2");
+  EXPECT_EQ(states(), "pending 15") << "the twentieth failure was among their second attempts";
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.failing_destinations WHERE opened_at IS NOT NULL"), 1);
+  database->exec(std::string("UPDATE takt.failing_destinations SET opened_at = opened_at - interval '2 s'"));
+  once("due:3");
+  EXPECT_EQ(states(), "dead 15") << "what fails later counts";
 }
 
 // Whoever takes every lock that PostgreSQL has room for makes all others' statements fail so.
