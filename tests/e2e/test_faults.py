@@ -260,7 +260,8 @@ class Judgment(ToldTest):
             (SELECT min(opened_at) FROM takt.failing_destinations)"""), 0, "nothing died before it was left alone")
         dead = self.one("SELECT count(*) FROM takt.ended_items")
         self.assertLessEqual(dead, 1, "the try of a worker that had seen no failure itself")
-        self.assertLess(len(self.ledger.of("/mail")), 20 + 3 * 3 + 3, "and little more was sent")
+        # Nineteen had failed, and one run took all fifteen; then a try of each worker. Each for itself would have sent 45.
+        self.assertLessEqual(len(self.ledger.of("/mail")), 19 + 15 + 3, "and little more was sent")
         self.ledger.behave["/mail"] = answers(200)
         eventually(lambda: sum(self.state(item) == "done" for item in items) == 15 - dead, 30, "all done")
 
