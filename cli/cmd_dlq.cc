@@ -77,9 +77,9 @@ void require_reason(Database& database, const std::string& reason) {
 
 void list(Context& context, const LetterOptions& options) {
   auto& database = context.current_database();
-  const auto rows = list_letters(database, filter_of(context, options), options.limit);
-  if (rows.empty() && !options.job.empty()) require_job(database, options.job);
-  if (rows.empty() && !options.reason.empty()) require_reason(database, options.reason);
+  const auto letters = list_letters(database, filter_of(context, options), options.limit);
+  if (letters.empty() && !options.job.empty()) require_job(database, options.job);
+  if (letters.empty() && !options.reason.empty()) require_reason(database, options.reason);
   Table table({"letter",
                {"kind", 3},
                "job",
@@ -92,13 +92,11 @@ void list(Context& context, const LetterOptions& options) {
                {"item", 5},
                {"key", 2},
                "error"});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto text = [&](std::size_t column) { return text_or_null(rows, i, column); };
-    const auto time = [&](std::size_t column) {
-      return rows.is_null(i, column) ? nlohmann::json(nullptr) : nlohmann::json(shown_time(rows.time(i, column)));
-    };
-    table.add({text(0), text(1), text(2), text(3), rows.integer(i, 6), time(7), text(8), time(9), text(10),
-               rows.is_null(i, 5) ? nlohmann::json(nullptr) : nlohmann::json(rows.integer(i, 5)), text(11), text(4)});
+  const auto or_null = [](const auto& value) { return value ? nlohmann::json(*value) : nlohmann::json(nullptr); };
+  for (const auto& letter : letters) {
+    const auto changed_at = letter.changed_at ? nlohmann::json(shown_time(*letter.changed_at)) : nlohmann::json(nullptr);
+    table.add({letter.id, letter.kind, letter.job, letter.reason, letter.attempts, shown_time(letter.died_at), letter.state, changed_at,
+               or_null(letter.changed_by), or_null(letter.item_id), or_null(letter.key), letter.error});
   }
   table.print(options.json, "no dead letters match");
   if (options.json) return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/db/query.h"
 #include "core/process/random.h"
 
 namespace takt {
@@ -44,8 +45,31 @@ constexpr std::size_t kMostApart = 20;  // in one round; the scan of everything 
 //   not_begun  a tick of $5 that no worker has begun
 //   idle       a job of $6 that may be woken, and has no tick under way but those
 // A run_at may be any, infinite too, as an older version stored it: a tick's time is from 1970 on, or no worker takes it.
-enum Column : std::size_t { kKind, kJob, kName, kQueue, kDue, kNextIn, kTick, kFlag };
-constexpr Statement kScan{"due_scan", R"sql(
+struct ScanRequest : Term {
+  int parallel_ticks = 0;
+  std::vector<std::int64_t> sent_jobs;
+  std::vector<std::string> sent_ticks;
+  std::vector<std::int64_t> looked_after;
+  static constexpr auto fields() {
+    return std::tuple_cat(Term::fields(), std::tuple(&ScanRequest::parallel_ticks, &ScanRequest::sent_jobs, &ScanRequest::sent_ticks,
+                                                     &ScanRequest::looked_after));
+  }
+};
+struct ScanRow {
+  std::string kind;
+  std::int64_t job_id = 0;
+  std::string job, queue;
+  Timestamp due_at;
+  std::optional<Duration> next_in;
+  std::string tick_id;
+  bool flag = false;  ///< of a wake: more; of next: any
+  static constexpr auto fields() {
+    return std::tuple(Field("kind", &ScanRow::kind), Field("job_id", &ScanRow::job_id), Field("name", &ScanRow::job),
+                      Field("queue", &ScanRow::queue), Field("due", &ScanRow::due_at), Field("next_in", &ScanRow::next_in),
+                      Field("tick", &ScanRow::tick_id), Field("flag", &ScanRow::flag));
+  }
+};
+constexpr Query<ScanRequest, ScanRow> kScan{"due_scan", R"sql(
   WITH RECURSIVE heads AS (
     (SELECT i.job_id, i.priority, i.run_at FROM takt.items i WHERE i.state = 0
       ORDER BY i.job_id, i.priority, i.run_at LIMIT 1)
@@ -99,14 +123,33 @@ constexpr Statement kScan{"due_scan", R"sql(
 )sql"};
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
-constexpr Statement kLook{"due_look", R"sql(
-  SELECT 'wake' AS kind, j.id, j.name, j.queue, (extract(epoch FROM greatest(i.run_at, 'epoch')) * 1000000)::bigint
+struct LookRequest : Term {
+  std::vector<std::string> jobs;
+  std::vector<std::int64_t> sent_jobs;
+  std::vector<std::string> sent_ticks;
+  int parallel_ticks = 0;
+  static constexpr auto fields() {
+    return std::tuple_cat(Term::fields(),
+                          std::tuple(&LookRequest::jobs, &LookRequest::sent_jobs, &LookRequest::sent_ticks, &LookRequest::parallel_ticks));
+  }
+};
+struct LookRow {
+  std::int64_t job_id = 0;
+  std::string job, queue;
+  Timestamp due_at;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &LookRow::job_id), Field("name", &LookRow::job), Field("queue", &LookRow::queue),
+                      Field("due", &LookRow::due_at));
+  }
+};
+constexpr Query<LookRequest, LookRow> kLook{"due_look", R"sql(
+  SELECT j.id, j.name, j.queue, (extract(epoch FROM greatest(i.run_at, 'epoch')) * 1000000)::bigint AS due
     FROM takt.jobs j CROSS JOIN LATERAL (
       SELECT i.run_at FROM takt.items i WHERE i.state = 0 AND i.job_id = j.id ORDER BY i.priority, i.run_at LIMIT 1) i
    WHERE j.name = ANY ($3::text[]) AND i.run_at <= now()
      AND )sql" TAKT_MAY_BE_WOKEN R"sql(
      AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql( AND ()sql" TAKT_BUSY
-                                      R"sql() IS NOT TRUE)
+                                                        R"sql() IS NOT TRUE)
      AND ((SELECT count(*) FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql() < $6
           OR NOT )sql" TAKT_BACKLOG("j.id", "j.batch_size") R"sql()
      AND NOT EXISTS (SELECT 1 FROM unnest($4::integer[], $5::text[]) AS s(job_id, tick_id)
@@ -116,18 +159,17 @@ constexpr Statement kLook{"due_look", R"sql(
 
 }  // namespace
 
-TickRow DueScan::wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent) {
-  const std::string job(rows.text(i, kName));
-  const Woken woken{rows.integer(i, kJob), std::string(rows.text(i, kQueue)), clock_.steady(), false};
+TickRow DueScan::wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due) {
+  const Woken woken{job_id, queue, clock_.steady(), false};
   if (woken_.contains(job) || woken_.size() < kMostLookedAfter) woken_[job] = woken;
-  return wake(job, woken, rows.time(i, kDue), sent);
+  return wake(job, woken, due);
 }
 
-TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent) {
+TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due) {
   TickRow tick{"due:" + random_id(), job, woken.queue, "due", due, {}};
   const auto missed = not_answered_.find(woken.job_id);
   const auto wait = kReplaceAfter * (1 << (missed == not_answered_.end() ? 0 : missed->second));
-  sent.push_back({woken.job_id, job, tick.id, clock_.steady() + std::min<SteadyTime::duration>(wait, kReplaceAfterAtMost)});
+  sent_.push_back({woken.job_id, job, tick.id, clock_.steady() + std::min<SteadyTime::duration>(wait, kReplaceAfterAtMost)});
   return tick;
 }
 
@@ -137,7 +179,7 @@ std::vector<TickRow> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp n
     if (!woken.idle || clock_.steady() - woken.at > kLooksAfter || jobs.erase(job) == 0) continue;
     woken.idle = false;
     woken.at = clock_.steady();
-    ticks.push_back(wake(job, woken, now, sent_));
+    ticks.push_back(wake(job, woken, now));
   }
   return ticks;
 }
@@ -162,16 +204,14 @@ std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::stri
 std::vector<TickRow> DueScan::look(const Term& term, const std::set<std::string>& jobs) {
   if (jobs.empty()) return {};
   const auto began = clock_.steady();
-  std::vector<std::string> names(jobs.begin(), jobs.end()), sent_ticks;
-  std::vector<std::int64_t> sent_jobs;
+  LookRequest request{term, {jobs.begin(), jobs.end()}, {}, {}, parallel_ticks_};
   for (const auto& sent : sent_) {
     if (!jobs.contains(sent.job)) continue;
-    sent_jobs.push_back(sent.job_id);
-    sent_ticks.push_back(sent.tick_id);
+    request.sent_jobs.push_back(sent.job_id);
+    request.sent_ticks.push_back(sent.tick_id);
   }
-  const auto rows = database_.exec_retrying(kLook, Params::of(term.holder, term.number, names, sent_jobs, sent_ticks, parallel_ticks_));
   std::vector<TickRow> ticks;
-  for (std::size_t i = 0; i < rows.size(); ++i) ticks.push_back(wake(rows, i, sent_));
+  for (const auto& row : query_retrying(database_, kLook, request)) ticks.push_back(wake_due(row.job, row.job_id, row.queue, row.due_at));
   if (const auto ended = clock_.steady(); ended - began >= kSlowLook) {
     if (jobs.size() > 1) {
       apart_until_ = ended + kApartFor;
@@ -190,27 +230,24 @@ DueScan::Result DueScan::run_once(const Term& term) {
     missed = std::min(missed + 1, kMostDoublings);
     return true;
   });
-  std::vector<std::int64_t> jobs;
-  std::vector<std::string> ticks;
+  ScanRequest request{term, parallel_ticks_, {}, {}, {}};
   for (const auto& sent : sent_) {
-    jobs.push_back(sent.job_id);
-    ticks.push_back(sent.tick_id);
+    request.sent_jobs.push_back(sent.job_id);
+    request.sent_ticks.push_back(sent.tick_id);
   }
   std::erase_if(woken_, [now](const auto& entry) { return now - entry.second.at > kLooksAfter; });
-  std::vector<std::int64_t> looked_after;
-  for (const auto& [job, woken] : woken_) looked_after.push_back(woken.job_id);
-  const auto rows = database_.exec_retrying(kScan, Params::of(term.holder, term.number, parallel_ticks_, jobs, ticks, looked_after));
+  for (const auto& [job, woken] : woken_) request.looked_after.push_back(woken.job_id);
+  const auto rows = query_retrying(database_, kScan, request);
   Result result;
-  std::set<std::string, std::less<>> not_begun, idle;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto kind = rows.text(i, kKind);
-    if (kind == "next") {
-      if (!rows.is_null(i, kNextIn)) result.next_in = Duration(rows.integer(i, kNextIn) + 1);
-      result.quiet = !rows.boolean(i, kFlag);
-    } else if (kind == "not_begun") {
-      not_begun.emplace(rows.text(i, kTick));
-    } else if (kind == "idle") {
-      idle.emplace(rows.text(i, kName));
+  std::set<std::string> not_begun, idle;
+  for (const auto& row : rows) {
+    if (row.kind == "next") {
+      if (row.next_in) result.next_in = *row.next_in + Duration(1);
+      result.quiet = !row.flag;
+    } else if (row.kind == "not_begun") {
+      not_begun.insert(row.tick_id);
+    } else if (row.kind == "idle") {
+      idle.insert(row.job);
     }
   }
   std::erase_if(sent_, [&](const Sent& sent) {
@@ -218,10 +255,10 @@ DueScan::Result DueScan::run_once(const Term& term) {
     not_answered_.erase(sent.job_id);
     return true;
   });
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (rows.text(i, kKind) != "wake") continue;
-    result.ticks.push_back(wake(rows, i, sent_));
-    result.growing = result.growing || rows.boolean(i, kFlag);
+  for (const auto& row : rows) {
+    if (row.kind != "wake") continue;
+    result.ticks.push_back(wake_due(row.job, row.job_id, row.queue, row.due_at));
+    result.growing = result.growing || row.flag;
   }
   for (const auto& sent : sent_) idle.erase(sent.job);
   for (auto& [job, woken] : woken_) woken.idle = idle.contains(job);

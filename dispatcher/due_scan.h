@@ -68,9 +68,10 @@ class DueScan {
   };
 
   std::vector<TickRow> look(const Term& term, const std::set<std::string>& jobs);
-  /// A wake tick for the job of row `i`: id, name, queue, due.
-  TickRow wake(const Rows& rows, std::size_t i, std::vector<Sent>& sent);
-  TickRow wake(const std::string& job, const Woken& woken, Timestamp due, std::vector<Sent>& sent);
+  /// A wake tick for a job of which an item is due since `due`; the job is looked after for a while.
+  TickRow wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due);
+  /// A wake tick, which is known to be sent from then on.
+  TickRow wake(const std::string& job, const Woken& woken, Timestamp due);
 
   Database& database_;
   const Clock& clock_;

@@ -1,25 +1,43 @@
 #include "dispatcher/leadership.h"
 
+#include "core/db/query.h"
 #include "core/process/random.h"
 
 namespace takt {
 
 namespace {
 
+struct Renewal {
+  std::string holder;
+  std::int64_t term = 0;
+  Duration lease{};
+  static constexpr auto fields() { return std::tuple(&Renewal::holder, &Renewal::term, &Renewal::lease); }
+};
+struct Acquisition {
+  std::string holder;
+  Duration lease{};
+  static constexpr auto fields() { return std::tuple(&Acquisition::holder, &Acquisition::lease); }
+};
+struct Led {
+  std::int64_t term = 0;
+  std::int64_t now_us = 0;
+  static constexpr auto fields() { return std::tuple(Field("term", &Led::term), Field("now_us", &Led::now_us)); }
+};
+
 // Locks the one row. A leader that froze and woke finds another holder or term and updates nothing.
-constexpr Statement kRenew{"leader_renew", R"sql(
+constexpr Query<Renewal, Led> kRenew{"leader_renew", R"sql(
   UPDATE takt.leader SET until = now() + $3 * interval '1 ms'
    WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()
-  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us
 )sql"};
 
-constexpr Statement kAcquire{"leader_acquire", R"sql(
+constexpr Query<Acquisition, Led> kAcquire{"leader_acquire", R"sql(
   UPDATE takt.leader SET holder = $1, term = term + 1, until = now() + $2 * interval '1 ms'
    WHERE name = 'dispatcher' AND until <= now()
-  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+  RETURNING term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us
 )sql"};
 
-constexpr Statement kRelease{"leader_release", R"sql(
+constexpr Query<Term, NoRow> kRelease{"leader_release", R"sql(
   UPDATE takt.leader SET until = now() WHERE name = 'dispatcher' AND holder = $1 AND term = $2
 )sql"};
 
@@ -33,18 +51,13 @@ Leadership::Leadership(Database& database, Duration lease, const Clock& clock, s
 bool Leadership::try_lead() {
   const auto asked = clock_.steady();
   std::int64_t term = term_.load();
-  const auto heard = [&](const Rows& rows) {
-    database_clock_.hear(rows.integer(0, 1), asked);
-    return rows.integer(0, 0);
+  const auto heard = [&](const std::vector<Led>& rows) {
+    if (rows.empty()) return std::int64_t{0};
+    database_clock_.hear(rows[0].now_us, asked);
+    return rows[0].term;
   };
-  if (term != 0) {
-    const auto rows = database_.exec(kRenew, Params::of(holder_, term, lease_));
-    term = rows.empty() ? 0 : heard(rows);
-  }
-  if (term == 0) {
-    const auto rows = database_.exec(kAcquire, Params::of(holder_, lease_));
-    if (!rows.empty()) term = heard(rows);
-  }
+  if (term != 0) term = heard(query(database_, kRenew, {holder_, term, lease_}));
+  if (term == 0) term = heard(query(database_, kAcquire, {holder_, lease_}));
   if (term != term_.load() || asked.time_since_epoch().count() > safe_until_.load()) contact_since_ = asked.time_since_epoch().count();
   safe_until_ = term == 0 ? 0 : (asked + lease_).time_since_epoch().count();
   term_ = term;
@@ -53,7 +66,7 @@ bool Leadership::try_lead() {
 
 void Leadership::release() {
   const std::int64_t term = term_.exchange(0);
-  if (term != 0) database_.exec(kRelease, Params::of(holder_, term));
+  if (term != 0) execute(database_, kRelease, {holder_, term});
 }
 
 Duration Leadership::contact() const {

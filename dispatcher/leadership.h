@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <tuple>
 
 #include "core/db/database.h"
 #include "core/db/database_clock.h"
@@ -13,6 +14,7 @@ namespace takt {
 struct Term {
   std::string holder;
   std::int64_t number = 0;
+  static constexpr auto fields() { return std::tuple(&Term::holder, &Term::number); }
 };
 
 /// The lease row that decides who leads. Identity is an id that is random for each process, never a host name alone. One thread calls

@@ -9,13 +9,31 @@ namespace takt {
 
 namespace {
 
+struct RescueRequest : Term {
+  int most = 0;
+  static constexpr auto fields() { return std::tuple_cat(Term::fields(), std::tuple(&RescueRequest::most)); }
+};
+struct ForgottenRequest : Term {
+  Duration after{};
+  static constexpr auto fields() { return std::tuple_cat(Term::fields(), std::tuple(&ForgottenRequest::after)); }
+};
+struct LeaseOf {
+  std::string tick_id;
+  std::int64_t run_id = 0;
+  static constexpr auto fields() { return std::tuple(Field("id", &LeaseOf::tick_id), Field("run_id", &LeaseOf::run_id)); }
+};
+struct Count {
+  std::int64_t count = 0;
+  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
+};
+
 // Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
 // run's items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
 // An item that was tried alone is one of several suspects that are tried one after the other; but ordinary runs were beside it, so
 // it dies one attempt later than one whose worker held nothing else.
 // What its worker holds beside, and is rescued later, loses the worker's name: it was in company, although it is the last then.
-constexpr Statement kRescue{"lease_rescue", R"sql(
+constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   lost AS MATERIALIZED (
@@ -78,12 +96,12 @@ constexpr Statement kRescue{"lease_rescue", R"sql(
        SET lease_until = NULL, run_id = NULL, begun_at = NULL, items = NULL,
            finished_at = CASE WHEN l.ends THEN now() END, published_at = CASE WHEN l.ends THEN t.published_at END
       FROM lost l WHERE t.id = l.id)
-  SELECT (SELECT count(*) FROM lost), (SELECT count(*) FROM held WHERE NOT dies), (SELECT count(*) FROM held WHERE dies),
-         (SELECT count(*) FROM held WHERE suspect AND NOT dies)
+  SELECT (SELECT count(*) FROM lost) AS runs, (SELECT count(*) FROM held WHERE NOT dies) AS returned,
+         (SELECT count(*) FROM held WHERE dies) AS dead, (SELECT count(*) FROM held WHERE suspect AND NOT dies) AS suspect
 )sql"};
 
 // Served by ticks_leased. Its worker may still settle it.
-constexpr Statement kSetAside{"lease_set_aside", R"sql(
+constexpr Query<Term, LeaseOf> kSetAside{"lease_set_aside", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   first AS (
@@ -93,7 +111,7 @@ constexpr Statement kSetAside{"lease_set_aside", R"sql(
 )sql"};
 
 // Served by ticks_unfinished's partial condition; runs every few seconds on a handful of rows. And what a worker put off.
-constexpr Statement kForgotten{"ticks_forgotten", R"sql(
+constexpr Query<ForgottenRequest, Count> kForgotten{"ticks_forgotten", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   old AS (
@@ -106,15 +124,13 @@ constexpr Statement kForgotten{"ticks_forgotten", R"sql(
      WHERE t.id = o.id AND o.source NOT IN ('due', 'more', 'alone', 'once') RETURNING 1),
   forgotten AS (
     DELETE FROM takt.ticks t USING old o WHERE t.id = o.id AND o.source IN ('due', 'more', 'alone', 'once') RETURNING 1)
-  SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM forgotten)
+  SELECT (SELECT count(*) FROM again) + (SELECT count(*) FROM forgotten) AS count
 )sql"};
 
 /// The first `most` of them; none if they are too large together.
 std::optional<Rescued> rescue_first(Database& database, const Term& term, int most) {
   try {
-    const auto rows = database.exec_divisible(kRescue, Params::of(term.holder, term.number, most));
-    return Rescued{static_cast<int>(rows.integer(0, 0)), static_cast<int>(rows.integer(0, 1)), static_cast<int>(rows.integer(0, 2)),
-                   static_cast<int>(rows.integer(0, 3))};
+    return query_divisible(database, kRescue, {term, most}).at(0);
   } catch (const DatabaseError& error) {
     if (!too_large_together(error)) throw;
     log_warn("leases too large to rescue together", {{"leases", most}, {"error", error.what()}});
@@ -124,11 +140,11 @@ std::optional<Rescued> rescue_first(Database& database, const Term& term, int mo
 
 /// The first lease, which cannot be rescued even alone, so that the others can.
 void set_aside(Database& database, const Term& term) {
-  const auto aside = database.exec_retrying(kSetAside, Params::of(term.holder, term.number));
-  if (aside.empty()) return;
-  log_error("lease not rescued", {{"tick", aside.text(0, 0)},
-                                  {"run", aside.integer(0, 1)},
-                                  {"then", "again in a minute; raise PostgreSQL's memory, or database.statement_timeout"}});
+  for (const auto& aside : query_retrying(database, kSetAside, term)) {
+    log_error("lease not rescued", {{"tick", aside.tick_id},
+                                    {"run", aside.run_id},
+                                    {"then", "again in a minute; raise PostgreSQL's memory, or database.statement_timeout"}});
+  }
 }
 
 }  // namespace
@@ -158,7 +174,7 @@ Rescued rescue_expired_leases(Database& database, const Term& term, int batch) {
 }
 
 int republish_forgotten_ticks(Database& database, const Term& term, Duration after) {
-  return static_cast<int>(database.exec_retrying(kForgotten, Params::of(term.holder, term.number, after)).integer(0, 0));
+  return static_cast<int>(query_retrying(database, kForgotten, {term, after}).at(0).count);
 }
 
 }  // namespace takt

@@ -1,5 +1,5 @@
 #pragma once
-#include "core/db/database.h"
+#include "core/db/query.h"
 #include "dispatcher/leadership.h"
 
 namespace takt {
@@ -9,6 +9,10 @@ struct Rescued {
   int returned = 0;
   int dead = 0;
   int suspect = 0;  ///< of those returned
+  static constexpr auto fields() {
+    return std::tuple(Field("runs", &Rescued::runs), Field("returned", &Rescued::returned), Field("dead", &Rescued::dead),
+                      Field("suspect", &Rescued::suspect));
+  }
 };
 
 /// Ends runs whose worker vanished: their items become pending again, the lost attempt counts, the run is recorded as

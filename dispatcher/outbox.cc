@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
 #include "core/tick/tick.h"
@@ -18,9 +19,42 @@ constexpr std::size_t kMaxSwept = 1000;
 constexpr std::size_t kBatch = 500;
 constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 
+struct OlderThan {
+  Duration age{};
+  static constexpr auto fields() { return std::tuple(&OlderThan::age); }
+};
+struct IdsInTerm : Term {
+  std::vector<std::string> ids;
+  static constexpr auto fields() { return std::tuple_cat(Term::fields(), std::tuple(&IdsInTerm::ids)); }
+};
+struct Unpublished {
+  std::string id, job, queue, source;
+  Timestamp due_at;
+  std::string items;
+  std::uint32_t batch_size = 0;
+  bool dry_run = false;
+  std::int64_t count = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &Unpublished::id), Field("name", &Unpublished::job), Field("queue", &Unpublished::queue),
+                      Field("source", &Unpublished::source), Field("due_us", &Unpublished::due_at), Field("items", &Unpublished::items),
+                      Field("batch_size", &Unpublished::batch_size), Field("dry_run", &Unpublished::dry_run),
+                      Field("count", &Unpublished::count));
+  }
+};
+struct Anything {
+  bool ticks = false, dead_letters = false;
+  static constexpr auto fields() { return std::tuple(Field("ticks", &Anything::ticks), Field("dead_letters", &Anything::dead_letters)); }
+};
+struct DeadLetterRow {
+  std::string id, body, payload;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &DeadLetterRow::id), Field("body", &DeadLetterRow::body), Field("payload", &DeadLetterRow::payload));
+  }
+};
+
 // Served by ticks_unpublished. At most 1,000, and 8 MiB of items' text, but at least one; the last column: how many there are,
 // up to 1,000.
-constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
+constexpr Query<OlderThan, Unpublished> kUnpublished{"ticks_unpublished", R"sql(
   SELECT id, name, queue, source, due_us, items, batch_size, dry_run, count
     FROM (SELECT o.*, sum(octet_length(coalesce(o.items, ''))) OVER w AS bytes, row_number() OVER w AS n, count(*) OVER () AS count
             FROM (SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint AS due_us,
@@ -34,7 +68,7 @@ constexpr Statement kUnpublished{"ticks_unpublished", R"sql(
 )sql"};
 
 // A tick that no message can carry becomes a letter, which shows it and stops nothing else.
-constexpr Statement kUnfit{"outbox_unfit_ticks", R"sql(
+constexpr Query<IdsInTerm, NoRow> kUnfit{"outbox_unfit_ticks", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   ended AS (
@@ -50,20 +84,20 @@ constexpr Statement kUnfit{"outbox_unfit_ticks", R"sql(
 )sql"};
 
 // One cheap look for both kinds, since most often there is neither.
-constexpr Statement kAnything{"outbox_anything", R"sql(
-  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'),
-         EXISTS (SELECT 1 FROM takt.dead_letter_outbox)
+constexpr Query<OlderThan, Anything> kAnything{"outbox_anything", R"sql(
+  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms') AS ticks,
+         EXISTS (SELECT 1 FROM takt.dead_letter_outbox) AS dead_letters
 )sql"};
 
-constexpr Statement kPublished{"ticks_published", R"sql(
+constexpr Query<IdsInTerm, NoRow> kPublished{"ticks_published", R"sql(
   UPDATE takt.ticks SET published_at = now()
    WHERE id = ANY ($3::text[]) AND published_at IS NULL
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
 )sql"};
 
 // At most 1,000, and 8 MiB of text, but at least one. The payload apart from the rest: its text is carried as it is.
-constexpr Statement kDeadLetters{"outbox_dead_letters", R"sql(
-  SELECT id, (body - 'payload')::text, coalesce((body -> 'payload')::text, '')
+constexpr Query<NoRequest, DeadLetterRow> kDeadLetters{"outbox_dead_letters", R"sql(
+  SELECT id, (body - 'payload')::text AS body, coalesce((body -> 'payload')::text, '') AS payload
     FROM (SELECT o.*, sum(octet_length(o.body::text)) OVER w AS bytes, row_number() OVER w AS n
             FROM (SELECT * FROM takt.dead_letter_outbox ORDER BY created_at, id LIMIT 1000) o
           WINDOW w AS (ORDER BY o.created_at, o.id)) x
@@ -72,7 +106,7 @@ constexpr Statement kDeadLetters{"outbox_dead_letters", R"sql(
 )sql"};
 
 // What is too large for a message, such as one written by a version with other limits, goes where its message would have led.
-constexpr Statement kStraightToArchive{"outbox_straight_to_archive", R"sql(
+constexpr Query<IdsInTerm, NoRow> kStraightToArchive{"outbox_straight_to_archive", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
   gone AS (
@@ -86,7 +120,7 @@ constexpr Statement kStraightToArchive{"outbox_straight_to_archive", R"sql(
     FROM gone ON CONFLICT (id) DO NOTHING
 )sql"};
 
-constexpr Statement kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
+constexpr Query<IdsInTerm, NoRow> kDeadLettersGone{"outbox_dead_letters_gone", R"sql(
   DELETE FROM takt.dead_letter_outbox
    WHERE id = ANY ($3::text[])
      AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
@@ -170,7 +204,7 @@ bool Outbox::publish(amqp::Publisher& publisher, const Term& term, std::vector<S
     }
   }
   crash_point("dispatcher.after_confirm");
-  if (!confirmed.empty()) database_.exec_retrying(kPublished, Params::of(term.holder, term.number, confirmed));
+  if (!confirmed.empty()) execute_retrying(database_, kPublished, {term, confirmed});
   if (confirmed.size() < ticks.size()) {
     log_warn("ticks unconfirmed", {{"count", ticks.size() - confirmed.size()}, {"then", "published again by the next sweep"}});
   }
@@ -178,22 +212,21 @@ bool Outbox::publish(amqp::Publisher& publisher, const Term& term, std::vector<S
 }
 
 bool Outbox::publish_dead_letters(const Term& term, int& count) {
-  const auto rows = database_.exec(kDeadLetters);
-  count = static_cast<int>(rows.size());
-  if (rows.empty()) return true;
+  const auto letters = query(database_, kDeadLetters);
+  count = static_cast<int>(letters.size());
+  if (letters.empty()) return true;
   std::vector<amqp::Message> messages;
   std::vector<std::string> ids, set_apart;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const std::string id(rows.text(i, 0));
-    auto body = dead_letter_body(rows.text(i, 1), rows.text(i, 2));
+  for (const auto& letter : letters) {
+    auto body = dead_letter_body(letter.body, letter.payload);
     if (!body || body->size() >= amqp::kMaxBodyBytes) {
-      set_apart.push_back(id);
+      set_apart.push_back(letter.id);
       continue;
     }
-    messages.push_back(dead_letter_message(id, kProtobufType, std::move(*body), keys_, clock_.now()));
-    ids.push_back(id);
+    messages.push_back(dead_letter_message(letter.id, kProtobufType, std::move(*body), keys_, clock_.now()));
+    ids.push_back(letter.id);
   }
-  if (!set_apart.empty()) database_.exec_retrying(kStraightToArchive, Params::of(term.holder, term.number, set_apart));
+  if (!set_apart.empty()) execute_retrying(database_, kStraightToArchive, {term, set_apart});
   crash_point("dispatcher.before_dead_letter");
   const auto outcomes = publisher_.publish_all(std::move(messages), kPublishTimeout);
   crash_point("dispatcher.after_dead_letter");
@@ -204,32 +237,24 @@ bool Outbox::publish_dead_letters(const Term& term, int& count) {
     else
       metrics_.publish_failed(amqp::to_string(outcomes[i]));
   }
-  if (!confirmed.empty()) database_.exec_retrying(kDeadLettersGone, Params::of(term.holder, term.number, confirmed));
+  if (!confirmed.empty()) execute_retrying(database_, kDeadLettersGone, {term, confirmed});
   return confirmed.size() == ids.size();
 }
 
 Outbox::Swept Outbox::sweep(const Term& term) {
   Swept swept;
-  const auto anything = database_.exec(kAnything, Params::of(kSweepAfter));
-  if (anything.boolean(0, 0)) swept.all_confirmed = publish_unpublished(term, swept);
-  if (anything.boolean(0, 1)) swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
+  const auto anything = query(database_, kAnything, {kSweepAfter}).at(0);
+  if (anything.ticks) swept.all_confirmed = publish_unpublished(term, swept);
+  if (anything.dead_letters) swept.all_confirmed = publish_dead_letters(term, swept.dead_letters) && swept.all_confirmed;
   return swept;
 }
 
 bool Outbox::publish_unpublished(const Term& term, Swept& swept) {
-  const auto rows = database_.exec(kUnpublished, Params::of(kSweepAfter));
+  const auto rows = query(database_, kUnpublished, {kSweepAfter});
   std::vector<Signed> ticks;
   std::vector<std::string> unfit;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    TickRow tick{std::string(rows.text(i, 0)),
-                 std::string(rows.text(i, 1)),
-                 std::string(rows.text(i, 2)),
-                 std::string(rows.text(i, 3)),
-                 rows.time(i, 4),
-                 std::string(rows.text(i, 5)),
-                 {},
-                 static_cast<std::uint32_t>(rows.integer(i, 6)),
-                 rows.boolean(i, 7)};
+  for (const auto& row : rows) {
+    const TickRow tick{row.id, row.job, row.queue, row.source, row.due_at, row.items, {}, row.batch_size, row.dry_run};
     if (auto ready = sign(tick, clock_.now())) {
       ticks.push_back(std::move(*ready));
     } else {
@@ -238,9 +263,9 @@ bool Outbox::publish_unpublished(const Term& term, Swept& swept) {
       unfit.push_back(tick.id);
     }
   }
-  if (!unfit.empty()) database_.exec_retrying(kUnfit, Params::of(term.holder, term.number, unfit));
+  if (!unfit.empty()) execute_retrying(database_, kUnfit, {term, unfit});
   swept.ticks = static_cast<int>(rows.size());
-  swept.more = !rows.empty() && (rows.size() >= kMaxSwept || rows.integer(0, 8) > static_cast<std::int64_t>(rows.size()));
+  swept.more = !rows.empty() && (rows.size() >= kMaxSwept || rows[0].count > static_cast<std::int64_t>(rows.size()));
   return publish(publisher_, term, std::move(ticks));
 }
 

@@ -2,14 +2,30 @@
 
 #include <exception>
 
+#include "core/db/query.h"
 #include "core/observe/log.h"
 
 namespace takt {
 
 namespace {
 
+/// What is older than `keep`, and at most so many rows of it.
+struct OldRows {
+  Duration keep{};
+  int most = 0;
+  static constexpr auto fields() { return std::tuple(&OldRows::keep, &OldRows::most); }
+};
+struct Most {
+  int most = 0;
+  static constexpr auto fields() { return std::tuple(&Most::most); }
+};
+struct Count {
+  std::int64_t count = 0;
+  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
+};
+
 // Served by ticks_created (BRIN). The replay guard: kept longer than a tick may be old.
-constexpr Statement kTicks{"prune_ticks", R"sql(
+constexpr Query<OldRows, NoRow> kTicks{"prune_ticks", R"sql(
   DELETE FROM takt.ticks WHERE id IN (
     SELECT id FROM takt.ticks
      WHERE created_at < now() - $1 * interval '1 ms' AND finished_at < now() - $1 * interval '1 ms'
@@ -17,14 +33,14 @@ constexpr Statement kTicks{"prune_ticks", R"sql(
 )sql"};
 
 // Served by item_keys_expired.
-constexpr Statement kKeys{"prune_keys", R"sql(
+constexpr Query<Most, NoRow> kKeys{"prune_keys", R"sql(
   DELETE FROM takt.item_keys WHERE (job_id, key) IN (
     SELECT job_id, key FROM takt.item_keys WHERE expires_at < now() LIMIT $1 FOR UPDATE SKIP LOCKED)
 )sql"};
 
-constexpr Statement kDeadLetters{"prune_dead_letters", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2)"};
+constexpr Query<OldRows, Count> kDeadLetters{"prune_dead_letters", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2) AS count"};
 // Served by the primary key: ids rise with time, so the oldest are looked at and no others. An index on the time would cost each act.
-constexpr Statement kAudit{"prune_audit", R"sql(
+constexpr Query<OldRows, NoRow> kAudit{"prune_audit", R"sql(
   DELETE FROM takt.audit a
    USING (SELECT id FROM takt.audit ORDER BY id LIMIT $2) oldest
    WHERE a.id = oldest.id AND a.at < now() - $1 * interval '1 ms'
@@ -33,11 +49,28 @@ constexpr Statement kAudit{"prune_audit", R"sql(
 /// Into how many partitions history falls, besides the present and the coming one: what is too old goes in such steps.
 constexpr int kHistoryPartitions = 7;
 constexpr int kDropsAtOnce = 30;
-constexpr Statement kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions(width => $1::integer)"};
-constexpr Statement kAnalyzeGrown{"analyze_grown", "SELECT takt.analyze_grown()"};
-constexpr Statement kDropPartition{"drop_partition", "SELECT child, dropped FROM takt.drop_old_partition($1 * interval '1 ms')"};
-constexpr Statement kPartitionsEnd{"partitions_end", R"sql(
-  SELECT coalesce((extract(epoch FROM min(until)) * 1000000)::bigint, 0)
+struct Width {
+  int days = 0;
+  static constexpr auto fields() { return std::tuple(&Width::days); }
+};
+struct Keep {
+  Duration keep{};
+  static constexpr auto fields() { return std::tuple(&Keep::keep); }
+};
+struct Drop {
+  std::optional<std::string> child;
+  bool dropped = false;
+  static constexpr auto fields() { return std::tuple(Field("child", &Drop::child), Field("dropped", &Drop::dropped)); }
+};
+struct End {
+  Timestamp end;
+  static constexpr auto fields() { return std::tuple(Field("end_us", &End::end)); }
+};
+constexpr Query<Width, Count> kEnsurePartitions{"ensure_partitions", "SELECT takt.ensure_partitions(width => $1::integer) AS count"};
+constexpr Query<NoRequest, Count> kAnalyzeGrown{"analyze_grown", "SELECT takt.analyze_grown() AS count"};
+constexpr Query<Keep, Drop> kDropPartition{"drop_partition", "SELECT child, dropped FROM takt.drop_old_partition($1 * interval '1 ms')"};
+constexpr Query<NoRequest, End> kPartitionsEnd{"partitions_end", R"sql(
+  SELECT coalesce((extract(epoch FROM min(until)) * 1000000)::bigint, 0) AS end_us
     FROM (SELECT max(until) AS until FROM takt.history_partitions GROUP BY parent) p
 )sql"};
 
@@ -53,9 +86,9 @@ Pruned prune_once(Database& database, const RetentionSettings& settings, int bat
       if (!first) first = std::current_exception();
     }
   };
-  part(pruned.ticks, [&] { return database.exec_retrying(kTicks, Params::of(settings.ticks, batch)).affected(); });
-  part(pruned.keys, [&] { return database.exec_retrying(kKeys, Params::of(batch)).affected(); });
-  part(pruned.dead_letters, [&] { return database.exec_retrying(kDeadLetters, Params::of(settings.dead_letters, batch)).integer(0, 0); });
+  part(pruned.ticks, [&] { return execute_retrying(database, kTicks, {settings.ticks, batch}); });
+  part(pruned.keys, [&] { return execute_retrying(database, kKeys, {batch}); });
+  part(pruned.dead_letters, [&] { return query_retrying(database, kDeadLetters, {settings.dead_letters, batch}).at(0).count; });
   part(pruned.audit, [&] { return prune_audit(database, settings.audit, batch); });
   if (pruned.anything()) {
     log_info("pruned", {{"ticks", pruned.ticks}, {"keys", pruned.keys}, {"dead_letters", pruned.dead_letters}, {"audit", pruned.audit}});
@@ -65,29 +98,29 @@ Pruned prune_once(Database& database, const RetentionSettings& settings, int bat
 }
 
 int prune_audit(Database& database, Duration keep, int batch) {
-  return static_cast<int>(database.exec_retrying(kAudit, Params::of(keep, batch)).affected());
+  return static_cast<int>(execute_retrying(database, kAudit, {keep, batch}));
 }
 
 Timestamp ensure_partitions(Database& database, Duration history) {
   const auto width = std::chrono::ceil<std::chrono::days>(history / kHistoryPartitions);
-  database.exec(kEnsurePartitions, Params::of(static_cast<int>(width.count())));
-  return database.exec(kPartitionsEnd).time(0, 0);
+  query(database, kEnsurePartitions, {static_cast<int>(width.count())});
+  return query(database, kPartitionsEnd).at(0).end;
 }
 
-int analyze_grown(Database& database) { return static_cast<int>(database.exec(kAnalyzeGrown).integer(0, 0)); }
+int analyze_grown(Database& database) { return static_cast<int>(query(database, kAnalyzeGrown).at(0).count); }
 
 DroppedPartitions drop_old_partitions(Database& database, Duration history) {
   DroppedPartitions dropped;
   while (dropped.count < kDropsAtOnce) {
-    const auto rows = database.exec(kDropPartition, Params::of(history));
-    if (rows.is_null(0, 0)) break;
-    if (!rows.boolean(0, 1)) {
-      dropped.in_use = rows.text(0, 0);
+    const auto oldest = query(database, kDropPartition, {history}).at(0);
+    if (!oldest.child) break;
+    if (!oldest.dropped) {
+      dropped.in_use = *oldest.child;
       log_info("partition kept", {{"partition", dropped.in_use}, {"why", "transactions use it or its table; tried again in a minute"}});
       break;
     }
     ++dropped.count;
-    log_info("partition dropped", {{"partition", rows.text(0, 0)}});
+    log_info("partition dropped", {{"partition", *oldest.child}});
   }
   return dropped;
 }

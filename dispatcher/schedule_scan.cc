@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/text/text.h"
 
@@ -15,13 +16,91 @@ constexpr int kMaxTicksARound = 5000;
 constexpr std::size_t kMaxCached = 10'000;
 constexpr std::size_t kMaxFaultBytes = 500;
 
+struct DueRequest {
+  Duration within{};
+  int most = kMaxSchedules;
+  static constexpr auto fields() { return std::tuple(&DueRequest::within, &DueRequest::most); }
+};
+struct DueRow {
+  std::int64_t id = 0, job_id = 0;
+  std::string job, queue, name, cron, zone, misfire;
+  Duration misfire_after{};
+  int misfire_limit = 0;
+  Duration misfire_max_age{}, jitter{};
+  std::string payload;
+  Timestamp next_due, next_fire, now;
+  static constexpr auto fields() {
+    return std::tuple(
+        Field("id", &DueRow::id), Field("job_id", &DueRow::job_id), Field("job", &DueRow::job), Field("queue", &DueRow::queue),
+        Field("name", &DueRow::name), Field("cron", &DueRow::cron), Field("time_zone", &DueRow::zone), Field("misfire", &DueRow::misfire),
+        Field("misfire_after_ms", &DueRow::misfire_after), Field("misfire_limit", &DueRow::misfire_limit),
+        Field("misfire_max_age_ms", &DueRow::misfire_max_age), Field("jitter_ms", &DueRow::jitter), Field("payload", &DueRow::payload),
+        Field("next_due_us", &DueRow::next_due), Field("next_fire_us", &DueRow::next_fire), Field("now_us", &DueRow::now));
+  }
+};
+/// Schedules that go on, and the ticks of their slots: a place in each of the first five stands for a schedule, in the others for a tick.
+struct Record : Term {
+  std::vector<std::int64_t> ids;
+  std::vector<std::string> old_dues;
+  std::vector<std::optional<std::string>> next_dues, next_fires, last_dues;
+  std::vector<std::int64_t> tick_schedules;
+  std::vector<std::string> tick_ids;
+  std::vector<std::int64_t> tick_jobs;
+  std::vector<std::string> tick_dues;
+  std::vector<std::optional<std::string>> items;
+  std::vector<std::string> tick_fires;
+  static constexpr auto fields() {
+    return std::tuple_cat(Term::fields(), std::tuple(&Record::ids, &Record::old_dues, &Record::next_dues, &Record::next_fires,
+                                                     &Record::last_dues, &Record::tick_schedules, &Record::tick_ids, &Record::tick_jobs,
+                                                     &Record::tick_dues, &Record::items, &Record::tick_fires));
+  }
+};
+struct Stored {
+  std::string id;
+  static constexpr auto fields() { return std::tuple(Field("id", &Stored::id)); }
+};
+struct FaultyRequest : Term {
+  std::vector<std::int64_t> ids;
+  std::vector<std::string> old_dues, faults;
+  static constexpr auto fields() {
+    return std::tuple_cat(Term::fields(), std::tuple(&FaultyRequest::ids, &FaultyRequest::old_dues, &FaultyRequest::faults));
+  }
+};
+struct UnsentRow {
+  std::int64_t schedule_id = 0;
+  std::string tick_id, job, name;
+  Duration misfire_after{}, jitter{};
+  Timestamp due_at, created_at, now;
+  std::string queue, items;
+  bool left = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("schedule_id", &UnsentRow::schedule_id), Field("id", &UnsentRow::tick_id), Field("job", &UnsentRow::job),
+                      Field("name", &UnsentRow::name), Field("misfire_after_ms", &UnsentRow::misfire_after),
+                      Field("jitter_ms", &UnsentRow::jitter), Field("due_us", &UnsentRow::due_at),
+                      Field("created_us", &UnsentRow::created_at), Field("now_us", &UnsentRow::now), Field("queue", &UnsentRow::queue),
+                      Field("items", &UnsentRow::items), Field("left", &UnsentRow::left));
+  }
+};
+struct TakeBack : Term {
+  std::vector<std::int64_t> schedules;
+  std::vector<std::string> ids, dues;
+  static constexpr auto fields() {
+    return std::tuple_cat(Term::fields(), std::tuple(&TakeBack::schedules, &TakeBack::ids, &TakeBack::dues));
+  }
+};
+struct Count {
+  int count = 0;
+  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
+};
+
 // Served by schedules_fire; reads only what is due or nearly so.
-constexpr Statement kDue{"schedules_due", R"sql(
-  SELECT s.id, s.job_id, j.name, j.queue, s.name, s.cron, s.time_zone, s.misfire,
-         (extract(epoch FROM s.misfire_after) * 1000)::bigint, s.misfire_limit,
-         (extract(epoch FROM s.misfire_max_age) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
-         s.payload::text, (extract(epoch FROM s.next_due) * 1000000)::bigint,
-         (extract(epoch FROM s.next_fire) * 1000000)::bigint, (extract(epoch FROM now()) * 1000000)::bigint
+constexpr Query<DueRequest, DueRow> kDue{"schedules_due", R"sql(
+  SELECT s.id, s.job_id, j.name AS job, j.queue, s.name, s.cron, s.time_zone, s.misfire,
+         (extract(epoch FROM s.misfire_after) * 1000)::bigint AS misfire_after_ms, s.misfire_limit,
+         (extract(epoch FROM s.misfire_max_age) * 1000)::bigint AS misfire_max_age_ms,
+         (extract(epoch FROM s.jitter) * 1000)::bigint AS jitter_ms, s.payload::text AS payload,
+         (extract(epoch FROM s.next_due) * 1000000)::bigint AS next_due_us,
+         (extract(epoch FROM s.next_fire) * 1000000)::bigint AS next_fire_us, (extract(epoch FROM now()) * 1000000)::bigint AS now_us
     FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
    WHERE s.next_fire <= now() + $1 * interval '1 ms' AND NOT s.paused AND NOT s.job_paused
    ORDER BY s.next_fire
@@ -30,7 +109,7 @@ constexpr Statement kDue{"schedules_due", R"sql(
 
 // FOR SHARE on the leader's row keeps a successor from being elected between the check and the writes. A slot that is there
 // already counts as new where it was stopped before it was sent: its schedule was paused and goes on, or was changed.
-constexpr Statement kRecord{"schedules_record", R"sql(
+constexpr Query<Record, Stored> kRecord{"schedules_record", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
   advanced AS (
@@ -51,7 +130,7 @@ constexpr Statement kRecord{"schedules_record", R"sql(
 )sql"};
 
 // It leaves the head of schedules_fire to those that can tick.
-constexpr Statement kFaulty{"schedules_faulty", R"sql(
+constexpr Query<FaultyRequest, NoRow> kFaulty{"schedules_faulty", R"sql(
   UPDATE takt.schedules s SET next_fire = now() + interval '1 hour', fault = p.fault
     FROM unnest($3::integer[], $4::timestamptz[], $5::text[]) AS p(id, old_due, fault)
    WHERE s.id = p.id AND s.next_due = p.old_due
@@ -60,11 +139,11 @@ constexpr Statement kFaulty{"schedules_faulty", R"sql(
 
 // Served by ticks_unpublished. A tick names its schedule by its id only: job, "/", schedule, "@", slot; no name holds an "@".
 // The items of the latest 64 MiB; `left` are those of the others, which the sweep sends.
-constexpr Statement kUnsent{"schedules_unsent", R"sql(
-  SELECT s.id, t.id, j.name, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint, (extract(epoch FROM s.jitter) * 1000)::bigint,
-         (extract(epoch FROM t.due_at) * 1000000)::bigint, (extract(epoch FROM t.created_at) * 1000000)::bigint,
-         (extract(epoch FROM now()) * 1000000)::bigint, j.queue,
-         CASE WHEN t.bytes <= 67108864 THEN t.items::text END, t.bytes > 67108864
+constexpr Query<NoRequest, UnsentRow> kUnsent{"schedules_unsent", R"sql(
+  SELECT s.id AS schedule_id, t.id, j.name AS job, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint AS misfire_after_ms,
+         (extract(epoch FROM s.jitter) * 1000)::bigint AS jitter_ms, (extract(epoch FROM t.due_at) * 1000000)::bigint AS due_us,
+         (extract(epoch FROM t.created_at) * 1000000)::bigint AS created_us, (extract(epoch FROM now()) * 1000000)::bigint AS now_us,
+         j.queue, CASE WHEN t.bytes <= 67108864 THEN t.items::text END AS items, t.bytes > 67108864 AS left
     FROM (SELECT *, sum(coalesce(pg_column_size(items), 0)) OVER (ORDER BY created_at DESC, id) AS bytes
             FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
            ORDER BY created_at DESC, id LIMIT 20000) t
@@ -72,7 +151,7 @@ constexpr Statement kUnsent{"schedules_unsent", R"sql(
     JOIN takt.schedules s ON s.job_id = t.job_id AND s.name = substr(split_part(t.id, '@', 1), length(j.name) + 2)
 )sql"};
 
-constexpr Statement kTakeBack{"schedules_take_back", R"sql(
+constexpr Query<TakeBack, Count> kTakeBack{"schedules_take_back", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
   gone AS (
@@ -86,7 +165,7 @@ constexpr Statement kTakeBack{"schedules_take_back", R"sql(
   moved AS (
     UPDATE takt.schedules s SET next_due = least(s.next_due, b.due_at), next_fire = least(s.next_fire, b.due_at)
       FROM back b WHERE s.id = b.schedule_id)
-  SELECT count(*) FROM gone
+  SELECT count(*) AS count FROM gone
 )sql"};
 
 std::optional<std::string> time_text(const std::optional<Timestamp>& time) {
@@ -146,62 +225,41 @@ std::optional<SlotPlan> ScheduleScan::plan(const DueSchedule& schedule, Faults& 
 }
 
 std::vector<ScheduleScan::DueSchedule> ScheduleScan::read_due(Duration lookahead, Result& result) {
-  const auto rows = database_.exec(kDue, Params::of(kAhead + lookahead, kMaxSchedules));
   std::vector<DueSchedule> due;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Timestamp fire = rows.time(i, 14);
-    const Timestamp now = rows.time(i, 15);
-    if (fire > now + kAhead) {
-      result.next_in = until_stored(fire, now);
+  for (auto& row : query(database_, kDue, {kAhead + lookahead})) {
+    if (row.next_fire > row.now + kAhead) {
+      result.next_in = until_stored(row.next_fire, row.now);
       break;
     }
-    DueSchedule schedule{rows.integer(i, 0),
-                         rows.integer(i, 1),
-                         std::string(rows.text(i, 2)),
-                         std::string(rows.text(i, 3)),
-                         std::string(rows.text(i, 4)),
-                         std::string(rows.text(i, 5)),
-                         std::string(rows.text(i, 6)),
-                         std::string(rows.text(i, 12)),
-                         {},
-                         rows.time(i, 13),
-                         now,
-                         std::max(now, fire)};
-    schedule.policy = {parse_misfire(rows.text(i, 7)).value_or(MisfirePolicy::once), Duration(rows.integer(i, 8)),
-                       static_cast<int>(rows.integer(i, 9)), Duration(rows.integer(i, 10)), Duration(rows.integer(i, 11))};
-    due.push_back(std::move(schedule));
+    const SlotPolicy policy{parse_misfire(row.misfire).value_or(MisfirePolicy::once), row.misfire_after, row.misfire_limit,
+                            row.misfire_max_age, row.jitter};
+    const Timestamp as_of = std::max(row.now, row.next_fire);
+    due.push_back({row.id, row.job_id, std::move(row.job), std::move(row.queue), std::move(row.name), std::move(row.cron),
+                   std::move(row.zone), std::move(row.payload), policy, row.next_due, row.now, as_of});
   }
   result.more = due.size() == kMaxSchedules;
   return due;
 }
 
 ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_after) {
-  const auto rows = database_.exec(kUnsent);
   Inherited inherited;
-  std::vector<std::int64_t> schedules;
-  std::vector<std::string> ids, dues;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const std::string job(rows.text(i, 2));
-    std::string name = job;
-    name.append("/").append(rows.text(i, 3));
+  TakeBack back{term, {}, {}, {}};
+  for (auto& row : query(database_, kUnsent)) {
     SlotPolicy policy;
-    policy.misfire_after = Duration(rows.integer(i, 4));
-    policy.jitter = Duration(rows.integer(i, 5));
-    const Timestamp due = rows.time(i, 6), created = rows.time(i, 7), now = rows.time(i, 8);
-    const Timestamp fire = due + slot_jitter(name, due, policy.jitter);
-    if (created > fire) continue;  // stored when it was late already
-    if (is_missed(policy, due, now)) {
-      schedules.push_back(rows.integer(i, 0));
-      ids.emplace_back(rows.text(i, 1));
-      dues.push_back(format_rfc3339(due));
-    } else if (fire > now - sweep_after && !rows.boolean(i, 11)) {
+    policy.misfire_after = row.misfire_after;
+    policy.jitter = row.jitter;
+    const Timestamp fire = row.due_at + slot_jitter(row.job + "/" + row.name, row.due_at, policy.jitter);
+    if (row.created_at > fire) continue;  // stored when it was late already
+    if (is_missed(policy, row.due_at, row.now)) {
+      back.schedules.push_back(row.schedule_id);
+      back.ids.push_back(std::move(row.tick_id));
+      back.dues.push_back(format_rfc3339(row.due_at));
+    } else if (fire > row.now - sweep_after && !row.left) {
       inherited.ticks.push_back(
-          {std::string(rows.text(i, 1)), job, std::string(rows.text(i, 9)), "schedule", due, std::string(rows.text(i, 10)), fire});
+          {std::move(row.tick_id), std::move(row.job), std::move(row.queue), "schedule", row.due_at, std::move(row.items), fire});
     }
   }
-  if (ids.empty()) return inherited;
-  const auto gone = database_.exec_retrying(kTakeBack, Params::of(term.holder, term.number, schedules, ids, dues));
-  inherited.taken_back = static_cast<int>(gone.integer(0, 0));
+  if (!back.ids.empty()) inherited.taken_back = query_retrying(database_, kTakeBack, back).at(0).count;
   return inherited;
 }
 
@@ -210,10 +268,7 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
   const auto due = read_due(lookahead, result);
   if (due.empty()) return result;
 
-  std::vector<std::int64_t> ids, tick_schedules, tick_jobs;
-  std::vector<std::string> old_dues, tick_dues, tick_fires;
-  std::vector<std::optional<std::string>> next_dues, next_fires, last_dues, items;
-  std::vector<std::string> tick_ids;
+  Record record{term, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
   std::unordered_map<std::string, TickRow> rows_by_id;
   Faults faults;
   for (const auto& schedule : due) {
@@ -221,11 +276,11 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
     if (!planned) continue;
     const SlotPlan& plan = *planned;
     const std::string name = schedule.job + "/" + schedule.name;
-    ids.push_back(schedule.id);
-    old_dues.push_back(format_rfc3339(schedule.next_due));
-    next_dues.push_back(time_text(plan.next_due));
-    next_fires.push_back(time_text(plan.next_fire));
-    last_dues.push_back(time_text(plan.last));
+    record.ids.push_back(schedule.id);
+    record.old_dues.push_back(format_rfc3339(schedule.next_due));
+    record.next_dues.push_back(time_text(plan.next_due));
+    record.next_fires.push_back(time_text(plan.next_fire));
+    record.last_dues.push_back(time_text(plan.last));
     if (plan.next_fire) {
       const auto again = until_stored(*plan.next_fire, schedule.now);
       if (again < lookahead) result.next_in = std::min(result.next_in.value_or(again), again);
@@ -240,27 +295,21 @@ ScheduleScan::Result ScheduleScan::run_once(const Term& term, Duration lookahead
       TickRow row{slot_tick_id(schedule.job, schedule.name, slot),       schedule.job, schedule.queue, "schedule", slot, {},
                   slot + slot_jitter(name, slot, schedule.policy.jitter)};
       row.items = inline_item(schedule.payload, row.id);
-      tick_schedules.push_back(schedule.id);
-      tick_ids.push_back(row.id);
-      tick_jobs.push_back(schedule.job_id);
-      tick_dues.push_back(format_rfc3339(slot));
-      tick_fires.push_back(format_rfc3339(row.fire_at));
-      items.push_back(row.items.empty() ? std::nullopt : std::optional(row.items));
+      record.tick_schedules.push_back(schedule.id);
+      record.tick_ids.push_back(row.id);
+      record.tick_jobs.push_back(schedule.job_id);
+      record.tick_dues.push_back(format_rfc3339(slot));
+      record.tick_fires.push_back(format_rfc3339(row.fire_at));
+      record.items.push_back(row.items.empty() ? std::nullopt : std::optional(row.items));
       rows_by_id.emplace(row.id, std::move(row));
     }
-    if (tick_ids.size() >= kMaxTicksARound) {
+    if (record.tick_ids.size() >= kMaxTicksARound) {
       result.more = true;
       break;
     }
   }
-  if (!faults.ids.empty()) {
-    database_.exec_retrying(kFaulty, Params::of(term.holder, term.number, faults.ids, faults.dues, faults.texts));
-  }
-  const auto stored = database_.exec_retrying(kRecord, Params::of(term.holder, term.number, ids, old_dues, next_dues, next_fires, last_dues,
-                                                                  tick_schedules, tick_ids, tick_jobs, tick_dues, items, tick_fires));
-  for (std::size_t i = 0; i < stored.size(); ++i) {
-    result.ticks.push_back(std::move(rows_by_id.at(std::string(stored.text(i, 0)))));
-  }
+  if (!faults.ids.empty()) execute_retrying(database_, kFaulty, {term, faults.ids, faults.dues, faults.texts});
+  for (const auto& stored : query_retrying(database_, kRecord, record)) result.ticks.push_back(std::move(rows_by_id.at(stored.id)));
   return result;
 }
 

@@ -1,15 +1,30 @@
 #include "dispatcher/suspects.h"
 
+#include "core/db/query.h"
+
 namespace takt {
 
 namespace {
 
-constexpr Statement kAny{"suspects_any", "SELECT EXISTS (SELECT 1 FROM takt.items WHERE state = 6)"};
+struct Any {
+  bool any = false;
+  static constexpr auto fields() { return std::tuple(Field("any", &Any::any)); }
+};
+struct Woken {
+  std::string tick_id, job, queue;
+  Timestamp due_at;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &Woken::tick_id), Field("job", &Woken::job), Field("queue", &Woken::queue),
+                      Field("due_us", &Woken::due_at));
+  }
+};
+
+constexpr Query<NoRequest, Any> kAny{"suspects_any", "SELECT EXISTS (SELECT 1 FROM takt.items WHERE state = 6) AS any"};
 
 // Reads the suspects through items_due, and unfinished ticks through ticks_unfinished: a handful, and only while there are
 // suspects. An item's run_at is when the rescue made it a suspect, whatever it was before, so it is a time that a tick may bear.
 // FOR SHARE on the leader's row keeps a successor from being elected between the check and the write.
-constexpr Statement kNext{"suspects_next", R"sql(
+constexpr Query<Term, Woken> kNext{"suspects_next", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
   under_way AS MATERIALIZED (
@@ -27,19 +42,17 @@ constexpr Statement kNext{"suspects_next", R"sql(
     INSERT INTO takt.ticks (id, job_id, source, due_at)
     SELECT 'alone:' || n.id || '-' || nextval('takt.run_ids'), n.job_id, 'alone', n.run_at FROM next n, in_term
     RETURNING id, due_at)
-  SELECT s.id, n.name, n.queue, (extract(epoch FROM s.due_at) * 1000000)::bigint FROM stored s, next n
+  SELECT s.id, n.name AS job, n.queue, (extract(epoch FROM s.due_at) * 1000000)::bigint AS due_us FROM stored s, next n
 )sql"};
 
 }  // namespace
 
 Suspects wake_next_suspect(Database& database, const Term& term) {
   Suspects suspects;
-  suspects.any = database.exec(kAny).boolean(0, 0);
+  suspects.any = query(database, kAny).at(0).any;
   if (!suspects.any) return suspects;
-  const auto rows = database.exec_retrying(kNext, Params::of(term.holder, term.number));
-  if (!rows.empty()) {
-    suspects.tick =
-        TickRow{std::string(rows.text(0, 0)), std::string(rows.text(0, 1)), std::string(rows.text(0, 2)), "alone", rows.time(0, 3), {}};
+  for (const auto& woken : query_retrying(database, kNext, term)) {
+    suspects.tick = TickRow{woken.tick_id, woken.job, woken.queue, "alone", woken.due_at, {}};
   }
   return suspects;
 }

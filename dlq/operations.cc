@@ -1,8 +1,93 @@
 #include "dlq/operations.h"
 
+#include <tuple>
+
+#include "core/db/query.h"
+
 namespace takt {
 
 namespace {
+
+struct Limited : LetterFilter {
+  int limit = 0;
+  static constexpr auto fields() { return std::tuple_cat(LetterFilter::fields(), std::tuple(&Limited::limit)); }
+};
+struct LetterId {
+  std::string id;
+  static constexpr auto fields() { return std::tuple(&LetterId::id); }
+};
+struct Id {
+  std::string id;
+  static constexpr auto fields() { return std::tuple(Field("id", &Id::id)); }
+};
+struct Count {
+  std::int64_t count = 0;
+  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
+};
+struct ToMendRow : LetterToMend {
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &ToMendRow::id), Field("kind", &ToMendRow::kind), Field("job", &ToMendRow::job),
+                      Field("state", &ToMendRow::state), Field("changed_by", &ToMendRow::changed_by), Field("payload", &ToMendRow::payload),
+                      Field("pretty", &ToMendRow::pretty));
+  }
+};
+struct Edit {
+  std::string id;
+  std::optional<std::string> before;
+  std::string after, who;
+  static constexpr auto fields() { return std::tuple(&Edit::id, &Edit::before, &Edit::after, &Edit::who); }
+};
+struct EditOutcome {
+  std::string outcome;
+  static constexpr auto fields() { return std::tuple(Field("outcome", &EditOutcome::outcome)); }
+};
+/// What somebody does with letters.
+struct Act {
+  std::vector<std::string> ids;
+  std::string who;
+  static constexpr auto fields() { return std::tuple(&Act::ids, &Act::who); }
+};
+struct Ids {
+  std::vector<std::string> ids;
+  static constexpr auto fields() { return std::tuple(&Ids::ids); }
+};
+struct Revived {
+  std::int64_t count = 0;
+  std::string notified;
+  static constexpr auto fields() { return std::tuple(Field("count", &Revived::count), Field("notified", &Revived::notified)); }
+};
+struct WhyNot {
+  std::vector<std::string> ids;
+  bool also_replayed = false;
+  static constexpr auto fields() { return std::tuple(&WhyNot::ids, &WhyNot::also_replayed); }
+};
+struct Reason {
+  std::string reason;
+  std::int64_t letters = 0;
+  std::string first;
+  std::optional<std::int64_t> item_id;
+  static constexpr auto fields() {
+    return std::tuple(Field("reason", &Reason::reason), Field("letters", &Reason::letters), Field("first", &Reason::first),
+                      Field("item_id", &Reason::item_id));
+  }
+};
+struct ItemId {
+  std::int64_t id = 0;
+  static constexpr auto fields() { return std::tuple(&ItemId::id); }
+};
+struct State {
+  std::string state;
+  static constexpr auto fields() { return std::tuple(Field("state", &State::state)); }
+};
+struct OldLetters {
+  Duration age{};
+  int most = 0;
+  static constexpr auto fields() { return std::tuple(&OldLetters::age, &OldLetters::most); }
+};
+struct OlderThan {
+  Duration age{};
+  static constexpr auto fields() { return std::tuple(&OlderThan::age); }
+};
 
 #define TAKT_LETTER_FILTER                                                                                                               \
   " ($1::text[] = '{}' OR d.id = ANY ($1::text[])) AND ($2::text IS NULL OR d.job = $2)"                                                 \
@@ -13,17 +98,17 @@ namespace {
   "0) "
 
 // Served by dead_letters_died unless ids are given.
-constexpr Statement kList{
+constexpr Query<Limited, LetterRow> kList{
     "letters_list",
-    "SELECT d.id, d.kind, d.job, d.reason, d.error, d.item_id, d.attempts, (extract(epoch FROM d.died_at) * 1000000)::bigint,"
-    " d.state, (extract(epoch FROM d.changed_at) * 1000000)::bigint, d.changed_by, d.key"
+    "SELECT d.id, d.kind, d.job, d.reason, d.error, d.item_id, d.attempts, (extract(epoch FROM d.died_at) * 1000000)::bigint AS died_us,"
+    " d.state, (extract(epoch FROM d.changed_at) * 1000000)::bigint AS changed_us, d.changed_by, d.key"
     " FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER "ORDER BY d.died_at DESC, d.id LIMIT $9"};
-constexpr Statement kOpen{"letters_open", "SELECT d.id FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER
-                                          "ORDER BY d.died_at, d.id LIMIT $9"};
-constexpr Statement kCountOpen{"letters_count_open",
-                               "SELECT count(*) FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER};
+constexpr Query<Limited, Id> kOpen{"letters_open", "SELECT d.id FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER
+                                                   "ORDER BY d.died_at, d.id LIMIT $9"};
+constexpr Query<LetterFilter, Count> kCountOpen{
+    "letters_count_open", "SELECT count(*) AS count FROM takt.dead_letters d WHERE d.state = 'archived' AND" TAKT_LETTER_FILTER};
 
-constexpr Statement kCount{"letters_count", "SELECT count(*) FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER};
+constexpr Query<LetterFilter, Count> kCount{"letters_count", "SELECT count(*) AS count FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER};
 
 constexpr Statement kParts{"letter_parts", R"sql(
   SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
@@ -42,12 +127,14 @@ constexpr Statement kParts{"letter_parts", R"sql(
    WHERE d.id = $1 AND (p.of_message = 0 OR d.kind = 'message')
 )sql"};
 
-constexpr Statement kToMend{"letter_to_mend", R"sql(
-  SELECT kind, job, state, coalesce(changed_by, ''), payload::text, coalesce(jsonb_pretty(payload), '{}') FROM takt.dead_letters WHERE id = $1
+constexpr Query<LetterId, ToMendRow> kToMend{"letter_to_mend", R"sql(
+  SELECT id, kind, job, state, coalesce(changed_by, '') AS changed_by, payload::text AS payload,
+         coalesce(jsonb_pretty(payload), '{}') AS pretty
+    FROM takt.dead_letters WHERE id = $1
 )sql"};
 
 // 'edited' also where it was so a moment ago and the answer was lost.
-constexpr Statement kMend{"letter_mend", R"sql(
+constexpr Query<Edit, EditOutcome> kMend{"letter_mend", R"sql(
   WITH letter AS MATERIALIZED (
     SELECT id, state, payload::text AS before, $3::jsonb::text AS after FROM takt.dead_letters WHERE id = $1 AND kind <> 'message' FOR UPDATE),
   edited AS (
@@ -64,13 +151,13 @@ constexpr Statement kMend{"letter_mend", R"sql(
   SELECT CASE WHEN state <> 'archived' THEN 'changed'
               WHEN before IS NOT DISTINCT FROM $2 THEN CASE WHEN after = before THEN 'same' ELSE 'edited' END
               WHEN after = before THEN 'edited'
-              ELSE 'changed' END
+              ELSE 'changed' END AS outcome
     FROM letter
 )sql"};
 
 // Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds,
 // or that a finished one holds within its dedupe window, keeps its letter in the archive.
-constexpr Statement kReplayItems{"letters_replay_items", R"sql(
+constexpr Query<Act, Revived> kReplayItems{"letters_replay_items", R"sql(
   WITH chosen AS (
     SELECT d.id, d.item_id, d.key, d.priority, d.payload, split_part(d.id, '-', 3)::smallint AS replay, j.id AS job_id
       FROM takt.dead_letters d JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
@@ -95,7 +182,7 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
       FROM revived r WHERE d.id = r.id RETURNING d.id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
-  SELECT (SELECT count(*) FROM marked), pg_notify('takt_due', '')
+  SELECT (SELECT count(*) FROM marked) AS count, pg_notify('takt_due', '')::text AS notified
 )sql"};
 
 // The id of the tick that a letter `d` gives, at most 256 bytes as any tick's (kMaxTickIdBytes). Each letter has another: what would be
@@ -109,7 +196,7 @@ constexpr Statement kReplayItems{"letters_replay_items", R"sql(
 // Where the first one would have brought an item of its own (a tick from outside or by hand, without items, for a job with item_per_tick),
 // so does this one, under the same key. A schedule's slot would not: its id is made of the job, the schedule and
 // the time it was due, of whose fraction not everybody writes the last zeros.
-constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
+constexpr Query<Act, Count> kReplayTicks{"letters_replay_ticks", R"sql(
   WITH chosen AS (
     SELECT d.id, d.job, d.payload,)sql" TAKT_REPLAYS_TICK_ID R"sql(AS tick_id, j.id AS job_id,
            coalesce((j.definition->>'item_per_tick')::boolean, false) AS item_per_tick
@@ -138,14 +225,14 @@ constexpr Statement kReplayTicks{"letters_replay_ticks", R"sql(
     RETURNING d.id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq replay', id FROM marked)
-  SELECT count(*) FROM marked
+  SELECT count(*) AS count FROM marked
 )sql"};
 
-constexpr Statement kReplayed{"letters_replayed",
-                              "SELECT count(*) FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
+constexpr Query<Ids, Count> kReplayed{"letters_replayed",
+                                      "SELECT count(*) AS count FROM takt.dead_letters WHERE id = ANY ($1::text[]) AND state = 'replayed'"};
 
 // By the primary keys of dead_letters and ticks; an item's state by its id.
-constexpr Statement kWhyNot{"letters_why_not", R"sql(
+constexpr Query<WhyNot, Reason> kWhyNot{"letters_why_not", R"sql(
   SELECT CASE WHEN d.id IS NULL THEN 'not known; pruned, perhaps'
               WHEN d.state = 'replayed' THEN 'replayed at ' || to_char(d.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' by ' || d.changed_by
               WHEN d.state = 'discarded' THEN 'discarded at ' || to_char(d.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' by ' || d.changed_by
@@ -155,109 +242,98 @@ constexpr Statement kWhyNot{"letters_why_not", R"sql(
               WHEN d.key IS NOT NULL THEN 'its key is held by item ' || coalesce((SELECT k.item_id::text FROM takt.item_keys k WHERE k.job_id = j.id AND k.key = d.key), 'another')
               WHEN d.kind = 'tick' AND EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id =)sql" TAKT_REPLAYS_TICK_ID R"sql()
                 THEN 'another tick has the id that its replay would have'
-              ELSE 'not replayed' END,
-         count(*), min(u.id), min(CASE WHEN d.state = 'replayed' THEN d.item_id END)
+              ELSE 'not replayed' END AS reason,
+         count(*) AS letters, min(u.id) AS first, min(CASE WHEN d.state = 'replayed' THEN d.item_id END) AS item_id
     FROM unnest($1::text[]) u(id) LEFT JOIN takt.dead_letters d ON d.id = u.id LEFT JOIN takt.jobs j ON j.name = d.job AND j.removed_at IS NULL
    WHERE $2 OR d.state IS DISTINCT FROM 'replayed'
    GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 10
 )sql"};
 // By primary keys, and the bounds of what each run claimed (runs_items).
-constexpr Statement kItemState{"letters_item_state", R"sql(
-  SELECT takt.state_name(state) FROM takt.items WHERE id = $1
+constexpr Query<ItemId, State> kItemState{"letters_item_state", R"sql(
+  SELECT takt.state_name(state) AS state FROM takt.items WHERE id = $1
   UNION ALL SELECT takt.state_name(state) FROM takt.ended_items WHERE id = $1
   UNION ALL SELECT CASE status WHEN 'running' THEN 'running' ELSE 'done' END FROM takt.runs
              WHERE item_min <= $1 AND item_max >= $1 AND $1 = ANY (item_ids)
   LIMIT 1
 )sql"};
 
-constexpr Statement kDiscard{"letters_discard", R"sql(
+constexpr Query<Act, Count> kDiscard{"letters_discard", R"sql(
   WITH marked AS (
     UPDATE takt.dead_letters SET state = 'discarded', changed_at = now(), changed_by = $2
      WHERE id = ANY ($1::text[]) AND state = 'archived' RETURNING id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'dlq discard', id FROM marked)
-  SELECT count(*) FROM marked
+  SELECT count(*) AS count FROM marked
 )sql"};
 
-constexpr Statement kPrune{"letters_prune", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2)"};
-constexpr Statement kCountPrunable{"letters_prunable",
-                                   "SELECT count(*) FROM takt.dead_letters WHERE died_at < now() - $1 * interval '1 ms'"};
-
-Params filter_params(const LetterFilter& filter) {
-  return Params::of(filter.ids, filter.job, filter.reason, filter.kind, filter.state, filter.since, filter.until, filter.text);
-}
+constexpr Query<OldLetters, Count> kPrune{"letters_prune", "SELECT takt.prune_dead_letters($1 * interval '1 ms', $2) AS count"};
+constexpr Query<OlderThan, Count> kCountPrunable{
+    "letters_prunable", "SELECT count(*) AS count FROM takt.dead_letters WHERE died_at < now() - $1 * interval '1 ms'"};
 
 }  // namespace
 
-Rows list_letters(Database& database, const LetterFilter& filter, int limit) {
-  return database.exec(kList, filter_params(filter).add(limit));
+std::vector<LetterRow> list_letters(Database& database, const LetterFilter& filter, int limit) {
+  return query(database, kList, {filter, limit});
 }
 
 Rows letter_parts(Database& database, const std::string& id) { return database.exec(kParts, Params::of(id)); }
 
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit) {
-  const auto rows = database.exec(kOpen, filter_params(filter).add(limit));
   std::vector<std::string> ids;
-  for (std::size_t i = 0; i < rows.size(); ++i) ids.emplace_back(rows.text(i, 0));
+  for (auto& letter : query(database, kOpen, {filter, limit})) ids.push_back(std::move(letter.id));
   return ids;
 }
 
-std::int64_t count_open_letters(Database& database, const LetterFilter& filter) {
-  return database.exec(kCountOpen, filter_params(filter)).integer(0, 0);
-}
+std::int64_t count_open_letters(Database& database, const LetterFilter& filter) { return query(database, kCountOpen, filter).at(0).count; }
 
-std::int64_t count_letters(Database& database, const LetterFilter& filter) {
-  return database.exec(kCount, filter_params(filter)).integer(0, 0);
-}
+std::int64_t count_letters(Database& database, const LetterFilter& filter) { return query(database, kCount, filter).at(0).count; }
 
 std::optional<LetterToMend> letter_to_mend(Database& database, const std::string& id) {
-  const auto rows = database.exec(kToMend, Params::of(id));
-  if (rows.empty()) return std::nullopt;
-  const auto text = [&rows](std::size_t column) { return std::string(rows.text(0, column)); };
-  return LetterToMend{id, text(0), text(1), text(2), text(3), rows.is_null(0, 4) ? std::nullopt : std::optional(text(4)), text(5)};
+  auto letters = query(database, kToMend, {id});
+  if (letters.empty()) return std::nullopt;
+  return std::move(letters[0]);
 }
 
 Mended mend_letter(Database& database, const LetterToMend& letter, const std::string& payload, const std::string& who) {
-  const auto rows = database.exec_retrying(kMend, Params::of(letter.id, letter.payload, payload, who));
-  if (rows.empty()) return Mended::changed;
-  return rows.text(0, 0) == "edited" ? Mended::edited : rows.text(0, 0) == "same" ? Mended::same : Mended::changed;
+  const auto outcomes = query_retrying(database, kMend, {letter.id, letter.payload, payload, who});
+  if (outcomes.empty()) return Mended::changed;
+  const auto& outcome = outcomes[0].outcome;
+  return outcome == "edited" ? Mended::edited : outcome == "same" ? Mended::same : Mended::changed;
 }
 
 Replayed replay_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {
   Replayed replayed;
   database.transaction([&](Session& on) {
-    replayed.items = static_cast<int>(on.exec(kReplayItems, Params::of(ids, who)).integer(0, 0));
-    replayed.ticks = static_cast<int>(on.exec(kReplayTicks, Params::of(ids, who)).integer(0, 0));
-    replayed.before = static_cast<int>(on.exec(kReplayed, Params::of(ids)).integer(0, 0)) - replayed.items - replayed.ticks;
+    replayed.items = static_cast<int>(query(on, kReplayItems, {ids, who}).at(0).count);
+    replayed.ticks = static_cast<int>(query(on, kReplayTicks, {ids, who}).at(0).count);
+    replayed.before = static_cast<int>(query(on, kReplayed, {ids}).at(0).count) - replayed.items - replayed.ticks;
   });
   replayed.refused = static_cast<int>(ids.size()) - replayed.items - replayed.ticks - replayed.before;
   return replayed;
 }
 
 std::vector<std::string> why_not_replayed(Database& database, const std::vector<std::string>& ids, bool also_replayed) {
-  const auto rows = database.exec(kWhyNot, Params::of(ids, also_replayed));
   std::vector<std::string> lines;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    std::string line = std::string(rows.text(i, 2)) + ": " + std::string(rows.text(i, 0));
-    if (!rows.is_null(i, 3)) {
-      const auto item = database.exec(kItemState, Params::of(rows.integer(i, 3)));
-      line += "; item " + std::to_string(rows.integer(i, 3)) + " is " +
-              (item.empty() ? "older than the history" : std::string(item.text(0, 0)));
+  for (const auto& reason : query(database, kWhyNot, {ids, also_replayed})) {
+    std::string line = reason.first + ": " + reason.reason;
+    if (reason.item_id) {
+      const auto item = query(database, kItemState, {*reason.item_id});
+      line += "; item " + std::to_string(*reason.item_id) + " is " + (item.empty() ? "older than the history" : item[0].state);
     }
-    if (rows.integer(i, 1) > 1) line += ", and " + std::to_string(rows.integer(i, 1) - 1) + " more alike";
+    if (reason.letters > 1) line += ", and " + std::to_string(reason.letters - 1) + " more alike";
     lines.push_back(std::move(line));
   }
   return lines;
 }
 
 int discard_letters(Database& database, const std::vector<std::string>& ids, const std::string& who) {
-  return static_cast<int>(database.exec_retrying(kDiscard, Params::of(ids, who)).integer(0, 0));
+  return static_cast<int>(query_retrying(database, kDiscard, {ids, who}).at(0).count);
 }
 
 int prune_letters(Database& database, Duration age, int batch) {
-  return static_cast<int>(database.exec_retrying(kPrune, Params::of(age, batch)).integer(0, 0));
+  return static_cast<int>(query_retrying(database, kPrune, {age, batch}).at(0).count);
 }
 
-std::int64_t count_prunable(Database& database, Duration age) { return database.exec(kCountPrunable, Params::of(age)).integer(0, 0); }
+std::int64_t count_prunable(Database& database, Duration age) { return query(database, kCountPrunable, {age}).at(0).count; }
 
 }  // namespace takt

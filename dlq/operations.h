@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "core/db/database.h"
+#include "core/db/query.h"
 #include "dlq/mend.h"
 
 namespace takt {
@@ -13,11 +13,31 @@ struct LetterFilter {
   std::vector<std::string> ids;
   std::optional<std::string> job, reason, kind, state, text;  ///< text: in payload, error or key, ignoring case
   std::optional<Timestamp> since, until;                      ///< of death; since inclusive, until exclusive
+  static constexpr auto fields() {
+    return std::tuple(&LetterFilter::ids, &LetterFilter::job, &LetterFilter::reason, &LetterFilter::kind, &LetterFilter::state,
+                      &LetterFilter::since, &LetterFilter::until, &LetterFilter::text);
+  }
 };
 
-/// Letters as rows: id, kind, job, reason, error, item_id, attempts, died_at, state, changed_at, changed_by, key. Newest
-/// first, at most `limit`.
-Rows list_letters(Database& database, const LetterFilter& filter, int limit);
+struct LetterRow {
+  std::string id, kind, job, reason, error;
+  std::optional<std::int64_t> item_id;
+  int attempts = 0;
+  Timestamp died_at;
+  std::string state;
+  std::optional<Timestamp> changed_at;
+  std::optional<std::string> changed_by, key;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &LetterRow::id), Field("kind", &LetterRow::kind), Field("job", &LetterRow::job),
+                      Field("reason", &LetterRow::reason), Field("error", &LetterRow::error), Field("item_id", &LetterRow::item_id),
+                      Field("attempts", &LetterRow::attempts), Field("died_us", &LetterRow::died_at), Field("state", &LetterRow::state),
+                      Field("changed_us", &LetterRow::changed_at), Field("changed_by", &LetterRow::changed_by),
+                      Field("key", &LetterRow::key));
+  }
+};
+
+/// Newest first, at most `limit`.
+std::vector<LetterRow> list_letters(Database& database, const LetterFilter& filter, int limit);
 /// The whole letter: rows of name, value as pretty JSON, value as JSON; none if there is no such letter.
 Rows letter_parts(Database& database, const std::string& id);
 

@@ -1,16 +1,29 @@
 #include "worker/heartbeat.h"
 
+#include "core/db/query.h"
 #include "core/observe/log.h"
 
 namespace takt {
 
 namespace {
 
+/// Runs, a place in each array for each.
+struct Mine {
+  std::vector<std::string> ticks;
+  std::vector<std::int64_t> runs, leases_ms;
+  static constexpr auto fields() { return std::tuple(&Mine::ticks, &Mine::runs, &Mine::leases_ms); }
+};
+/// One that is still the caller's.
+struct Known {
+  std::int64_t run_id = 0;
+  bool renewed = false;
+  static constexpr auto fields() { return std::tuple(Field("run_id", &Known::run_id), Field("renewed", &Known::renewed)); }
+};
+
 // Ticks by primary key; the token keeps a run that was rescued from renewing its successor's lease. SKIP LOCKED: a row that is
 // locked is being settled, or rescued; which of the two the next round will tell. A lease that is over is renewed as well,
 // unless its job allows one run at a time: then another may have begun.
-// Rows: each run that is still the caller's, and whether its lease was renewed.
-constexpr Statement kBeat{"heartbeat", R"sql(
+constexpr Query<Mine, Known> kBeat{"heartbeat", R"sql(
   WITH mine AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS m(tick_id, run_id, lease_ms)),
   known AS (
@@ -26,7 +39,7 @@ constexpr Statement kBeat{"heartbeat", R"sql(
     RETURNING f.run_id, t.lease_until),
   locks AS (
     UPDATE takt.job_locks l SET until = r.lease_until FROM renewed r WHERE l.run_id = r.run_id)
-  SELECT k.run_id, k.run_id IN (SELECT run_id FROM renewed) FROM known k
+  SELECT k.run_id, k.run_id IN (SELECT run_id FROM renewed) AS renewed FROM known k
 )sql"};
 
 }  // namespace
@@ -79,31 +92,29 @@ void Heartbeat::renew(std::int64_t run_id) {
 }
 
 int Heartbeat::beat(const std::vector<std::int64_t>& runs, SteadyTime now) {
-  std::vector<std::string> ticks;
-  std::vector<std::int64_t> asked, leases;
+  Mine mine;
   {
     const std::scoped_lock lock(mutex_);
     for (const auto id : runs) {
       const auto found = runs_.find(id);
       if (found == runs_.end()) continue;
-      ticks.push_back(found->second.tick_id);
-      asked.push_back(id);
-      leases.push_back(found->second.lease.count());
+      mine.ticks.push_back(found->second.tick_id);
+      mine.runs.push_back(id);
+      mine.leases_ms.push_back(found->second.lease.count());
     }
   }
-  if (asked.empty()) return 0;
-  const auto rows = database_.exec_retrying(kBeat, Params::of(ticks, asked, leases));
+  if (mine.runs.empty()) return 0;
   std::map<std::int64_t, bool> known;
-  for (std::size_t i = 0; i < rows.size(); ++i) known[rows.integer(i, 0)] = rows.boolean(i, 1);
+  for (const auto& run : query_retrying(database_, kBeat, mine)) known[run.run_id] = run.renewed;
   int renewed = 0;
   const std::scoped_lock lock(mutex_);
-  for (const auto id : asked) {
+  for (const auto id : mine.runs) {
     const auto found = runs_.find(id);
     if (found == runs_.end()) continue;  // settled meanwhile
-    if (const auto mine = known.find(id); mine != known.end()) {
+    if (const auto ours = known.find(id); ours != known.end()) {
       found->second.seen = now;
-      if (mine->second) found->second.renewed = now;
-      renewed += mine->second ? 1 : 0;
+      if (ours->second) found->second.renewed = now;
+      renewed += ours->second ? 1 : 0;
     } else if (!found->second.settling && !found->second.control->lost()) {
       log_warn("lease lost", {{"run", id}, {"tick", found->second.tick_id}, {"why", "another worker has the items"}});
       found->second.control->lose_lease();

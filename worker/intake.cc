@@ -1,6 +1,7 @@
 #include "worker/intake.h"
 
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/process/random.h"
 #include "core/text/text.h"
@@ -21,11 +22,20 @@ constexpr Duration kMoment = std::chrono::seconds(1);
 constexpr std::int64_t kReturns = 5;
 constexpr Duration kDoubtedFor = std::chrono::minutes(1);
 
+struct TickId {
+  std::string id;
+  static constexpr auto fields() { return std::tuple(&TickId::id); }
+};
+struct Found {
+  std::string id;
+  static constexpr auto fields() { return std::tuple(Field("id", &Found::id)); }
+};
+
 // Served by ticks' primary key. The catalog's "unknown" is newer than the apply that removed the job and finished its ticks.
-constexpr Statement kFinished{"tick_is_finished", "SELECT 1 FROM takt.ticks WHERE id = $1 AND finished_at IS NOT NULL"};
+constexpr Query<TickId, Found> kFinished{"tick_is_finished", "SELECT id FROM takt.ticks WHERE id = $1 AND finished_at IS NOT NULL"};
 
 // Served by ticks' primary key. What it carried is in its letter. A row that a run holds is the run's.
-constexpr Statement kGivenUp{"tick_given_up", R"sql(
+constexpr Query<TickId, NoRow> kGivenUp{"tick_given_up", R"sql(
   UPDATE takt.ticks SET finished_at = now(), items = NULL WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL
 )sql"};
 
@@ -59,7 +69,7 @@ bool Intake::quarantine(const amqp::Delivery& delivery, RejectReason reason) {
 /// same id. A row that stayed unfinished would be published, and dead-lettered, again and again (ticks_forgotten). One that is
 /// finished was dealt with, by apply with its job: what it carried is an item there, and would be a second one by its letter.
 bool Intake::give_up(const v1::JobTick& tick) {
-  if (!database_.exec(kFinished, Params::of(tick.id())).empty()) {
+  if (!query(database_, kFinished, {tick.id()}).empty()) {
     metrics_.tick_duplicate();
     log_debug("tick duplicate", {{"tick", tick.id()}, {"job", tick.job()}});
     return true;
@@ -74,7 +84,7 @@ bool Intake::give_up(const v1::JobTick& tick) {
   *letter.mutable_tick() = tick;
   auto message = dead_letter_message(letter.id(), kProtobufType, letter.SerializeAsString(), keys_, clock_.now());
   if (publisher_.publish(std::move(message), kPublishTimeout) != amqp::Outcome::confirmed) return false;
-  database_.exec_retrying(kGivenUp, Params::of(tick.id()));
+  execute_retrying(database_, kGivenUp, {tick.id()});
   log_warn("tick dead-lettered", {{"reason", "unknown_job"}, {"job", tick.job()}, {"tick", tick.id()}});
   metrics_.dead_letter("unknown_job");
   return true;

@@ -3,14 +3,34 @@
 #include <set>
 
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/observe/log.h"
 
 namespace takt {
 
 namespace {
 
-constexpr Statement kChanged{"catalog_changed", R"sql(
-  SELECT j.id, j.name, j.definition::text, j.removed_at IS NOT NULL, j.version, (extract(epoch FROM c.now) * 1000000)::bigint, j.queue
+struct Since {
+  std::int64_t version = 0;
+  static constexpr auto fields() { return std::tuple(&Since::version); }
+};
+/// A job that changed; without an id only the time.
+struct Changed {
+  std::optional<std::int64_t> id;
+  std::string name, definition;
+  bool removed = false;
+  std::int64_t version = 0;
+  std::int64_t now_us = 0;
+  std::string queue;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &Changed::id), Field("name", &Changed::name), Field("definition", &Changed::definition),
+                      Field("removed", &Changed::removed), Field("version", &Changed::version), Field("now_us", &Changed::now_us),
+                      Field("queue", &Changed::queue));
+  }
+};
+constexpr Query<Since, Changed> kChanged{"catalog_changed", R"sql(
+  SELECT j.id, j.name, j.definition::text AS definition, j.removed_at IS NOT NULL AS removed, j.version,
+         (extract(epoch FROM c.now) * 1000000)::bigint AS now_us, j.queue
     FROM (SELECT clock_timestamp() AS now) c LEFT JOIN takt.jobs j ON j.version > $1 ORDER BY j.version
 )sql"};
 
@@ -21,16 +41,16 @@ constexpr Duration kBetweenLookUps = std::chrono::milliseconds(100);
 
 std::vector<JobCatalog::Change> JobCatalog::read_changes(std::int64_t since) {
   const auto asked = clock_.steady();
-  const auto rows = database_.exec(kChanged, Params::of(since));
-  clock_.hear(rows.integer(0, 5), asked);
+  const auto rows = query(database_, kChanged, {since});
+  clock_.hear(rows.at(0).now_us, asked);
   std::vector<Change> changes;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (rows.is_null(i, 0)) continue;
-    Change change{std::string(rows.text(i, 1)), rows.boolean(i, 3), {rows.integer(i, 4), std::string(rows.text(i, 6)), nullptr}};
+  for (const auto& row : rows) {
+    if (!row.id) continue;
+    Change change{row.name, row.removed, {row.version, row.queue, nullptr}};
     try {
       if (!change.removed) {
-        change.entry.job = std::make_shared<const CatalogJob>(
-            CatalogJob{rows.integer(i, 0), job_from_json(change.name, nlohmann::json::parse(rows.text(i, 2)))});
+        change.entry.job =
+            std::make_shared<const CatalogJob>(CatalogJob{*row.id, job_from_json(change.name, nlohmann::json::parse(row.definition))});
       }
     } catch (const nlohmann::json::exception& error) {
       log_error("job definition unreadable", {{"job", change.name},

@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
+#include <cstring>
 #include <set>
 #include <system_error>
 #include <type_traits>
@@ -412,6 +413,21 @@ std::size_t Rows::size() const { return static_cast<std::size_t>(impl_->result.s
 std::size_t Rows::affected() const { return static_cast<std::size_t>(impl_->result.affected_rows()); }
 std::size_t Rows::columns() const { return static_cast<std::size_t>(impl_->result.columns()); }
 std::string Rows::column_name(std::size_t column) const { return impl_->result.column_name(static_cast<pqxx::row::size_type>(column)); }
+
+bool Rows::column_is(std::size_t column, const char* name, ColumnKind kind) const {
+  // Object ids of PostgreSQL's own types, which never change: its pg_type.dat.
+  constexpr pqxx::oid kBool = 16, kInt8 = 20, kInt2 = 21, kInt4 = 23, kText = 25, kFloat4 = 700, kFloat8 = 701, kVarchar = 1043;
+  const auto at = static_cast<pqxx::row::size_type>(column);
+  if (std::strcmp(impl_->result.column_name(at), name) != 0) return false;
+  const auto type = impl_->result.column_type(at);
+  switch (kind) {
+    case ColumnKind::boolean: return type == kBool;
+    case ColumnKind::integer: return type == kInt8 || type == kInt4 || type == kInt2;
+    case ColumnKind::real: return type == kFloat8 || type == kFloat4;
+    case ColumnKind::text: return type == kText || type == kVarchar;
+  }
+  return false;
+}
 
 namespace {
 pqxx::field field_of(const pqxx::result& result, std::size_t row, std::size_t column) {

@@ -112,6 +112,9 @@ class Params {
   std::vector<std::optional<std::string>> values_;
 };
 
+/// What a column holds: an integer of any width, text of any kind.
+enum class ColumnKind { boolean, integer, real, text };
+
 /// One result, held whole in memory (every statement of Takt bounds its rows).
 class Rows {
  public:
@@ -122,6 +125,7 @@ class Rows {
   [[nodiscard]] std::size_t affected() const;
   [[nodiscard]] std::size_t columns() const;
   [[nodiscard]] std::string column_name(std::size_t column) const;
+  [[nodiscard]] bool column_is(std::size_t column, const char* name, ColumnKind kind) const;
 
   [[nodiscard]] bool is_null(std::size_t row, std::size_t column) const;
   /// View into the result; empty for NULL.
