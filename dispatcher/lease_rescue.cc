@@ -22,10 +22,6 @@ struct LeaseOf {
   std::int64_t run_id = 0;
   static constexpr auto fields() { return std::tuple(Field("id", &LeaseOf::tick_id), Field("run_id", &LeaseOf::run_id)); }
 };
-struct Count {
-  std::int64_t count = 0;
-  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
-};
 
 // Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
 // run's items are in its row. A run that is settling at this moment holds its tick's row:

@@ -19,10 +19,6 @@ struct Most {
   int most = 0;
   static constexpr auto fields() { return std::tuple(&Most::most); }
 };
-struct Count {
-  std::int64_t count = 0;
-  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
-};
 
 // Served by ticks_created (BRIN). The replay guard: kept longer than a tick may be old.
 constexpr Query<OldRows, NoRow> kTicks{"prune_ticks", R"sql(

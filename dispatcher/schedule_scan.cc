@@ -88,10 +88,6 @@ struct TakeBack : Term {
     return std::tuple_cat(Term::fields(), std::tuple(&TakeBack::schedules, &TakeBack::ids, &TakeBack::dues));
   }
 };
-struct Count {
-  int count = 0;
-  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
-};
 
 // Served by schedules_fire; reads only what is due or nearly so.
 constexpr Query<DueRequest, DueRow> kDue{"schedules_due", R"sql(
@@ -259,7 +255,7 @@ ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_a
           {std::move(row.tick_id), std::move(row.job), std::move(row.queue), "schedule", row.due_at, std::move(row.items), fire});
     }
   }
-  if (!back.ids.empty()) inherited.taken_back = query_retrying(database_, kTakeBack, back).at(0).count;
+  if (!back.ids.empty()) inherited.taken_back = static_cast<int>(query_retrying(database_, kTakeBack, back).at(0).count);
   return inherited;
 }
 

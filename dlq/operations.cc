@@ -20,10 +20,6 @@ struct Id {
   std::string id;
   static constexpr auto fields() { return std::tuple(Field("id", &Id::id)); }
 };
-struct Count {
-  std::int64_t count = 0;
-  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
-};
 struct ToMendRow : LetterToMend {
   static constexpr auto fields() {
     return std::tuple(Field("id", &ToMendRow::id), Field("kind", &ToMendRow::kind), Field("job", &ToMendRow::job),

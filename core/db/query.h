@@ -14,11 +14,14 @@
 
 // Statements whose requests and rows have names. A request and a row are structs, each with a function that lists its members:
 //
-//   struct Renewal { std::string holder; Duration lease; static constexpr auto fields() { return std::tuple(&Renewal::holder,
-//   &Renewal::lease); } }; struct Heard { std::int64_t term; Timestamp now; static constexpr auto fields() { return
-//   std::tuple(Field("term", &Heard::term), Field("now", &Heard::now)); } }; constexpr Query<Renewal, Heard> kRenew{"renew", "UPDATE …
-//   WHERE holder = $1 … $2 * interval '1 ms' RETURNING term, takt.us(now()) AS now"}; for (const Heard& heard : query(database, kRenew,
-//   {holder, lease})) …
+// clang-format off
+//   struct Renewal { std::string holder; Duration lease;
+//                    static constexpr auto fields() { return std::tuple(&Renewal::holder, &Renewal::lease); } };
+//   struct Heard { std::int64_t term;
+//                  static constexpr auto fields() { return std::tuple(Field("term", &Heard::term)); } };
+//   constexpr Query<Renewal, Heard> kRenew{"renew", "UPDATE … WHERE holder = $1 … $2 * interval '1 ms' RETURNING term"};
+//   for (const auto& heard : query(database, kRenew, {holder, lease})) …
+// clang-format on
 //
 // A request's members are $1, $2, … in the order of its fields(); a row's are the columns of its result, whose names and types are
 // compared with each result: a column that a migration moved is an error, and not a wrong value.
@@ -45,6 +48,12 @@ struct NoRequest {
 /// Of a statement that returns nothing.
 struct NoRow {
   static constexpr auto fields() { return std::tuple(); }
+};
+
+/// Of a statement that counts, in its column "count".
+struct Count {
+  std::int64_t count = 0;
+  static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
 };
 
 template <typename Request, typename Row>
