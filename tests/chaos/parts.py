@@ -97,9 +97,11 @@ class RabbitMQ:
 
 
 def alive(pid):
+    """False once nothing of it is left but its exit status. A process whose first thread has ended is a zombie in name, and goes on
+    listening until the last one has: on a busy machine for seconds."""
     try:
-        os.kill(pid, 0)
-    except OSError:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            zombie = stat.read().rsplit(")", 1)[1].split()[0] == "Z"
+        return not zombie or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
-        return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
