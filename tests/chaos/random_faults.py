@@ -115,11 +115,8 @@ class RandomFaults(RandomRun):
         self.broker_proxy.mend()
 
     def calm(self, seconds):
-        """No fault, nor one still to come: what has a crash point ahead is replaced. Then a window."""
-        for what, processes in self.living.items():
-            for process in [process for process in processes if process.crash]:
-                process.kill()
-                self.replace(what, process)
+        """No fault, nor one still to come. Then a window."""
+        self.replace_crashing()
         self.watch(CALM)
         begin = time.time()
         self.watch(seconds)

@@ -77,6 +77,13 @@ class RandomRun(ChaosTest):
         self.living[what].remove(process)
         self.spawn(what, crash)
 
+    def replace_crashing(self):
+        """What has a crash point ahead gives way to one that has none."""
+        for what, processes in self.living.items():
+            for process in [process for process in processes if process.crash]:
+                process.kill()
+                self.replace(what, process)
+
     def leader(self):
         return self.leading(self.living["dispatcher"]) or self.living["dispatcher"][0]
 
@@ -138,6 +145,7 @@ class RandomRun(ChaosTest):
         self.look_after()
         self.check_slots(self.first_slot, last_slot)
         self.check_lateness()
+        self.replace_crashing()  # nobody looks after what ends once all is drained
         self.drain()
         self.check_loads(accepted, unsure, last_slot)
         self.check_left_over()
