@@ -7,8 +7,8 @@ target_include_directories(takt_options INTERFACE "${CMAKE_SOURCE_DIR}")
 target_compile_options(takt_options INTERFACE
   -Wall -Wextra -Wpedantic -Werror -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor
   -fstack-protector-strong)
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-  # GCC 12 reports these falsely inside std::string (gcc bugs 105329, 105651).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 15)
+  # GCC 12 and 14 report these falsely inside std::string (gcc bugs 105329, 105651).
   target_compile_options(takt_options INTERFACE -Wno-array-bounds -Wno-restrict -Wno-stringop-overflow -Wno-stringop-overread)
 endif()
 target_link_options(takt_options INTERFACE -Wl,-z,relro,-z,now)
