@@ -4,6 +4,7 @@
 
 #include "cli/commands.h"
 #include "cli/examples.h"
+#include "cli/help.h"
 #include "cli/table.h"
 #include "core/db/migrator.h"
 #include "core/process/version.h"
@@ -64,6 +65,7 @@ constexpr int kUsage = 2;
 int run(int argc, char** argv) {
   takt::Context context;
   CLI::App app{"Takt runs a company's background jobs: schedules, retries, dead letters.", "takt"};
+  app.formatter(std::make_shared<takt::HelpFormatter>());
   app.set_version_flag("--version", "takt " + std::string(takt::takt_version()));
   app.add_option("--config", context.config_path, "the configuration file")->capture_default_str()->each([&](const std::string&) {
     context.config_named = true;
