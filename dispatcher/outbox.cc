@@ -270,7 +270,7 @@ bool Outbox::publish_unpublished(const Term& term, Swept& swept) {
 }
 
 bool Outbox::publish_unwatched(const TickRow& tick) {
-  auto message = tick_message(tick, keys_, clock_.now());
+  auto message = wake_message(tick, keys_, clock_.now());
   const bool taken = message && publisher_.publish_unwatched(std::move(*message));
   if (taken) metrics_.tick_published(tick.source);
   return taken;

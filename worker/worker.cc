@@ -51,6 +51,7 @@ Worker::Worker(Database& database, Database& vital, amqp::BrokerSettings broker,
   amqp::Consumer::Settings consuming;
   consuming.prefetch = static_cast<std::uint16_t>(settings_.runs);
   consuming.tick_queues = settings_.queues;
+  consuming.wakes = true;
   for (const auto& queue : settings_.queues) consuming.queues.push_back(amqp::tick_queue(queue));
   consumer_ = std::make_unique<amqp::Consumer>(std::move(broker), std::move(consuming), [this](amqp::Delivery&& delivery) {
     bool crowded = false;
@@ -92,7 +93,7 @@ void Worker::stop() {
   for (auto& thread : threads_) thread.join();
   {
     const std::scoped_lock lock(mutex_);
-    for (const auto& waiting : deliveries_) consumer_->reject(waiting.delivery, true);
+    for (const auto& waiting : deliveries_) consumer_->put_back(waiting.delivery);
     deliveries_.clear();
   }
   consumer_->stop();
@@ -129,7 +130,7 @@ void Worker::passing_loop() {
       crowded_.wait_until(lock, until);
     } else {
       log_debug("tick passed on", {{"tick", hopeful->delivery.message_id}});
-      consumer_->reject(hopeful->delivery, true);
+      consumer_->put_back(hopeful->delivery);
       deliveries_.erase(hopeful);
     }
   }
@@ -169,16 +170,16 @@ void Worker::run_loop() {
 /// The queue dead-letters it after 20 times.
 void Worker::return_counted(const amqp::Delivery& delivery) {
   if (!stopping()) std::this_thread::sleep_for(kNotNow);
-  consumer_->reject(delivery, true);
+  consumer_->put_back(delivery);
 }
 
 /// The queue counts what comes back and would take it for a message that nobody can handle. So it goes back as a copy, whose
 /// count begins anew, before that many; a copy that is done twice is a duplicate by its id.
 void Worker::give_back(const amqp::Delivery& delivery) {
-  if (stopping()) return consumer_->reject(delivery, true);
+  if (stopping()) return consumer_->put_back(delivery);
   std::this_thread::sleep_for(kNotNow);
   const bool whole = delivery.body.size() == delivery.body_size;
-  if (delivery.times_returned() < kGivenBack || !whole) return consumer_->reject(delivery, true);
+  if (delivery.times_returned() < kGivenBack || !whole) return consumer_->put_back(delivery);
   amqp::Message copy;
   copy.exchange = amqp::kTicksExchange;
   copy.routing_key = delivery.routing_key;
@@ -189,7 +190,7 @@ void Worker::give_back(const amqp::Delivery& delivery) {
   }
   copy.body = delivery.body;
   if (publisher_.publish(std::move(copy), kPublishTimeout) == amqp::Outcome::confirmed) return consumer_->ack(delivery);
-  consumer_->reject(delivery, true);
+  consumer_->put_back(delivery);
 }
 
 void Worker::process(const amqp::Delivery& delivery) {
@@ -203,13 +204,13 @@ void Worker::process(const amqp::Delivery& delivery) {
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
   // Whoever has what is missing here takes it. Nobody does, most likely, where it has been round: then it must keep no place.
   if (!accepted.tick.dry_run() && !executor_.lacks(accepted.job->definition).empty()) {
-    if (stopping() || delivery.times_returned() < kPassedOn) return consumer_->reject(delivery, true);
+    if (stopping() || delivery.times_returned() < kPassedOn) return consumer_->put_back(delivery);
     executor_.put_off(*accepted.job, accepted.tick);
     return consumer_->ack(delivery);
   }
   if (const auto pause = executor_.leaves_alone(accepted.job->definition, accepted.tick)) {
     log_debug("tick declined", {{"tick", accepted.tick.id()}, {"job", accepted.tick.job()}});
-    if (!delivery.redelivered) return consumer_->reject(delivery, true);  // most likely another worker gets it then
+    if (!delivery.redelivered) return consumer_->put_back(delivery);  // most likely another worker gets it then
     executor_.hold(*accepted.job, *pause);
     return consumer_->ack(delivery);
   }

@@ -26,7 +26,8 @@ namespace takt {
 /// The service. Threads: one for the consumer's connection, one for the publisher's (given), `runs` that each carry a
 /// tick from verification to acknowledgement, `http_threads` for HTTP, one for heartbeats and definitions, one that
 /// passes on ticks for which there is no place.
-/// Memory: at most `runs` deliveries a queue are held, of at most amqp::kMaxTickQueues queues, and at most `runs` batches.
+/// Memory: at most `runs` deliveries a queue are held, of at most amqp::kMaxTickQueues queues of ticks and as many of wake
+/// ticks, and at most `runs` batches.
 /// While PostgreSQL is away the run threads wait with what they hold, and the prefetch keeps further ticks away.
 class Worker {
  public:
@@ -108,7 +109,7 @@ class Worker {
     amqp::Delivery delivery;
     SteadyTime since;
   };
-  std::deque<Waiting> deliveries_;       // guarded by mutex_; at most runs × queues (the prefetch)
+  std::deque<Waiting> deliveries_;       // guarded by mutex_; at most 2 × runs × queues (the prefetch)
   std::atomic<bool> stopping_{false};    // set under mutex_, so that no take() misses it
   std::atomic<bool> grace_over_{false};  // nothing waits any longer for PostgreSQL, or for a lock in it
   bool duties_end_ = false;              // guarded by mutex_

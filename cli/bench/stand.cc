@@ -87,7 +87,9 @@ void Stand::remove_traces() {
     database_.exec(std::string("DELETE FROM takt.") + table + " WHERE job_id IN " + kOwnJobs);
   }
   database_.exec(std::string("DELETE FROM takt.jobs WHERE name LIKE 'takt-bench.%'"));
-  amqp::Channel(context_.broker("takt bench")).purge_queue(amqp::tick_queue(kQueue));
+  amqp::Channel channel(context_.broker("takt bench"));
+  channel.delete_queue(amqp::wake_queue(kQueue));
+  channel.purge_queue(amqp::tick_queue(kQueue));
 }
 
 std::string Stand::payload(int number) const {

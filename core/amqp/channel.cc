@@ -242,7 +242,7 @@ void Channel::publish(const Message& message) {
   }
   amqp_basic_properties_t properties{};
   properties._flags = AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_HEADERS_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG;
-  properties.delivery_mode = 2;  // persistent
+  properties.delivery_mode = message.persistent ? 2 : 1;
   properties.content_type = bytes_of(message.content_type);
   // A short string holds 255 bytes; the signed id travels whole in its header.
   properties.message_id = bytes_of(std::string_view(message.message_id).substr(0, 255));
@@ -342,6 +342,7 @@ void Channel::on_method(const amqp_method_t& method, const std::function<void(Ev
       content_ = std::make_unique<Content>();
       content_->returned = true;
       content_->return_reason = printable(text_of(returned->reply_text), 200);
+      content_->delivery.exchange = text_of(returned->exchange);
       content_->delivery.routing_key = text_of(returned->routing_key);
       break;
     }
@@ -377,7 +378,8 @@ void Channel::on_method(const amqp_method_t& method, const std::function<void(Ev
 void Channel::finish_content(const std::function<void(Event&&)>& on_event) {
   const auto content = std::move(content_);
   if (content->returned) {
-    on_event(Returned{content->delivery.message_id, content->delivery.routing_key, content->return_reason});
+    const auto& message = content->delivery;
+    on_event(Returned{message.message_id, message.exchange, message.routing_key, content->return_reason});
   } else {
     on_event(std::move(content->delivery));
   }

@@ -45,6 +45,7 @@ struct Confirmed {
 };
 struct Returned {
   std::string message_id;
+  std::string exchange;
   std::string routing_key;
   std::string reason;
 };

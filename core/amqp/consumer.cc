@@ -12,6 +12,9 @@ namespace takt::amqp {
 namespace {
 /// After a queue could not be declared.
 constexpr Duration kTryAgain = std::chrono::seconds(30);
+constexpr Duration kTryWakesAgain = std::chrono::seconds(5);
+/// After the broker did not answer it, which lost the connection.
+constexpr Duration kSpareWakes = std::chrono::seconds(60);
 
 std::string consumer_tag(const std::string& queue) { return "takt:" + queue; }
 }  // namespace
@@ -34,6 +37,8 @@ void Consumer::command(Verb verb, const Delivery& delivery) {
 void Consumer::ack(const Delivery& delivery) { command(Verb::ack, delivery); }
 void Consumer::ack_up_to(const Delivery& delivery) { command(Verb::ack_up_to, delivery); }
 void Consumer::reject(const Delivery& delivery, bool requeue) { command(requeue ? Verb::requeue : Verb::reject, delivery); }
+
+void Consumer::put_back(const Delivery& delivery) { reject(delivery, delivery.exchange != kWakesExchange); }
 
 void Consumer::stop_consuming() {
   consuming_ = false;
@@ -74,12 +79,33 @@ void Consumer::consume_missing(Channel& channel) {
       channel.consume(tick_queue(*queue), consumer_tag(tick_queue(*queue)), settings_.prefetch);
       log_info("queue consumed", {{"queue", *queue}});
       ticking_.insert(*queue);
+      wakes_differ_ = true;
       queue = missing_.erase(queue);
     } else {
       ++queue;
     }
   }
   next_try_ = std::chrono::steady_clock::now() + kTryAgain;
+}
+
+/// Whatever hinders it costs only the time that a queue of ticks takes for its disk.
+void Consumer::consume_wakes(Channel& channel) {
+  if (!settings_.wakes || !wakes_differ_ || std::chrono::steady_clock::now() < next_wakes_try_) return;
+  std::set<std::string> known(settings_.tick_queues.begin(), settings_.tick_queues.end());
+  known.insert(ticking_.begin(), ticking_.end());
+  std::erase_if(waking_, [&](const std::string& queue) {
+    if (known.contains(queue)) return false;
+    channel.cancel(consumer_tag(wake_queue(queue)));
+    return true;
+  });
+  next_wakes_try_ = std::chrono::steady_clock::now() + kSpareWakes;
+  for (const auto& queue : known) {
+    if (waking_.contains(queue) || !try_declare_wake_queue(channel, queue)) continue;
+    channel.consume(wake_queue(queue), consumer_tag(wake_queue(queue)), settings_.prefetch);
+    waking_.insert(queue);
+  }
+  wakes_differ_ = known != waking_;
+  next_wakes_try_ = wakes_differ_ ? std::chrono::steady_clock::now() + kTryWakesAgain : SteadyTime();
 }
 
 /// Whether the consumer that the broker cancelled was one of a queue that nobody needs any more.
@@ -91,7 +117,14 @@ bool Consumer::forget_tick_queue(const std::string& consumer) {
   if (wanted_.contains(*gone)) return false;
   log_info("queue gone", {{"queue", *gone}});
   ticking_.erase(gone);
+  wakes_differ_ = true;
   return true;
+}
+
+/// The same for a queue of wake ticks, which is declared again.
+bool Consumer::forget_wake_queue(const std::string& consumer) {
+  if (std::erase_if(waking_, [&](const auto& queue) { return consumer_tag(wake_queue(queue)) == consumer; }) == 0) return false;
+  return wakes_differ_ = true;
 }
 
 void Consumer::on_connected(Channel& channel) {
@@ -102,6 +135,8 @@ void Consumer::on_connected(Channel& channel) {
   if (cancelled_) return;
   for (const auto& queue : settings_.queues) channel.consume(queue, consumer_tag(queue), settings_.prefetch);
   resume_tick_queues(channel);
+  waking_.clear();
+  wakes_differ_ = true;
 }
 
 void Consumer::on_event(Channel& /*channel*/, Event&& event) {
@@ -110,7 +145,7 @@ void Consumer::on_event(Channel& /*channel*/, Event&& event) {
     open_.insert(delivery->tag);
     on_delivery_(std::move(*delivery));
   } else if (const auto* cancelled = std::get_if<ConsumerCancelled>(&event)) {
-    if (forget_tick_queue(cancelled->consumer)) return;
+    if (forget_wake_queue(cancelled->consumer) || forget_tick_queue(cancelled->consumer)) return;
     throw BrokerUnavailable("the broker cancelled consumer " + cancelled->consumer + ": its queue is gone");
   }
 }
@@ -120,6 +155,7 @@ void Consumer::on_wake(Channel& channel) {
     cancelled_ = true;
     for (const auto& queue : settings_.queues) channel.cancel(consumer_tag(queue));
     for (const auto& queue : ticking_) channel.cancel(consumer_tag(tick_queue(queue)));
+    for (const auto& queue : waking_) channel.cancel(consumer_tag(wake_queue(queue)));
   }
   std::vector<Command> commands;
   {
@@ -145,7 +181,9 @@ void Consumer::on_wake(Channel& channel) {
     }
   }
   send_acks(channel, acks);
-  if (!cancelled_) consume_missing(channel);
+  if (cancelled_) return;
+  consume_missing(channel);
+  consume_wakes(channel);
 }
 
 /// What is answered without a gap from the oldest open delivery on goes as one acknowledgement, which costs the broker a

@@ -9,7 +9,7 @@ namespace takt::amqp {
 
 /// Owns one AMQP connection and the thread that alone touches it. Consumes from queues with manual acknowledgement and
 /// a prefetch per queue, which bounds what is held here: prefetch × queues messages of at most kMaxBodyBytes, the queues
-/// being those of the settings and at most kMaxTickQueues of consume_ticks().
+/// being those of the settings, at most kMaxTickQueues of consume_ticks(), and as many of wake ticks.
 /// `on_delivery` runs on the connection's thread and must not block. ack() and reject() may be called from any thread.
 class Consumer final : public Connection {
  public:
@@ -17,6 +17,7 @@ class Consumer final : public Connection {
     std::vector<std::string> queues;  ///< names in the broker
     std::uint16_t prefetch = 16;
     std::vector<std::string> tick_queues{"default"};  ///< declared after every connect
+    bool wakes = false;                               ///< of each queue of ticks that it knows, wake ticks are consumed, too
   };
   Consumer(BrokerSettings broker, Settings settings, std::function<void(Delivery&&)> on_delivery);
   ~Consumer() override;
@@ -30,6 +31,9 @@ class Consumer final : public Connection {
   /// Acknowledges this one and every earlier one that is still open.
   void ack_up_to(const Delivery& delivery);
   void reject(const Delivery& delivery, bool requeue);
+  /// A tick back into its queue of ticks, for another consumer or a later moment; one that came as a wake tick, too, since there
+  /// its returns are counted.
+  void put_back(const Delivery& delivery);
   /// No further deliveries from now on; what was delivered can still be acknowledged.
   void stop_consuming();
 
@@ -48,7 +52,9 @@ class Consumer final : public Connection {
   void command(Verb verb, const Delivery& delivery);
   void resume_tick_queues(Channel& channel);
   void consume_missing(Channel& channel);
+  void consume_wakes(Channel& channel);
   bool forget_tick_queue(const std::string& consumer);
+  bool forget_wake_queue(const std::string& consumer);
   void send_acks(Channel& channel, std::vector<std::uint64_t>& tags);
 
   const Settings settings_;
@@ -63,6 +69,9 @@ class Consumer final : public Connection {
   std::set<std::string> ticking_;  // queues of consume_ticks() that are consumed; connection thread only; at most kMaxTickQueues
   std::set<std::string> missing_;  // wanted and not consumed yet; connection thread only
   SteadyTime next_try_{};          // for what is missing; connection thread only
+  std::set<std::string> waking_;   // queues whose wake ticks are consumed; connection thread only; at most kMaxTickQueues
+  bool wakes_differ_ = true;       // perhaps, from the queues of ticks; connection thread only
+  SteadyTime next_wakes_try_{};    // connection thread only
   std::set<std::uint64_t> open_;   // tags delivered and not yet answered; connection thread only; at most prefetch × queues
 };
 

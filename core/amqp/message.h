@@ -8,7 +8,6 @@
 
 namespace takt::amqp {
 
-/// A message to publish. Always persistent.
 struct Message {
   std::string exchange;
   std::string routing_key;
@@ -16,6 +15,9 @@ struct Message {
   std::string message_id;
   std::map<std::string, std::string> headers;
   std::string body;
+  bool persistent = true;
+  /// An exchange that this message goes through where `exchange` does not take it at once (publisher.h): persistent then.
+  std::string detour = {};
 };
 
 /// A message that a queue delivered. `epoch` and `tag` name it for acknowledging; a tag of an earlier connection is

@@ -11,6 +11,11 @@ namespace takt::amqp {
 namespace {
 /// Messages sent before the broker's confirms are looked at again.
 constexpr std::size_t kBurst = 256;
+/// A message with a detour: without an answer it takes it after this time, when a node hangs that held its queue; and so long
+/// do those that follow, by what kept it.
+constexpr Duration kDetourAfter = std::chrono::milliseconds(200);
+constexpr Duration kReturnedFor = std::chrono::seconds(1);
+constexpr Duration kKeptFor = std::chrono::seconds(5);
 }  // namespace
 
 /// What one publish_all() waits for.
@@ -135,12 +140,22 @@ void Publisher::on_connected(Channel& channel) {
 
 void Publisher::settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok) {
   std::size_t count = 0;
-  for (auto it = first; it != last; ++it, ++count) {
-    finish(it->second, it->second.returned ? Outcome::unroutable : ok ? Outcome::confirmed : Outcome::refused);
-    if (!ok && !it->second.batch) ++losses_;
-  }
-  if (!ok && !std::exchange(refused_, true)) {
-    log_warn("message refused", {{"exchange", first->second.message.exchange}, {"routing_key", first->second.message.routing_key}});
+  for (auto it = first; it != last; ++it) {
+    auto& entry = it->second;
+    if (may_detour_.erase(it->first) > 0) {
+      if (entry.returned || !ok) {
+        take_detour(std::move(entry), entry.returned ? "returned" : "refused");
+        continue;
+      }
+      way_of(entry.message.routing_key).straight = true;
+    }
+    ++count;
+    finish(entry, entry.returned ? Outcome::unroutable : ok ? Outcome::confirmed : Outcome::refused);
+    if (ok) continue;
+    if (!entry.batch) ++losses_;
+    if (!std::exchange(refused_, true)) {
+      log_warn("message refused", {{"exchange", entry.message.exchange}, {"routing_key", entry.message.routing_key}});
+    }
   }
   unconfirmed_.erase(first, last);
   {
@@ -148,6 +163,40 @@ void Publisher::settle(std::map<std::uint64_t, Entry>::iterator first, std::map<
     held_ -= count;
   }
   room_.notify_all();
+}
+
+Publisher::Way& Publisher::way_of(const std::string& routing_key) {
+  if (ways_.size() >= kMaxTickQueues && !ways_.contains(routing_key)) ways_.clear();
+  return ways_[routing_key];
+}
+
+/// It keeps its place in the window, and goes first.
+void Publisher::take_detour(Entry&& entry, const char* why) {
+  auto& message = entry.message;
+  auto& way = way_of(message.routing_key);
+  way.not_before = std::chrono::steady_clock::now() + (entry.returned ? kReturnedFor : kKeptFor);
+  if (std::exchange(way.straight, false)) {
+    ++losses_;  // what the queue took before may be gone with it
+    log_info("messages detoured", {{"from", message.exchange}, {"to", message.detour}, {"routing_key", message.routing_key}, {"why", why}});
+  }
+  message.exchange = std::exchange(message.detour, "");
+  message.persistent = true;
+  entry.returned = false;
+  {
+    const std::scoped_lock lock(mutex_);
+    waiting_.push_front(std::move(entry));
+  }
+  wake();
+}
+
+void Publisher::detour_the_late(SteadyTime now) {
+  while (!may_detour_.empty()) {
+    const auto oldest = unconfirmed_.find(*may_detour_.begin());
+    if (now - oldest->second.sent < kDetourAfter) return;
+    may_detour_.erase(may_detour_.begin());
+    take_detour(std::move(oldest->second), "no answer");
+    unconfirmed_.erase(oldest);
+  }
 }
 
 void Publisher::on_event(Channel& /*channel*/, Event&& event) {
@@ -158,11 +207,12 @@ void Publisher::on_event(Channel& /*channel*/, Event&& event) {
   } else if (const auto* returned = std::get_if<Returned>(&event)) {
     // The broker returns a message before it confirms it, and names it by its properties only.
     for (auto& [tag, entry] : unconfirmed_) {
-      if (entry.returned || entry.message.routing_key != returned->routing_key ||
+      if (entry.returned || entry.message.exchange != returned->exchange || entry.message.routing_key != returned->routing_key ||
           entry.message.message_id.substr(0, 255) != returned->message_id) {
         continue;
       }
       entry.returned = true;
+      if (!entry.message.detour.empty()) break;
       log_warn("message unroutable", {{"exchange", entry.message.exchange},
                                       {"routing_key", returned->routing_key},
                                       {"id", returned->message_id},
@@ -185,6 +235,7 @@ void Publisher::on_wake(Channel& channel) {
   }();
   if (inspect) inspect_queues(channel);
   const auto now = std::chrono::steady_clock::now();
+  detour_the_late(now);
   if (!unconfirmed_.empty() && now - unconfirmed_.begin()->second.sent > settings_.confirm_timeout) {
     throw BrokerUnavailable("broker: no confirm within " + format_duration(settings_.confirm_timeout));
   }
@@ -199,7 +250,17 @@ void Publisher::on_wake(Channel& channel) {
     if (!waiting_.empty()) wake();
   }
   for (auto it = unconfirmed_.lower_bound(first); it != unconfirmed_.end(); ++it) {
-    if (it->second.message.exchange == kTicksExchange) know_queue(channel, it->second.message.routing_key);
+    auto& message = it->second.message;
+    if (!message.detour.empty()) {
+      const auto way = ways_.find(message.routing_key);
+      if (way == ways_.end() || way->second.not_before <= now) {
+        may_detour_.insert(it->first);
+      } else {
+        message.exchange = std::exchange(message.detour, "");
+        message.persistent = true;
+      }
+    }
+    if (message.exchange == kTicksExchange || message.exchange == kWakesExchange) know_queue(channel, message.routing_key);
   }
   std::optional<Channel::Cork> cork;
   if (last_tag_ > first) cork.emplace(channel);
@@ -213,6 +274,7 @@ void Publisher::on_wake(Channel& channel) {
 Duration Publisher::next_look() const {
   auto due = SteadyTime::max();
   if (!blocked_ && !unconfirmed_.empty()) due = unconfirmed_.begin()->second.sent + settings_.confirm_timeout;
+  if (!blocked_ && !may_detour_.empty()) due = std::min(due, unconfirmed_.at(*may_detour_.begin()).sent + kDetourAfter);
   if (refused_) due = std::min(due, connected_ + settings_.confirm_timeout);
   if (due == SteadyTime::max()) return Duration::max();
   return std::max(Duration(1), std::chrono::ceil<Duration>(due - std::chrono::steady_clock::now()));
@@ -228,6 +290,7 @@ void Publisher::on_lost(const std::string& /*why*/) {
   for (const auto& [tag, entry] : unconfirmed_) finish(entry, Outcome::lost);
   if (!unconfirmed_.empty() || !waiting.empty()) ++losses_;
   unconfirmed_.clear();
+  may_detour_.clear();
   for (const auto& entry : waiting) finish(entry, Outcome::lost);
   room_.notify_all();
 }

@@ -18,10 +18,14 @@ enum class Outcome {
 };
 std::string_view to_string(Outcome outcome);
 
-/// Owns one AMQP connection and the thread that alone touches it. Publishes with confirms, mandatory and persistent.
+/// Owns one AMQP connection and the thread that alone touches it. Publishes with confirms, and mandatory.
 /// publish_all() may be called from any thread; it returns when the broker has answered for every message.
 /// At most `window` messages are held, waiting or unconfirmed (bounded memory); past that publish_all() waits.
 /// While the broker blocks publishing, messages wait here and nothing is sent.
+///
+/// A message with a detour takes it where the broker returns or refuses it, or says nothing for 200 ms; so, from the start, do
+/// those that follow with the same routing key, for a second, or for five where the broker did not return it. It may then
+/// arrive twice.
 class Publisher final : public Connection {
  public:
   struct Settings {
@@ -45,13 +49,19 @@ class Publisher final : public Connection {
   std::map<std::string, std::uint64_t> queue_depths();
   /// The same without asking: an answer that does not come keeps the connection from noticing a confirm that does not.
   [[nodiscard]] std::map<std::string, std::uint64_t> last_queue_depths() const;
-  /// How often messages given to this object may have been lost with a connection. Any thread.
+  /// How often messages given to this object may have been lost, with a connection or with a queue that had taken them before
+  /// it stopped to. Any thread.
   [[nodiscard]] std::uint64_t losses() const { return losses_.load(); }
   /// Publishes and forgets: for messages whose loss changes nothing but latency. False if there is no room now.
   bool publish_unwatched(Message message);
 
  private:
   struct Batch;
+  /// What is known of where messages with a detour go.
+  struct Way {
+    bool straight = false;  ///< the last one that was answered was taken at once
+    SteadyTime not_before{};
+  };
   struct Entry {
     Message message;
     std::shared_ptr<Batch> batch;  // null: nobody waits
@@ -69,6 +79,9 @@ class Publisher final : public Connection {
   void know_queue(Channel& channel, const std::string& queue);
   void settle(std::map<std::uint64_t, Entry>::iterator first, std::map<std::uint64_t, Entry>::iterator last, bool ok);
   static void finish(const Entry& entry, Outcome outcome);
+  Way& way_of(const std::string& routing_key);
+  void take_detour(Entry&& entry, const char* why);
+  void detour_the_late(SteadyTime now);
 
   const Settings settings_;
   std::atomic<std::uint64_t> losses_{0};
@@ -79,6 +92,8 @@ class Publisher final : public Connection {
   std::map<std::string, std::uint64_t> depths_;  // guarded by mutex_
   bool depths_wanted_ = false;                   // guarded by mutex_
   std::map<std::uint64_t, Entry> unconfirmed_;   // connection thread only
+  std::set<std::uint64_t> may_detour_;           // of these, by tag; connection thread only
+  std::map<std::string, Way> ways_;              // by routing key; at most kMaxTickQueues; connection thread only
   std::uint64_t last_tag_ = 0;                   // connection thread only
   bool blocked_ = false;                         // connection thread only
   bool refused_ = false;                         // on this connection; connection thread only

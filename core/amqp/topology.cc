@@ -15,10 +15,15 @@ constexpr std::int64_t kTickQueueLength = 1'000'000;
 constexpr std::int64_t kDeadDeliveryLimit = 1'000'000;
 constexpr std::int64_t kQuarantineLength = 10'000;
 constexpr std::int64_t kQuarantineBytes = 64LL * 1024 * 1024;
+constexpr std::int64_t kWakeTtlMs = 1000;
+constexpr std::int64_t kWakeQueueLength = 10'000;
+constexpr std::int64_t kWakeQueueBytes = 16LL * 1024 * 1024;
+constexpr std::int64_t kWakeQueueExpiryMs = 10'000;
 
 }  // namespace
 
 std::string tick_queue(const std::string& queue) { return kTicksExchange + "." + queue; }
+std::string wake_queue(const std::string& queue) { return kWakesExchange + "." + queue; }
 
 namespace {
 /// What is left out is met by each connection of the process, and again with every reconnect.
@@ -60,6 +65,7 @@ void declare_topology(Channel& channel, const std::vector<std::string>& queues) 
                                            {"x-overflow", "drop-head"}});
 
   channel.declare_exchange(kTicksExchange, "direct");
+  channel.declare_exchange(kWakesExchange, "direct");
   for (const auto& queue : queues) declare_tick_queue(channel, queue);
 }
 
@@ -69,6 +75,25 @@ bool try_declare_tick_queue(Channel& channel, const std::string& queue) {
     return true;
   } catch (const TopologyMismatch& error) {
     if (line_due(queue)) log_error("queue left out", {{"queue", queue}, {"error", error.what()}});
+    return false;
+  }
+}
+
+bool try_declare_wake_queue(Channel& channel, const std::string& queue) {
+  const auto name = wake_queue(queue);
+  try {
+    channel.declare_queue(name, {{"x-queue-type", "classic"},
+                                 {"x-message-ttl", kWakeTtlMs},
+                                 {"x-max-length", kWakeQueueLength},
+                                 {"x-max-length-bytes", kWakeQueueBytes},
+                                 {"x-overflow", "reject-publish"},
+                                 {"x-expires", kWakeQueueExpiryMs},
+                                 {"x-dead-letter-exchange", kTicksExchange}});
+    channel.bind_queue(name, kWakesExchange, queue);
+    return true;
+  } catch (const TopologyMismatch& error) {
+    if (line_due(name))
+      log_warn("wake queue left out", {{"queue", name}, {"error", error.what()}, {"then", "wake ticks go through " + tick_queue(queue)}});
     return false;
   }
 }

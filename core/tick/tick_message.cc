@@ -33,6 +33,16 @@ std::optional<amqp::Message> tick_message(const TickRow& tick, const KeyRing& ke
   return signed_message(amqp::kTicksExchange, tick.queue, tick.id, kProtobufType, std::move(body), keys.ticks(), now);
 }
 
+std::optional<amqp::Message> wake_message(const TickRow& tick, const KeyRing& keys, Timestamp now) {
+  auto message = tick_message(tick, keys, now);
+  if (message) {
+    message->exchange = amqp::kWakesExchange;
+    message->persistent = false;
+    message->detour = amqp::kTicksExchange;
+  }
+  return message;
+}
+
 std::optional<std::string> dead_letter_body(std::string_view rest, std::string_view payload) {
   v1::DeadLetter letter;
   if (!message_from_json(rest, letter)) return std::nullopt;

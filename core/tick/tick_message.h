@@ -29,6 +29,10 @@ amqp::Message signed_message(const std::string& exchange, const std::string& rou
 /// The signed message of a tick, for the exchange takt.ticks. nullopt: its items are beyond what a tick carries (core/tick/tick.h).
 std::optional<amqp::Message> tick_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
 
+/// The signed message of a tick that only wakes a job, for the exchange takt.wakes: lost, it costs time and nothing else. Where no
+/// worker consumes wake ticks, it goes through takt.ticks.
+std::optional<amqp::Message> wake_message(const TickRow& tick, const KeyRing& keys, Timestamp now);
+
 /// A takt.v1.DeadLetter as protobuf, from the JSON of everything but its payload, and the payload's own text, which is carried
 /// as it is. nullopt: `rest` is no letter.
 std::optional<std::string> dead_letter_body(std::string_view rest, std::string_view payload);

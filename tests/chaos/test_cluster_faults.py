@@ -37,3 +37,47 @@ class ClusterFaults(ChaosTest):
         time.sleep(1)
         self.check_accepted(load.stop())
         print(f"work again {recovery:.1f} s after the leader of the queue was killed")
+
+    def test_R6b_the_node_that_holds_the_queue_of_wake_ticks_is_away(self):
+        """Its queue is lost with it, and the broker goes on: so must wake-ups, the way of ticks."""
+        cluster = Cluster()
+        self.addCleanup(cluster.close)
+        staying, falling, third = cluster.nodes
+        balancer = Proxy(("127.0.0.1", staying.port))
+        workers = Proxy(("127.0.0.1", falling.port))
+        self.proxies += [balancer, workers]
+
+        def through(proxy):
+            self.environment["TAKT_AMQP_URL"] = f"amqp://takt:{cluster.password}@127.0.0.1:{proxy.port}/%2f"
+
+        def wake_consumers():
+            rows = [line.split("\t") for line in staying.ctl("list_consumers", "--no-table-headers", "queue_name").splitlines()]
+            return sum(1 for row in rows if row[0] == "takt.wakes.default")
+
+        def done_at_once():
+            """An item that is alone, and so waits for its own wake-up; in seconds."""
+            began, item = time.monotonic(), self.enqueue("work")
+            eventually(lambda: self.state(item) == "done", what=f"item {item}")
+            return time.monotonic() - began
+
+        through(balancer)
+        self.install(CONFIG)
+        dispatcher = self.start("dispatcher")
+        through(workers)  # a classic queue lies where it is declared
+        worker = self.start("worker")
+        eventually(lambda: wake_consumers() == 1, what="a consumer of wake ticks")
+        self.assertIs(cluster.node_leading("takt.ticks.default", staying), staying)
+        for _ in range(20):
+            done_at_once()
+        falling.kill()
+        workers.target = ("127.0.0.1", third.port)
+        workers.cut()
+        eventually(lambda: "wake queue left out" in self.log_of(worker), what="a worker that knows of it")
+        times = sorted(done_at_once() for _ in range(60))
+        self.assertIn("messages detoured", self.log_of(dispatcher))
+        self.assertNotIn("broker lost", self.log_of(dispatcher))
+        self.assertLess(times[30], 0.5, "a wake tick that is lost is made again after ten seconds, and a scan after 0.2 s finds its item")
+        print(f"while it was away: median {1000 * times[30]:.0f} ms, longest {1000 * times[-1]:.0f} ms")
+        falling.start()
+        eventually(lambda: wake_consumers() == 1, 30, "a consumer of wake ticks again")
+        done_at_once()

@@ -188,9 +188,9 @@ class TaktTest(unittest.TestCase):
         """Leaves the virtual host as it was found, for the module's next test."""
         connection = pika.BlockingConnection(pika.URLParameters(self.amqp_url))
         channel = connection.channel()
-        for queue in ("takt.ticks.default", "takt.ticks.other", "takt.dead", "takt.quarantine"):
+        for queue in ("takt.ticks.default", "takt.wakes.default", "takt.ticks.other", "takt.wakes.other", "takt.dead", "takt.quarantine"):
             channel.queue_delete(queue)
-        for exchange in ("takt.ticks", "takt.dlx"):
+        for exchange in ("takt.ticks", "takt.wakes", "takt.dlx"):
             channel.exchange_delete(exchange)
         connection.close()
 

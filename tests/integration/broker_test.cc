@@ -16,6 +16,15 @@ Message message(const std::string& id, const std::string& key = "default", const
   return {kTicksExchange, key, "text/plain", id, {{"webhook-id", id}}, body};
 }
 
+/// As a wake tick is sent.
+Message wake(const std::string& id, const std::string& key = "default", const std::string& body = "x") {
+  auto wake = message(id, key, body);
+  wake.exchange = kWakesExchange;
+  wake.persistent = false;
+  wake.detour = kTicksExchange;
+  return wake;
+}
+
 struct BrokerTest : testing::Test {
   static void SetUpTestSuite() { vhost = new TestVhost(); }
   static void TearDownTestSuite() {
@@ -27,6 +36,7 @@ struct BrokerTest : testing::Test {
   void SetUp() override {
     Channel channel(vhost->settings("setup"));
     declare_topology(channel, {"default"});
+    channel.delete_queue(wake_queue("default"));
     for (const auto& queue : {tick_queue("default"), kDeadQueue, kQuarantineQueue}) channel.purge_queue(queue);
   }
   static std::uint64_t depth(const std::string& queue) {
@@ -41,8 +51,8 @@ struct Inbox {
   std::mutex mutex;
   std::vector<Delivery> received;
   Consumer consumer;
-  explicit Inbox(BrokerSettings settings, std::uint16_t prefetch = 16, const std::string& queue = tick_queue("default"))
-      : consumer(std::move(settings), {{queue}, prefetch, {"default"}}, [this](Delivery&& delivery) {
+  explicit Inbox(BrokerSettings settings, std::uint16_t prefetch = 16, const std::string& queue = tick_queue("default"), bool wakes = false)
+      : consumer(std::move(settings), {{queue}, prefetch, {"default"}, wakes}, [this](Delivery&& delivery) {
           const std::scoped_lock lock(mutex);
           received.push_back(std::move(delivery));
         }) {
@@ -214,6 +224,103 @@ TEST_F(BrokerTest, Finding33_AQueueThatNoJobUsesIsConsumedUntilItIsDeleted) {
   EXPECT_TRUE(eventually([&] { return !publisher.queue_depths().contains(tick_queue("left")); }));
   EXPECT_EQ(inbox.consumer.reconnects() + publisher.reconnects(), 0U);
   EXPECT_FALSE(Channel(vhost->settings("look")).inspect_queue(tick_queue("left"))) << "nobody declared it again";
+}
+
+/// Takes wake ticks, too, and says by which exchange each message came.
+struct Woken : Inbox {
+  explicit Woken(std::uint16_t prefetch = 16) : Inbox(BrokerTest::vhost->settings("woken"), prefetch, tick_queue("default"), true) {
+    EXPECT_TRUE(eventually([] { return Channel(BrokerTest::vhost->settings("look")).inspect_queue(wake_queue("default")).has_value(); }));
+    EXPECT_TRUE(
+        eventually([] { return Channel(BrokerTest::vhost->settings("look")).inspect_queue(wake_queue("default"))->consumers == 1; }));
+  }
+  std::vector<std::string> ways() {
+    const std::scoped_lock lock(mutex);
+    std::vector<std::string> ways;
+    for (const auto& delivery : received) ways.push_back(delivery.message_id + " by " + delivery.exchange);
+    return ways;
+  }
+};
+
+TEST_F(BrokerTest, R6_AWakeTickGoesByItsOwnQueueWhereAWorkerTakesItAndElseByTheTicks) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  EXPECT_EQ(publisher.publish(wake("nobody"), 10s), Outcome::confirmed);
+  EXPECT_EQ(depth(tick_queue("default")), 1U) << "returned, and sent again, at once";
+  EXPECT_EQ(publisher.losses(), 0U);
+  Woken inbox;
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  EXPECT_EQ(inbox.ways(), (std::vector<std::string>{"nobody by takt.ticks"}));
+  EXPECT_TRUE(eventually([&] {  // for a second, others go the same way
+    publisher.publish(wake("somebody"), 10s);
+    const auto ways = inbox.ways();
+    return std::find(ways.begin(), ways.end(), "somebody by takt.wakes") != ways.end();
+  }));
+  EXPECT_EQ(publisher.reconnects() + inbox.consumer.reconnects(), 0U);
+}
+
+TEST_F(BrokerTest, AWakeTickThatIsPutBackOrThatNobodyTakesGoesOnAmongTheTicks) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  Woken inbox(1);
+  ASSERT_EQ(publisher.publish(wake("first"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  inbox.consumer.put_back(inbox.received[0]);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 2; }));
+  inbox.consumer.put_back(inbox.received[1]);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 3; }));
+  EXPECT_EQ(inbox.received[2].times_returned(), 1) << "where its returns are counted";
+  // Two of wake ticks that it does not answer: the second waits for a second.
+  for (const auto* id : {"kept", "late"}) ASSERT_EQ(publisher.publish(wake(id), 10s), Outcome::confirmed);
+  inbox.consumer.ack(inbox.received[2]);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 5; }));
+  EXPECT_EQ(inbox.ways(), (std::vector<std::string>{"first by takt.wakes", "first by takt.ticks", "first by takt.ticks",
+                                                    "kept by takt.wakes", "late by takt.ticks"}));
+}
+
+TEST_F(BrokerTest, AWakeTickThatIsRefusedOrUnansweredTakesTheDetourAndTheConnectionStays) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  auto inbox = std::make_unique<Woken>();
+  ASSERT_EQ(publisher.publish(wake("taken"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox->size() == 1; }));
+  rabbitmqctl("set_policy -p " + vhost->name() + " full ^takt.wakes '{\"max-length\": 0}' --apply-to queues");
+  inbox->consumer.stop();
+  inbox.reset();
+  Channel(vhost->settings("purge")).purge_queue(tick_queue("default"));
+  std::vector<Message> messages;
+  for (int i = 0; i < 300; ++i) messages.push_back(wake("m" + std::to_string(i)));
+  for (const auto outcome : publisher.publish_all(std::move(messages), 30s)) EXPECT_EQ(outcome, Outcome::confirmed);
+  EXPECT_EQ(depth(tick_queue("default")), 300U);
+  EXPECT_EQ(publisher.losses(), 1U) << "the dispatcher wakes once more what it had sent before";
+  rabbitmqctl("clear_policy -p " + vhost->name() + " full");
+  EXPECT_EQ(publisher.reconnects(), 0U);
+}
+
+TEST_F(BrokerTest, R8_AWakeQueueThatIsDeletedOrExistsOtherwiseDisturbsNoTick) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  Woken inbox;
+  rabbitmqctl("delete_queue --vhost " + vhost->name() + " " + wake_queue("default"));
+  ASSERT_TRUE(eventually([] { return Channel(vhost->settings("look")).inspect_queue(wake_queue("default")).has_value(); })) << "made anew";
+  EXPECT_EQ(publisher.publish(wake("anew"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  Channel(vhost->settings("setup")).declare_queue(wake_queue("unlike"), {{"x-queue-type", "classic"}, {"x-expires", std::int64_t{60'000}}});
+  inbox.consumer.consume_ticks({"unlike", "even"});
+  EXPECT_TRUE(eventually([] { return Channel(vhost->settings("look")).inspect_queue(wake_queue("even")).has_value(); }));
+  for (const auto* queue : {"unlike", "even"}) EXPECT_EQ(publisher.publish(wake(queue, queue), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 3; }));
+  EXPECT_EQ(publisher.reconnects() + inbox.consumer.reconnects(), 0U);
+}
+
+TEST_F(BrokerTest, AWakeQueueIsGoneSomeTimeAfterItsLastConsumer) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  { Woken inbox; }
+  auto direct = wake("m");
+  direct.detour.clear();
+  EXPECT_EQ(publisher.publish(direct, 10s), Outcome::confirmed);
+  // Not by looking at it: a declaration, also a passive one, would begin its ten seconds anew.
+  EXPECT_TRUE(eventually([&] { return publisher.publish(direct, 10s) == Outcome::unroutable; }, 40));
 }
 
 TEST_F(BrokerTest, RefusesWrongCredentialsWithoutShowingThem) {
