@@ -71,7 +71,7 @@ void list_items(Context& context, const ItemFilter& filter) {
 void show_item(Context& context, std::int64_t id, bool json) {
   // Its runs are found by the bounds of what each claimed (runs_items).
   const auto rows = context.current_database().exec(std::string(R"sql(
-    WITH held AS (
+    WITH claimed AS (
       SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
         FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
        WHERE r.item_min <= $1 AND r.item_max >= $1 AND $1 = ANY (r.item_ids) AND h.id = $1),
@@ -83,11 +83,11 @@ void show_item(Context& context, std::int64_t id, bool json) {
         FROM takt.ended_items WHERE id = $1
       UNION ALL
       SELECT id, job_id, CASE status WHEN 'running' THEN 'running' ELSE 'done' END, priority, attempt, replay, run_id, run_at, enqueued_at,
-             finished_at, key, payload FROM held),
+             finished_at, key, payload FROM claimed),
     history AS (
       SELECT replay, attempt, at, run_id, class, reason, error, duration_ms, next_run_at FROM takt.failed_attempts WHERE item_id = $1
       UNION ALL
-      SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM held WHERE status <> 'running')
+      SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM claimed WHERE status <> 'running')
     SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
       FROM item i JOIN takt.jobs j ON j.id = i.job_id
       CROSS JOIN LATERAL (VALUES
@@ -125,10 +125,10 @@ constexpr Statement kRetry{"items_retry", R"sql(
      WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING id, job_id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again),
-  held AS (
+  claimed AS (
     SELECT h.job, h.until FROM takt.held_jobs h WHERE h.job_id IN (SELECT job_id FROM again) ORDER BY h.job LIMIT 1)
   SELECT (SELECT count(*) FROM again), pg_notify('takt_due', ''), h.job, takt.shown(h.until)
-    FROM (SELECT 1) one LEFT JOIN held h ON true
+    FROM (SELECT 1) one LEFT JOIN claimed h ON true
 )sql"};
 
 constexpr std::int64_t kRetriedASet = 1000;

@@ -112,12 +112,12 @@ void run_once(Context& context, const OnceOptions& options) {
       tick.set_batch_size(static_cast<std::uint32_t>(options.batch_size));
       set_timestamp(*tick.mutable_due_at(), clock.now());
       const auto now = [] { return true; };
-      auto held = executor.begin(job, tick, now);
-      if (!held) throw CommandFailed("the tick " + tick.id() + " was seen before");
+      auto under_way = executor.begin(job, tick, now);
+      if (!under_way) throw CommandFailed("the tick " + tick.id() + " was seen before");
       const auto waited = [end = std::chrono::steady_clock::now() + job->definition.time_budget + kSettlingWait] {
         return std::chrono::steady_clock::now() > end;
       };
-      const auto outcome = executor.finish(std::move(*held), {waited, [] { return false; }}, [] { return nullptr; });
+      const auto outcome = executor.finish(std::move(*under_way), {waited, [] { return false; }}, [] { return nullptr; });
       std::map<std::string, int> counts;
       for (std::size_t i = 0; i < outcome.run.items.size(); ++i) {
         counts[outcome.run.settlements[i].state == ItemState::dead ? "dead" : std::string(to_string(outcome.run.results[i].item_class))] +=

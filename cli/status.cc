@@ -40,7 +40,7 @@ constexpr std::size_t kMostServices = 6;  // that are named
 // A slot is stored up to half a second ahead of its time, and sent a moment after: what is younger is no backlog.
 constexpr Statement kTotals{"status_totals", R"sql(
   SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND created_at < now() - interval '2 s' LIMIT 10000) x),
+         (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND publish_at < now() - interval '2 s' LIMIT 10000) x),
          (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x),
          (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
          (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '5 s' AND NOT paused AND NOT job_paused),

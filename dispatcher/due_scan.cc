@@ -28,7 +28,7 @@ constexpr std::size_t kMostApart = 20;  // in one round; the scan of everything 
 #define TAKT_MAY_BE_WOKEN \
   "NOT j.paused AND (j.held_until IS NULL OR j.held_until <= now()) AND j.removed_at IS NULL AND (j.definition->>'drain')::boolean"
 // The tick `t` is under way, as far as its row tells; served by ticks_unfinished.
-#define TAKT_UNDER_WAY "t.finished_at IS NULL AND (t.lease_until > now() OR t.created_at BETWEEN now() - interval '10 s' AND now())"
+#define TAKT_UNDER_WAY "t.finished_at IS NULL AND (t.lease_until > now() OR t.publish_at BETWEEN now() - interval '10 s' AND now())"
 
 // The job `j`'s tick `t` is of a run that is at work for long, so that others need not wait for it.
 #define TAKT_BUSY "j.concurrency <> 1 AND t.begun_at <= now() - " TAKT_PATIENCE

@@ -44,7 +44,7 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
      ORDER BY t.lease_until
      LIMIT $3
        FOR UPDATE OF t SKIP LOCKED),
-  held AS MATERIALIZED (
+  claimed AS MATERIALIZED (
     SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window,
            cardinality(r.item_ids) = 1 AND (h.attempt >= j.max_attempts AND l.by_itself
              OR h.attempt > j.max_attempts AND l.source = 'alone') AS dies,
@@ -55,28 +55,28 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
   back AS (
     INSERT INTO takt.items (id, job_id, state, priority, replay, attempt, enqueued_at, key, payload)
     SELECT id, job_id, CASE WHEN suspect THEN 6 ELSE 0 END, priority, replay, attempt, enqueued_at, key, payload
-      FROM held WHERE NOT dies),
+      FROM claimed WHERE NOT dies),
   ended AS (
     INSERT INTO takt.ended_items (id, finished_at, job_id, state, class, priority, attempts, replay, run_id, run_at,
                                   enqueued_at, key, payload)
-    SELECT id, now(), job_id, 3, 'lost', priority, attempt, replay, run_id, run_at, enqueued_at, key, payload FROM held WHERE dies),
+    SELECT id, now(), job_id, 3, 'lost', priority, attempt, replay, run_id, run_at, enqueued_at, key, payload FROM claimed WHERE dies),
   failed AS (
     INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error, next_run_at)
     SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished while it held the item',
-           CASE WHEN NOT dies THEN now() END FROM held),
+           CASE WHEN NOT dies THEN now() END FROM claimed),
   keys AS (
     UPDATE takt.item_keys k SET expires_at = now() + h.dedupe_window
-      FROM held h WHERE h.dies AND k.job_id = h.job_id AND k.key = h.key AND k.item_id = h.id),
+      FROM claimed h WHERE h.dies AND k.job_id = h.job_id AND k.key = h.key AND k.item_id = h.id),
   dead AS (
     INSERT INTO takt.dead_letter_outbox (id, body)
     SELECT takt.dead_letter_id(id, replay),
            takt.dead_letter(id, replay, job, 'max_attempts', 'the worker vanished while it held the item', key, payload, attempt, priority)
-      FROM held WHERE dies ON CONFLICT (id) DO NOTHING),
+      FROM claimed WHERE dies ON CONFLICT (id) DO NOTHING),
   runs AS (
     UPDATE takt.runs r
        SET status = 'failed', finished_at = now(), duration_ms = extract(epoch FROM now() - r.started_at) * 1000,
-           scanned = cardinality(r.item_ids), dead = (SELECT count(*) FROM held h WHERE h.run_id = r.id AND h.dies),
-           error = (SELECT count(*) FROM held h WHERE h.run_id = r.id AND NOT h.dies), item_ids = '{}', attempts = '{}', replays = '{}',
+           scanned = cardinality(r.item_ids), dead = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND h.dies),
+           error = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND NOT h.dies), item_ids = '{}', attempts = '{}', replays = '{}',
            priorities = '{}', run_ats = '{}', enqueued_ats = '{}', keys = NULL, payloads = '{}',
            errors = '[{"reason": "worker_lost", "error": "the worker vanished; its lease ran out"}]'
       FROM lost l WHERE r.id = l.run_id AND r.started_at = l.begun_at),
@@ -92,8 +92,8 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
        SET lease_until = NULL, run_id = NULL, begun_at = NULL, items = NULL,
            finished_at = CASE WHEN l.ends THEN now() END, published_at = CASE WHEN l.ends THEN t.published_at END
       FROM lost l WHERE t.id = l.id)
-  SELECT (SELECT count(*) FROM lost) AS runs, (SELECT count(*) FROM held WHERE NOT dies) AS returned,
-         (SELECT count(*) FROM held WHERE dies) AS dead, (SELECT count(*) FROM held WHERE suspect AND NOT dies) AS suspect
+  SELECT (SELECT count(*) FROM lost) AS runs, (SELECT count(*) FROM claimed WHERE NOT dies) AS returned,
+         (SELECT count(*) FROM claimed WHERE dies) AS dead, (SELECT count(*) FROM claimed WHERE suspect AND NOT dies) AS suspect
 )sql"};
 
 // Served by ticks_leased. Its worker may still settle it.
@@ -113,7 +113,7 @@ constexpr Query<ForgottenRequest, Count> kForgotten{"ticks_forgotten", R"sql(
   old AS (
     SELECT t.id, t.source FROM takt.ticks t, in_term
      WHERE t.finished_at IS NULL AND t.lease_until IS NULL AND t.published_at IS NOT NULL
-       AND (t.put_off_until < now() OR t.published_at < now() - $3 * interval '1 ms' AND t.created_at < now() - $3 * interval '1 ms')
+       AND (t.put_off_until < now() OR t.published_at < now() - $3 * interval '1 ms' AND t.publish_at < now() - $3 * interval '1 ms')
      LIMIT 1000 FOR UPDATE OF t SKIP LOCKED),
   again AS (
     UPDATE takt.ticks t SET published_at = NULL, put_off_until = NULL FROM old o

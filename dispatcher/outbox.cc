@@ -58,11 +58,11 @@ constexpr Query<OlderThan, Unpublished> kUnpublished{"ticks_unpublished", R"sql(
   SELECT id, name, queue, source, due_us, items, batch_size, dry_run, count
     FROM (SELECT o.*, sum(octet_length(coalesce(o.items, ''))) OVER w AS bytes, row_number() OVER w AS n, count(*) OVER () AS count
             FROM (SELECT t.id, j.name, j.queue, t.source, (extract(epoch FROM t.due_at) * 1000000)::bigint AS due_us,
-                         t.items::text AS items, coalesce(t.batch_size, 0) AS batch_size, coalesce(t.dry_run, false) AS dry_run, t.created_at
+                         t.items::text AS items, coalesce(t.batch_size, 0) AS batch_size, coalesce(t.dry_run, false) AS dry_run, t.publish_at
                     FROM takt.ticks t JOIN takt.jobs j ON j.id = t.job_id
-                   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms'
-                   ORDER BY t.created_at LIMIT 1000) o
-          WINDOW w AS (ORDER BY o.created_at, o.id)) x
+                   WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.publish_at < now() - $1 * interval '1 ms'
+                   ORDER BY t.publish_at LIMIT 1000) o
+          WINDOW w AS (ORDER BY o.publish_at, o.id)) x
    WHERE bytes <= 8388608 OR n = 1
    ORDER BY n
 )sql"};
@@ -85,7 +85,7 @@ constexpr Query<IdsInTerm, NoRow> kUnfit{"outbox_unfit_ticks", R"sql(
 
 // One cheap look for both kinds, since most often there is neither.
 constexpr Query<OlderThan, Anything> kAnything{"outbox_anything", R"sql(
-  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.created_at < now() - $1 * interval '1 ms') AS ticks,
+  SELECT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.published_at IS NULL AND t.finished_at IS NULL AND t.publish_at < now() - $1 * interval '1 ms') AS ticks,
          EXISTS (SELECT 1 FROM takt.dead_letter_outbox) AS dead_letters
 )sql"};
 

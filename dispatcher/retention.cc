@@ -24,7 +24,7 @@ struct Most {
 constexpr Query<OldRows, NoRow> kTicks{"prune_ticks", R"sql(
   DELETE FROM takt.ticks WHERE id IN (
     SELECT id FROM takt.ticks
-     WHERE created_at < now() - $1 * interval '1 ms' AND finished_at < now() - $1 * interval '1 ms'
+     WHERE publish_at < now() - $1 * interval '1 ms' AND finished_at < now() - $1 * interval '1 ms'
      LIMIT $2 FOR UPDATE SKIP LOCKED)
 )sql"};
 

@@ -70,14 +70,14 @@ struct UnsentRow {
   std::int64_t schedule_id = 0;
   std::string tick_id, job, name;
   Duration misfire_after{}, jitter{};
-  Timestamp due_at, created_at, now;
+  Timestamp due_at, publish_at, now;
   std::string queue, items;
   bool left = false;
   static constexpr auto fields() {
     return std::tuple(Field("schedule_id", &UnsentRow::schedule_id), Field("id", &UnsentRow::tick_id), Field("job", &UnsentRow::job),
                       Field("name", &UnsentRow::name), Field("misfire_after_ms", &UnsentRow::misfire_after),
                       Field("jitter_ms", &UnsentRow::jitter), Field("due_us", &UnsentRow::due_at),
-                      Field("created_us", &UnsentRow::created_at), Field("now_us", &UnsentRow::now), Field("queue", &UnsentRow::queue),
+                      Field("publish_us", &UnsentRow::publish_at), Field("now_us", &UnsentRow::now), Field("queue", &UnsentRow::queue),
                       Field("items", &UnsentRow::items), Field("left", &UnsentRow::left));
   }
 };
@@ -115,12 +115,12 @@ constexpr Query<Record, Stored> kRecord{"schedules_record", R"sql(
              AS p(id, old_due, next_due, next_fire, last_due), in_term
      WHERE s.id = p.id AND s.next_due = p.old_due AND NOT s.paused AND NOT s.job_paused
     RETURNING s.id)
-  INSERT INTO takt.ticks AS known (id, job_id, source, due_at, items, created_at)
+  INSERT INTO takt.ticks AS known (id, job_id, source, due_at, items, publish_at)
   SELECT t.id, t.job_id, 'schedule', t.due_at, t.items::jsonb, greatest(t.fire_at, now())
     FROM unnest($8::integer[], $9::text[], $10::integer[], $11::timestamptz[], $12::text[], $13::timestamptz[])
            AS t(schedule_id, id, job_id, due_at, items, fire_at)
    WHERE t.schedule_id IN (SELECT id FROM advanced)
-  ON CONFLICT (id) DO UPDATE SET finished_at = NULL, items = excluded.items, created_at = excluded.created_at
+  ON CONFLICT (id) DO UPDATE SET finished_at = NULL, items = excluded.items, publish_at = excluded.publish_at
    WHERE known.finished_at IS NOT NULL AND known.published_at IS NULL AND known.begun_at IS NULL
   RETURNING id
 )sql"};
@@ -138,11 +138,11 @@ constexpr Query<FaultyRequest, NoRow> kFaulty{"schedules_faulty", R"sql(
 constexpr Query<NoRequest, UnsentRow> kUnsent{"schedules_unsent", R"sql(
   SELECT s.id AS schedule_id, t.id, j.name AS job, s.name, (extract(epoch FROM s.misfire_after) * 1000)::bigint AS misfire_after_ms,
          (extract(epoch FROM s.jitter) * 1000)::bigint AS jitter_ms, (extract(epoch FROM t.due_at) * 1000000)::bigint AS due_us,
-         (extract(epoch FROM t.created_at) * 1000000)::bigint AS created_us, (extract(epoch FROM now()) * 1000000)::bigint AS now_us,
+         (extract(epoch FROM t.publish_at) * 1000000)::bigint AS publish_us, (extract(epoch FROM now()) * 1000000)::bigint AS now_us,
          j.queue, CASE WHEN t.bytes <= 67108864 THEN t.items::text END AS items, t.bytes > 67108864 AS left
-    FROM (SELECT *, sum(coalesce(pg_column_size(items), 0)) OVER (ORDER BY created_at DESC, id) AS bytes
+    FROM (SELECT *, sum(coalesce(pg_column_size(items), 0)) OVER (ORDER BY publish_at DESC, id) AS bytes
             FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND begun_at IS NULL AND source = 'schedule'
-           ORDER BY created_at DESC, id LIMIT 20000) t
+           ORDER BY publish_at DESC, id LIMIT 20000) t
     JOIN takt.jobs j ON j.id = t.job_id
     JOIN takt.schedules s ON s.job_id = t.job_id AND s.name = substr(split_part(t.id, '@', 1), length(j.name) + 2)
 )sql"};
@@ -245,7 +245,7 @@ ScheduleScan::Inherited ScheduleScan::inherit(const Term& term, Duration sweep_a
     policy.misfire_after = row.misfire_after;
     policy.jitter = row.jitter;
     const Timestamp fire = row.due_at + slot_jitter(row.job + "/" + row.name, row.due_at, policy.jitter);
-    if (row.created_at > fire) continue;  // stored when it was late already
+    if (row.publish_at > fire) continue;  // stored when it was late already
     if (is_missed(policy, row.due_at, row.now)) {
       back.schedules.push_back(row.schedule_id);
       back.ids.push_back(std::move(row.tick_id));

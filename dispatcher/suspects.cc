@@ -28,7 +28,7 @@ constexpr Query<Term, Woken> kNext{"suspects_next", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now() FOR SHARE),
   under_way AS MATERIALIZED (
-    SELECT t.job_id, CASE WHEN t.lease_until IS NULL THEN t.created_at > now() - interval '10 s'
+    SELECT t.job_id, CASE WHEN t.lease_until IS NULL THEN t.publish_at > now() - interval '10 s'
                           ELSE t.begun_at > now() - interval '30 s' END AS counts
       FROM takt.ticks t WHERE t.finished_at IS NULL AND t.source = 'alone'),
   next AS (

@@ -160,14 +160,14 @@ constexpr Query<Act, Revived> kReplayItems{"letters_replay_items", R"sql(
      WHERE d.id = ANY ($1::text[]) AND d.state = 'archived' AND d.kind = 'item' AND d.payload IS NOT NULL
      ORDER BY d.id
        FOR UPDATE OF d),
-  held AS (
+  owned AS (
     INSERT INTO takt.item_keys AS k (job_id, key, item_id)
     SELECT DISTINCT ON (job_id, key) job_id, key, item_id FROM chosen WHERE key IS NOT NULL ORDER BY job_id, key, item_id
     ON CONFLICT (job_id, key) DO UPDATE SET item_id = excluded.item_id, expires_at = NULL
      WHERE k.expires_at IS NOT NULL AND (k.item_id = excluded.item_id OR k.expires_at <= clock_timestamp())
     RETURNING k.item_id),
   revived AS (
-    SELECT c.* FROM chosen c WHERE c.key IS NULL OR c.item_id IN (SELECT item_id FROM held)),
+    SELECT c.* FROM chosen c WHERE c.key IS NULL OR c.item_id IN (SELECT item_id FROM owned)),
   history AS (
     DELETE FROM takt.ended_items f USING revived r WHERE f.id = r.item_id AND f.state = 3),
   live AS (
@@ -235,7 +235,7 @@ constexpr Query<WhyNot, Reason> kWhyNot{"letters_why_not", R"sql(
               WHEN d.kind = 'message' THEN 'a message, which is only kept'
               WHEN j.id IS NULL THEN 'of job ' || d.job || ', which is not applied'
               WHEN d.payload IS NULL THEN 'without a payload'
-              WHEN d.key IS NOT NULL THEN 'its key is held by item ' || coalesce((SELECT k.item_id::text FROM takt.item_keys k WHERE k.job_id = j.id AND k.key = d.key), 'another')
+              WHEN d.key IS NOT NULL THEN 'its key is that of item ' || coalesce((SELECT k.item_id::text FROM takt.item_keys k WHERE k.job_id = j.id AND k.key = d.key), 'another')
               WHEN d.kind = 'tick' AND EXISTS (SELECT 1 FROM takt.ticks t WHERE t.id =)sql" TAKT_REPLAYS_TICK_ID R"sql()
                 THEN 'another tick has the id that its replay would have'
               ELSE 'not replayed' END AS reason,

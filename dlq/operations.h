@@ -62,7 +62,7 @@ struct Replayed {
   int items = 0;
   int ticks = 0;
   int before = 0;  ///< they were replayed already, by somebody else perhaps
-  /// Not replayed: its job is unknown, its key is held by another item, its tick's id is another's, or it cannot be replayed.
+  /// Not replayed: its job is unknown, its key is another item's, its tick's id is another's, or it cannot be replayed.
   int refused = 0;
 };
 

@@ -89,7 +89,7 @@ CREATE TABLE takt.ticks (
   items        jsonb,                       -- inline items still to be carried by the message
   batch_size   integer,                     -- of a replayed tick: as it was sent
   dry_run      boolean,
-  created_at   timestamptz NOT NULL DEFAULT now(),  -- of a slot that is stored ahead: when it is to be sent
+  publish_at   timestamptz NOT NULL DEFAULT now(),  -- of a slot that is stored ahead: when it is to be sent
   published_at timestamptz,
   accepted_at  timestamptz,                 -- its inline items are stored
   begun_at     timestamptz,
@@ -99,10 +99,10 @@ CREATE TABLE takt.ticks (
   finished_at  timestamptz,
   put_off_until timestamptz                 -- it could not be begun, and is sent again then
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX ticks_unpublished ON takt.ticks (created_at) WHERE published_at IS NULL AND finished_at IS NULL;
+CREATE INDEX ticks_unpublished ON takt.ticks (publish_at) WHERE published_at IS NULL AND finished_at IS NULL;
 CREATE INDEX ticks_leased ON takt.ticks (lease_until) WHERE lease_until IS NOT NULL;
-CREATE INDEX ticks_unfinished ON takt.ticks (job_id, created_at) WHERE finished_at IS NULL;
-CREATE INDEX ticks_created ON takt.ticks USING brin (created_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX ticks_unfinished ON takt.ticks (job_id, publish_at) WHERE finished_at IS NULL;
+CREATE INDEX ticks_publish_at ON takt.ticks USING brin (publish_at) WITH (pages_per_range = 32, autosummarize = on);
 
 CREATE TABLE takt.job_locks (
   job_id integer PRIMARY KEY,

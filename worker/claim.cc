@@ -13,12 +13,12 @@ constexpr Statement kAccept{"accept_inline_items",
 constexpr int kAcceptTries = 2;
 constexpr auto kLockTimeout = "55P03";
 
-// Served by ticks' primary key. created_at stays, so that no new leader takes a slot for one that was never sent.
+// Served by ticks' primary key. publish_at stays, so that no new leader takes a slot for one that was never sent.
 constexpr Statement kPutOff{"put_off_tick", R"sql(
   INSERT INTO takt.ticks AS t (id, job_id, source, due_at, items, batch_size, published_at, put_off_until)
   VALUES ($1, $2, $3, $4, $5::jsonb, nullif($6::integer, 0), now(), now() + interval '1 s')
   ON CONFLICT (id) DO UPDATE
-     SET put_off_until = now() + greatest(interval '1 s', least(interval '1 min', (now() - t.created_at) / 4)),
+     SET put_off_until = now() + greatest(interval '1 s', least(interval '1 min', (now() - t.publish_at) / 4)),
          published_at = coalesce(t.published_at, now())
    WHERE t.finished_at IS NULL AND t.lease_until IS NULL
 )sql"};
@@ -47,7 +47,7 @@ constexpr Statement kSetAside{"set_aside_first_due", R"sql(
 )sql"};
 
 // After a lost connection: did the claim under this run_id commit?
-constexpr Statement kHeld{"held_by", "SELECT * FROM takt.held_by($1, $2)"};
+constexpr Statement kClaimedBy{"claimed_by", "SELECT * FROM takt.claimed_by($1, $2)"};
 
 constexpr Statement kRunIds{"run_ids", "SELECT nextval('takt.run_ids') FROM generate_series(1, 100)"};
 
@@ -167,7 +167,7 @@ Claim claim_batch(Database& database, const ClaimRequest& request) {
 }
 
 Claim recover_claim(Database& database, const std::string& tick_id, std::int64_t run_id) {
-  return read_claim(database.exec_retrying(kHeld, Params::of(tick_id, run_id)), 0);
+  return read_claim(database.exec_retrying(kClaimedBy, Params::of(tick_id, run_id)), 0);
 }
 
 std::int64_t RunIds::next() {

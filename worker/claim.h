@@ -13,9 +13,9 @@ namespace takt {
 std::string tick_source(const std::string& tick_id);
 
 enum class ClaimOutcome {
-  claimed,    ///< the run is begun; it may hold no items
-  duplicate,  ///< the tick was seen before: finished, or another run holds it
-  locked,     ///< the run is begun, but another run of the job holds the overlap lock
+  claimed,    ///< the run has started; it may have claimed no items
+  duplicate,  ///< the tick was seen before: finished, or another run has it
+  locked,     ///< the run has started, but another run of the job holds the overlap lock
 };
 
 struct Claim {

@@ -19,8 +19,8 @@ enum class ItemClass {
   error,        ///< tried again
   fatal,        ///< dead at once
   expired,      ///< older than max_age; not tried
-  handed_back,  ///< not begun: time budget or shutdown; no attempt spent
-  interrupted,  ///< begun, and cut off by a shutdown
+  handed_back,  ///< not tried: time budget or shutdown; no attempt spent
+  interrupted,  ///< tried, and cut off by a shutdown
 };
 std::string_view to_string(ItemClass item_class);
 

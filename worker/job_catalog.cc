@@ -78,14 +78,14 @@ void JobCatalog::take(const std::vector<Change>& changes) {
 /// Returns once the query of that number has ended, and throws if the last one failed.
 void JobCatalog::ask(Lock& lock, std::uint64_t number) {
   while (ended_ < number) {
-    if (ended_ < begun_) {
-      answered_.wait(lock, [this, under_way = begun_] { return ended_ >= under_way; });
+    if (ended_ < asked_) {
+      answered_.wait(lock, [this, under_way = asked_] { return ended_ >= under_way; });
       continue;
     }
-    ++begun_;
+    ++asked_;
     last_begun_ = std::chrono::steady_clock::now();
     const auto end = [&] {
-      ended_ = begun_;
+      ended_ = asked_;
       answered_.notify_all();
     };
     const auto since = version_;
@@ -108,16 +108,16 @@ void JobCatalog::ask(Lock& lock, std::uint64_t number) {
 
 void JobCatalog::refresh() {
   Lock lock(mutex_);
-  ask(lock, begun_ + 1);
+  ask(lock, asked_ + 1);
 }
 
 void JobCatalog::refresh_rarely() {
   Lock lock(mutex_);
   if (const auto now = std::chrono::steady_clock::now(); now - last_rarely_ >= kRarely) {
     last_rarely_ = now;
-    ask(lock, begun_ + 1);
+    ask(lock, asked_ + 1);
   } else {
-    ask(lock, begun_);  // one that is under way is waited for
+    ask(lock, asked_);  // one that is under way is waited for
   }
 }
 
@@ -125,7 +125,7 @@ CatalogAnswer JobCatalog::look_up(const std::string& name) {
   Lock lock(mutex_);
   auto found = entries_.find(name);
   if (found == entries_.end()) {
-    const auto next = begun_ + 1;
+    const auto next = asked_ + 1;
     answered_.wait_until(lock, last_begun_ + kBetweenLookUps, [&] { return ended_ >= next; });
     ask(lock, next);
     found = entries_.find(name);

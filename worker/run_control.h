@@ -8,9 +8,9 @@ namespace takt {
 /// What a handler must heed while it works. Set from other threads.
 class RunControl {
  public:
-  /// Begin no further item (shutdown); those begun may finish.
+  /// Begin no further item (shutdown); those under way may finish.
   void stop() { stopped_ = true; }
-  /// End those begun, too (the grace period is over).
+  /// End those under way, too (the grace period is over).
   void cancel() {
     stopped_ = true;
     cancelled_ = true;

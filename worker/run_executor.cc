@@ -64,7 +64,7 @@ void clean(HandlerResult& result) {
   if (result.queue_depth) result.queue_depth = std::clamp<std::int64_t>(*result.queue_depth, 0, kMostCounted);
 }
 
-/// Runs the handler. What it throws ends, as an error, each item that it has not begun or not ended.
+/// Runs the handler. What it throws ends, as an error, each item that it has not tried or not ended.
 void run_guarded(Handler& handler, const RunContext& context, const std::vector<ClaimedItem>& items, std::vector<HandlerResult>& results) {
   std::string thrown;
   try {
@@ -106,9 +106,10 @@ std::int64_t RunExecutor::next_run_id() {
   return ids_.next();
 }
 
-RunExecutor::Held RunExecutor::held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim) {
-  Held held;
-  auto& run = held.run;
+RunExecutor::UnderWay RunExecutor::started(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id,
+                                           Claim&& claim) {
+  UnderWay under_way;
+  auto& run = under_way.run;
   run.run_id = run_id;
   run.job = job.get();
   run.tick_id = tick_id;
@@ -119,13 +120,13 @@ RunExecutor::Held RunExecutor::held(std::shared_ptr<const CatalogJob> job, const
   run.scanned = static_cast<int>(run.items.size());
   for (const auto& item : run.items) run.oldest_age_s = std::max(run.oldest_age_s, static_cast<double>(item.overdue.count()) / 1000);
   run.drains = job->definition.drain && run.status == RunStatus::completed && run.source != "once" && run.source != "alone";
-  held.job = std::move(job);
-  held.began = held.searched = std::chrono::steady_clock::now();
-  return held;
+  under_way.job = std::move(job);
+  under_way.began = under_way.searched = std::chrono::steady_clock::now();
+  return under_way;
 }
 
-std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick,
-                                                    const std::function<bool()>& give_up) {
+std::optional<RunExecutor::UnderWay> RunExecutor::begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick,
+                                                        const std::function<bool()>& give_up) {
   const auto began = std::chrono::steady_clock::now();
   const std::string source = tick_source(tick.id());
   const auto run_id = while_unavailable(
@@ -154,15 +155,15 @@ std::optional<RunExecutor::Held> RunExecutor::begin(std::shared_ptr<const Catalo
     return std::nullopt;
   }
   crash_point("worker.after_claim");
-  auto begun = held(std::move(job), tick.id(), run_id, std::move(claim));
-  begun.began = began;
+  auto under_way = started(std::move(job), tick.id(), run_id, std::move(claim));
+  under_way.began = began;
   if (tick.dry_run()) {
-    begun.run.dry_run = true;
-    begun.run.drains = false;
-    const auto carried = items_carried(*begun.job, tick, source);
-    begun.run.scanned = std::min(batch, static_cast<int>(peek_due_items(database_, begun.job->id, batch).size()) + carried);
+    under_way.run.dry_run = true;
+    under_way.run.drains = false;
+    const auto carried = items_carried(*under_way.job, tick, source);
+    under_way.run.scanned = std::min(batch, static_cast<int>(peek_due_items(database_, under_way.job->id, batch).size()) + carried);
   }
-  return begun;
+  return under_way;
 }
 
 std::optional<Duration> RunExecutor::leaves_alone(const JobDefinition& job, const v1::JobTick& tick) const {
@@ -215,7 +216,7 @@ void RunExecutor::handle(const CatalogJob& job, RunRecord& run, const std::share
 }
 
 Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
-                            const std::function<bool()>& give_up, std::optional<Held>& next) {
+                            const std::function<bool()>& give_up, std::optional<UnderWay>& next) {
   bool waited = false;
   const auto between = [&] {
     waited = true;
@@ -244,7 +245,7 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
       "settling", give_up,
       [&] { return waited ? settle_and_claim(database_, run, request, claim) : chains_.settle_and_claim(run, request, claim); }, between);
   if (claim.outcome != ClaimOutcome::duplicate) {
-    next = held(next_job, request.tick_id, next_run, std::move(claim));
+    next = started(next_job, request.tick_id, next_run, std::move(claim));
     if (request.goes_on) next->searched = searched;
   }
   return settled;
@@ -319,28 +320,28 @@ void RunExecutor::report(const RunRecord& run, const Settled& settled, bool lost
        {"ms", run.duration_ms}});
 }
 
-RunExecutor::Outcome RunExecutor::finish(Held&& held, const Waits& waits,
+RunExecutor::Outcome RunExecutor::finish(UnderWay&& under_way, const Waits& waits,
                                          const std::function<std::shared_ptr<const CatalogJob>()>& continue_here) {
   Outcome outcome;
-  auto& run = outcome.run = std::move(held.run);
+  auto& run = outcome.run = std::move(under_way.run);
   const auto control = std::make_shared<RunControl>();
-  const LivingLease lease(heartbeat_, run.run_id, run.tick_id, held.job->definition.lease, control);
+  const LivingLease lease(heartbeat_, run.run_id, run.tick_id, under_way.job->definition.lease, control);
   if (waits.stopping()) control->stop();
-  handle(*held.job, run, control);
+  handle(*under_way.job, run, control);
   crash_point("worker.before_settle");
 
-  run.duration_ms = seconds_between(held.began, std::chrono::steady_clock::now()) * 1000;
+  run.duration_ms = seconds_between(under_way.began, std::chrono::steady_clock::now()) * 1000;
   const Duration took(static_cast<std::int64_t>(run.duration_ms));
-  if (circuits_.exchange(held.job->definition.name, handler_of(held.job->definition).circuit(held.job->definition), took)) {
+  if (circuits_.exchange(under_way.job->definition.name, handler_of(under_way.job->definition).circuit(under_way.job->definition), took)) {
     spare_last_attempts(run, took);
   }
   failing_.note(run);
-  const auto ready = readiness(held.job->definition);
+  const auto ready = readiness(under_way.job->definition);
   run.drains = run.drains && !control->stopped() && ready.items > 0;
   heartbeat_.settling(run.run_id);
-  outcome.settled = settle(run, held.searched, continue_here(), waits.give_up, outcome.next);
+  outcome.settled = settle(run, under_way.searched, continue_here(), waits.give_up, outcome.next);
   crash_point("worker.after_settle");
-  if (ready.pause > Duration(0)) hold(*held.job, ready.pause);
+  if (ready.pause > Duration(0)) hold(*under_way.job, ready.pause);
   if (outcome.settled.continues && !outcome.next) outcome.next_tick_id = continuation_id(run.run_id);
   report(run, outcome.settled, control->lost());
   return outcome;

@@ -27,8 +27,8 @@ class RunExecutor {
     Handler& sql;
     Handler& native;
   };
-  /// A run that is begun: its items are this process's until its lease ends.
-  struct Held {
+  /// A run that has started: its items are this process's until its lease ends.
+  struct UnderWay {
     std::shared_ptr<const CatalogJob> job;
     RunRecord run;
     SteadyTime began;
@@ -37,12 +37,12 @@ class RunExecutor {
   struct Outcome {
     RunRecord run;
     Settled settled;
-    std::string next_tick_id;  ///< set if a continuation tick is stored and to be published
-    std::optional<Held> next;  ///< set if the continuation is begun, and to be finished by the caller
+    std::string next_tick_id;      ///< set if a continuation tick is stored and to be published
+    std::optional<UnderWay> next;  ///< set if the continuation has started, and is to be finished by the caller
   };
   struct Waits {
     std::function<bool()> give_up;   ///< true: do not wait any longer for PostgreSQL, or for a lock in it
-    std::function<bool()> stopping;  ///< asked once the items are held; if true, none is begun and all are handed back
+    std::function<bool()> stopping;  ///< asked once the items are claimed; if true, none is tried and all are handed back
   };
 
   RunExecutor(Database& database, Handlers handlers, Heartbeat& heartbeat, const Clock& clock, Random& random, Metrics& metrics,
@@ -50,12 +50,12 @@ class RunExecutor {
 
   /// nullopt: the tick was seen before, and nothing is to be done. Throws DatabaseUnavailable if PostgreSQL went away
   /// before the claim was known to be committed; the tick can then be given to begin() again.
-  std::optional<Held> begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick, const std::function<bool()>& give_up);
+  std::optional<UnderWay> begin(std::shared_ptr<const CatalogJob> job, const v1::JobTick& tick, const std::function<bool()>& give_up);
   /// Waits for PostgreSQL to come back, and for locks that others hold, under a living lease, so that what was done is also
   /// written down, until `give_up` says otherwise. What a handler throws is its items' error.
   /// `continue_here` is asked before settling: the job's present definition if this thread would take the next batch
   /// itself, which saves a message and a round trip; nullptr to leave it to the queue.
-  Outcome finish(Held&& held, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
+  Outcome finish(UnderWay&& under_way, const Waits& waits, const std::function<std::shared_ptr<const CatalogJob>()>& continue_here);
 
   /// For a tick that only wakes the job, and has no row: whether this worker leaves its destination alone at this moment, so that
   /// nothing would be claimed, and for how long. Of a job for which it lacks nothing.
@@ -76,11 +76,11 @@ class RunExecutor {
  private:
   [[nodiscard]] Handler& handler_of(const JobDefinition& job) const;
   [[nodiscard]] Readiness readiness(const JobDefinition& job) const;
-  Held held(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
+  UnderWay started(std::shared_ptr<const CatalogJob> job, const std::string& tick_id, std::int64_t run_id, Claim&& claim);
   void handle(const CatalogJob& job, RunRecord& run, const std::shared_ptr<RunControl>& control);
   void spare_last_attempts(RunRecord& run, Duration took);
   Settled settle(RunRecord& run, SteadyTime searched, const std::shared_ptr<const CatalogJob>& next_job,
-                 const std::function<bool()>& give_up, std::optional<Held>& next);
+                 const std::function<bool()>& give_up, std::optional<UnderWay>& next);
   void report(const RunRecord& run, const Settled& settled, bool lost);
   std::int64_t next_run_id();
 

@@ -218,7 +218,7 @@ Settled recovered(Database& database, const RunRecord& run, const ClaimRequest& 
   return {true, run.scanned, static_cast<int>(claim.items.size()), true};
 }
 
-/// What the next run would hold is too large to be handed out: a wake tick's claim takes less of it.
+/// What the next run would claim is too large to be handed out: a wake tick's claim takes less of it.
 Settled settle_alone(Database& database, RunRecord run) {
   run.drains = false;
   return settle_run(database, run);

@@ -55,7 +55,7 @@ void spare_lost_attempts(Database& database, RunRecord& run, double uniform);
 Settled settle_run(Database& database, const RunRecord& run);
 
 /// The same, and where a continuation follows, begins its run (`next`, whose tick is next_tick_id()) in the same
-/// statement and commit. `claim` is what that run holds; `duplicate` if none was begun.
+/// statement and commit. `claim` is what that run claimed; `duplicate` if none has started.
 Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRequest& next, Claim& claim);
 
 /// Whether `next` begins under the tick of `run`, which leaves nothing behind: then many can share a statement.

@@ -230,11 +230,11 @@ void Worker::process(const amqp::Delivery& delivery) {
   }
 }
 
-std::optional<RunExecutor::Held> Worker::finish(RunExecutor::Held&& held) {
+std::optional<RunExecutor::UnderWay> Worker::finish(RunExecutor::UnderWay&& under_way) {
   const auto stopping = [this] { return stopping_.load(); };
   const auto grace_over = [this] { return grace_over_.load(); };
-  const auto job = held.job;
-  auto outcome = executor_.finish(std::move(held), {grace_over, stopping}, [&]() -> std::shared_ptr<const CatalogJob> {
+  const auto job = under_way.job;
+  auto outcome = executor_.finish(std::move(under_way), {grace_over, stopping}, [&]() -> std::shared_ptr<const CatalogJob> {
     // Another tick waits: this job's backlog goes on behind it, through the queue.
     const std::scoped_lock lock(mutex_);
     if (stopping_ || !deliveries_.empty()) return nullptr;

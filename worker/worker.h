@@ -76,7 +76,7 @@ class Worker {
   void give_back(const amqp::Delivery& delivery);
   void return_counted(const amqp::Delivery& delivery);
   /// One run to its end; the run that continues it here, if one does.
-  std::optional<RunExecutor::Held> finish(RunExecutor::Held&& held);
+  std::optional<RunExecutor::UnderWay> finish(RunExecutor::UnderWay&& under_way);
   void publish_continuation(const CatalogJob& job, const std::string& tick_id);
   [[nodiscard]] bool stopping() const { return stopping_.load(); }
   /// No place is free.

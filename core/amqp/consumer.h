@@ -8,7 +8,7 @@
 namespace takt::amqp {
 
 /// Owns one AMQP connection and the thread that alone touches it. Consumes from queues with manual acknowledgement and
-/// a prefetch per queue, which bounds what is held here: prefetch × queues messages of at most kMaxBodyBytes, the queues
+/// a prefetch per queue, which bounds what is here: prefetch × queues messages of at most kMaxBodyBytes, the queues
 /// being those of the settings, at most kMaxTickQueues of consume_ticks(), and as many of wake ticks.
 /// `on_delivery` runs on the connection's thread and must not block. ack() and reject() may be called from any thread.
 class Consumer final : public Connection {
@@ -60,7 +60,7 @@ class Consumer final : public Connection {
   const Settings settings_;
   const std::function<void(Delivery&&)> on_delivery_;
   std::mutex mutex_;
-  std::vector<Command> commands_;  // guarded by mutex_; at most one a delivery held
+  std::vector<Command> commands_;  // guarded by mutex_; at most one a delivery
   std::set<std::string> wanted_;   // queues of ticks, one a queue of the jobs; guarded by mutex_
   bool wanted_changed_ = false;    // guarded by mutex_
   std::atomic<bool> consuming_{true};

@@ -57,13 +57,13 @@ std::vector<Outcome> Publisher::publish_all(std::vector<Message> messages, Durat
   {
     std::unique_lock lock(mutex_);
     for (; given < messages.size(); ++given) {
-      if (held_ >= settings_.window) {
+      if (outstanding_ >= settings_.window) {
         wake();
-        if (!room_.wait_until(lock, deadline, [&] { return held_ < settings_.window || stopping(); })) break;
+        if (!room_.wait_until(lock, deadline, [&] { return outstanding_ < settings_.window || stopping(); })) break;
       }
       if (stopping()) break;
       waiting_.push_back({std::move(messages[given]), batch, given});
-      ++held_;
+      ++outstanding_;
     }
   }
   wake();
@@ -82,9 +82,9 @@ Outcome Publisher::publish(Message message, Duration timeout) {
 bool Publisher::publish_unwatched(Message message) {
   {
     const std::scoped_lock lock(mutex_);
-    if (held_ >= settings_.window || stopping()) return false;
+    if (outstanding_ >= settings_.window || stopping()) return false;
     waiting_.push_back({std::move(message), nullptr, 0});
-    ++held_;
+    ++outstanding_;
   }
   wake();
   return true;
@@ -160,7 +160,7 @@ void Publisher::settle(std::map<std::uint64_t, Entry>::iterator first, std::map<
   unconfirmed_.erase(first, last);
   {
     const std::scoped_lock lock(mutex_);
-    held_ -= count;
+    outstanding_ -= count;
   }
   room_.notify_all();
 }
@@ -285,7 +285,7 @@ void Publisher::on_lost(const std::string& /*why*/) {
   {
     const std::scoped_lock lock(mutex_);
     waiting.swap(waiting_);
-    held_ = 0;
+    outstanding_ = 0;
   }
   for (const auto& [tag, entry] : unconfirmed_) finish(entry, Outcome::lost);
   if (!unconfirmed_.empty() || !waiting.empty()) ++losses_;

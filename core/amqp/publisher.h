@@ -20,7 +20,7 @@ std::string_view to_string(Outcome outcome);
 
 /// Owns one AMQP connection and the thread that alone touches it. Publishes with confirms, and mandatory.
 /// publish_all() may be called from any thread; it returns when the broker has answered for every message.
-/// At most `window` messages are held, waiting or unconfirmed (bounded memory); past that publish_all() waits.
+/// At most `window` messages are outstanding: waiting or unconfirmed (bounded memory); past that publish_all() waits.
 /// While the broker blocks publishing, messages wait here and nothing is sent.
 ///
 /// A message with a detour takes it where the broker returns or refuses it, or says nothing for 200 ms; so, from the start, do
@@ -88,7 +88,7 @@ class Publisher final : public Connection {
   mutable std::mutex mutex_;
   std::condition_variable room_;
   std::deque<Entry> waiting_;                    // guarded by mutex_
-  std::size_t held_ = 0;                         // waiting and unconfirmed; guarded by mutex_
+  std::size_t outstanding_ = 0;                  // waiting and unconfirmed; guarded by mutex_
   std::map<std::string, std::uint64_t> depths_;  // guarded by mutex_
   bool depths_wanted_ = false;                   // guarded by mutex_
   std::map<std::uint64_t, Entry> unconfirmed_;   // connection thread only

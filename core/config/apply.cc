@@ -100,7 +100,7 @@ void stop_slots_stored_ahead(Session& on, const std::string& job, const std::str
       FROM takt.jobs j
      WHERE j.name = $1 AND t.job_id = j.id AND ($2 = '' OR starts_with(t.id, j.name || '/' || $2 || '@'))
        AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL
-       AND t.created_at > now() - interval '1 s'
+       AND t.publish_at > now() - interval '1 s'
   )sql"),
           Params::of(job, schedule));
 }

@@ -45,7 +45,7 @@ constexpr std::array kBroker{
     Field{"confirm_timeout", duration, 100, 600 * kSecond, "5s", nullptr,
           "a connection on which a message waits longer for its confirm is given up, and the message published on a new one; also one this "
           "old on which a message is refused"},
-    Field{"window", integer, 1, 100000, "1000", nullptr, "messages a publisher holds at most, waiting or unconfirmed"},
+    Field{"window", integer, 1, 100000, "1000", nullptr, "messages outstanding in a publisher at most, waiting or unconfirmed"},
     Field{"ca_file", text, 0, 4096, "", nullptr, "PEM file with the certificates trusted for amqps; empty: the system's"},
 };
 constexpr std::array kDispatcher{

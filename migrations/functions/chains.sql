@@ -90,7 +90,7 @@ BEGIN
                   FROM shares s, LATERAL (SELECT durations[s.n]::real[] AS durations OFFSET 0) d,
                        LATERAL (SELECT noops[s.n]::bigint[] AS noops OFFSET 0) o) w
          WHERE r.id = run_ids[w.n] AND r.started_at = w.began),
-      held AS (
+      stored AS (
         INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, item_min, item_max, last_priority, last_run_at,
                                last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
         SELECT next_runs[s.n], now(), the_job, tick_ids[s.n], 'due', the_worker, 'running', bounds.least, bounds.greatest,

@@ -106,7 +106,7 @@ BEGIN
                                     ORDER BY d.priority, d.run_at, d.id LIMIT most FOR UPDATE SKIP LOCKED) END)
       RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
     ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
-    held AS (
+    stored AS (
       INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, dry_run, item_min, item_max, last_priority,
                              last_run_at, last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
       SELECT the_run, now(), the_job, the_tick,
@@ -123,7 +123,7 @@ BEGIN
 END $$;
 
 -- The same rows again, for a worker that lost its connection after begin_run() had committed and before it knew.
-CREATE OR REPLACE FUNCTION takt.held_by(the_tick text, the_run bigint)
+CREATE OR REPLACE FUNCTION takt.claimed_by(the_tick text, the_run bigint)
 RETURNS TABLE (source text, locked boolean, item_id bigint, attempt integer, key text, payload text, age_ms bigint, overdue_ms bigint)
 LANGUAGE sql STABLE AS $$
   WITH mine AS (

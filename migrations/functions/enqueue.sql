@@ -11,15 +11,15 @@
 -- and `new_item`, which takes the key over, where it is not. A key in use is neither locked nor written, so a caller whose
 -- transaction stays open is in nobody's way. Whether the window is over is asked of clock_timestamp(), because now() is as old
 -- as the caller's transaction.
-CREATE OR REPLACE FUNCTION takt.hold_key(the_job integer, the_key text, new_item bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION takt.own_key(the_job integer, the_key text, new_item bigint) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-  holder bigint;
+  owner bigint;
 BEGIN
   FOR round IN 1..1000 LOOP
-    SELECT k.item_id INTO holder FROM takt.item_keys k
+    SELECT k.item_id INTO owner FROM takt.item_keys k
      WHERE k.job_id = the_job AND k.key = the_key AND coalesce(k.expires_at > clock_timestamp(), true);
     IF FOUND THEN
-      RETURN holder;
+      RETURN owner;
     END IF;
     BEGIN
       UPDATE takt.item_keys SET item_id = new_item, expires_at = NULL
@@ -53,7 +53,7 @@ CREATE OR REPLACE FUNCTION takt.store_items(the_job integer, payloads jsonb[], k
 RETURNS TABLE (ordinal integer, item_id bigint, created boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-  ids bigint[]; holders bigint[]; lost record; lost_keys text[]; lost_holders bigint[];
+  ids bigint[]; owners bigint[]; lost record; lost_keys text[]; lost_owners bigint[];
 BEGIN
   IF NOT EXISTS (SELECT 1 FROM unnest(keys) AS k WHERE k <> '') THEN
     RETURN QUERY
@@ -70,33 +70,33 @@ BEGIN
     SELECT o.n, nextval('takt.items_id_seq') AS id, o.payload, nullif(o.key, '') AS key, o.run_at, o.priority
       FROM unnest(payloads, keys, run_ats, priorities) WITH ORDINALITY AS o(payload, key, run_at, priority, n)),
   firsts AS (SELECT DISTINCT ON (key) key, id FROM given WHERE key IS NOT NULL ORDER BY key, n),
-  held AS (
+  owned AS (
     INSERT INTO takt.item_keys AS k (job_id, key, item_id) SELECT the_job, key, id FROM firsts ORDER BY key
     ON CONFLICT (job_id, key) DO NOTHING RETURNING k.key, k.item_id),
   stored AS (
     INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
     SELECT g.id, the_job, coalesce(g.priority, 0), takt.item_time(g.run_at), g.key, coalesce(g.payload, '{}')
-      FROM given g LEFT JOIN held h ON h.key = g.key
+      FROM given g LEFT JOIN owned h ON h.key = g.key
      WHERE g.key IS NULL OR h.item_id = g.id)
   SELECT array_agg(g.id ORDER BY g.n), array_agg(CASE WHEN g.key IS NULL THEN g.id ELSE h.item_id END ORDER BY g.n)
-    INTO ids, holders
-    FROM given g LEFT JOIN held h ON h.key = g.key;
-  IF array_position(holders, NULL) IS NOT NULL THEN
-    FOR lost IN SELECT DISTINCT ON (o.key) o.key, o.id FROM unnest(keys, ids, holders) WITH ORDINALITY AS o(key, id, holder, n)
-                 WHERE o.holder IS NULL AND o.id IS NOT NULL ORDER BY o.key, o.n LOOP
+    INTO ids, owners
+    FROM given g LEFT JOIN owned h ON h.key = g.key;
+  IF array_position(owners, NULL) IS NOT NULL THEN
+    FOR lost IN SELECT DISTINCT ON (o.key) o.key, o.id FROM unnest(keys, ids, owners) WITH ORDINALITY AS o(key, id, owner, n)
+                 WHERE o.owner IS NULL AND o.id IS NOT NULL ORDER BY o.key, o.n LOOP
       lost_keys := lost_keys || lost.key;
-      lost_holders := lost_holders || takt.hold_key(the_job, lost.key, lost.id);
+      lost_owners := lost_owners || takt.own_key(the_job, lost.key, lost.id);
     END LOOP;
-    WITH lost AS (SELECT * FROM unnest(lost_keys, lost_holders) AS l(key, holder)),
+    WITH lost AS (SELECT * FROM unnest(lost_keys, lost_owners) AS l(key, owner)),
     stored AS (
       INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
       SELECT o.id, the_job, coalesce(o.priority, 0), takt.item_time(o.run_at), o.key, coalesce(o.payload, '{}')
         FROM unnest(payloads, keys, run_ats, priorities, ids) AS o(payload, key, run_at, priority, id)
-        JOIN lost l ON l.holder = o.id)
-    SELECT array_agg(coalesce(o.holder, l.holder) ORDER BY o.n) INTO holders
-      FROM unnest(keys, holders) WITH ORDINALITY AS o(key, holder, n) LEFT JOIN lost l ON l.key = o.key;
+        JOIN lost l ON l.owner = o.id)
+    SELECT array_agg(coalesce(o.owner, l.owner) ORDER BY o.n) INTO owners
+      FROM unnest(keys, owners) WITH ORDINALITY AS o(key, owner, n) LEFT JOIN lost l ON l.key = o.key;
   END IF;
-  RETURN QUERY SELECT o.n::integer, o.holder, o.holder = o.id FROM unnest(ids, holders) WITH ORDINALITY AS o(id, holder, n) ORDER BY o.n;
+  RETURN QUERY SELECT o.n::integer, o.owner, o.owner = o.id FROM unnest(ids, owners) WITH ORDINALITY AS o(id, owner, n) ORDER BY o.n;
 END $$;
 
 -- Raises what is wrong with an item; returns if nothing is. `place`: which element of a set it is.
@@ -131,12 +131,12 @@ BEGIN
     PERFORM takt.refuse_item(payload, key, run_at, priority);
   END IF;
   IF key <> '' THEN
-    WITH held AS (
+    WITH owned AS (
       INSERT INTO takt.item_keys AS k (job_id, key, item_id)
       SELECT j.id, key, nextval('takt.items_id_seq') FROM takt.jobs j WHERE j.name = job AND j.removed_at IS NULL
       ON CONFLICT ON CONSTRAINT item_keys_pkey DO NOTHING RETURNING k.job_id, k.item_id)
     INSERT INTO takt.items AS i (id, job_id, priority, run_at, key, payload)
-    SELECT h.item_id, h.job_id, coalesce(priority, 0), takt.item_time(run_at), key, coalesce(payload, '{}') FROM held h
+    SELECT h.item_id, h.job_id, coalesce(priority, 0), takt.item_time(run_at), key, coalesce(payload, '{}') FROM owned h
     RETURNING i.id, i.job_id INTO stored, the_job;
     IF stored IS NOT NULL THEN
       RETURN;
@@ -144,7 +144,7 @@ BEGIN
   END IF;
   the_job := takt.job_id_of(job);
   new_item := nextval('takt.items_id_seq');
-  stored := CASE key WHEN '' THEN new_item ELSE takt.hold_key(the_job, key, new_item) END;
+  stored := CASE key WHEN '' THEN new_item ELSE takt.own_key(the_job, key, new_item) END;
   IF stored = new_item THEN
     INSERT INTO takt.items (id, job_id, priority, run_at, key, payload)
     VALUES (stored, the_job, coalesce(priority, 0), takt.item_time(run_at), nullif(key, ''), coalesce(payload, '{}'));

@@ -83,7 +83,7 @@ $$;
 -- By ticks_unfinished. PostgreSQL inlines this function.
 CREATE OR REPLACE FUNCTION takt.ticks_not_begun(the_job integer)
 RETURNS TABLE (ticks bigint, oldest_s double precision) LANGUAGE sql STABLE AS $$
-  SELECT count(*), coalesce(extract(epoch FROM now() - min(x.created_at)), 0)::double precision
-    FROM (SELECT t.created_at FROM takt.ticks t
+  SELECT count(*), coalesce(extract(epoch FROM now() - min(x.publish_at)), 0)::double precision
+    FROM (SELECT t.publish_at FROM takt.ticks t
            WHERE t.job_id = the_job AND t.finished_at IS NULL AND t.begun_at IS NULL AND t.published_at IS NOT NULL
-           ORDER BY t.created_at LIMIT 10000) x $$;
+           ORDER BY t.publish_at LIMIT 10000) x $$;

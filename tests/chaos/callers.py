@@ -55,7 +55,7 @@ class Book:
 
 
 class Stored:
-    """One element of a call, or of a tick: what is stored of it, unless its key is held. Of a tick's no id is told; `key` is that
+    """One element of a call, or of a tick: what is stored of it, unless its key has an item. Of a tick's no id is told; `key` is that
     under which there must be an item then, its own or the one that held it."""
 
     def __init__(self, job, mark, due=True, sole=True, key=None):

@@ -37,7 +37,7 @@ class Bench(TaktTest):
 
     def test_waits_for_its_own_schedules_alone(self):
         self.install(CONFIG)
-        self.rows("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at) SELECT 'demo/later', id, 'schedule', now(), now() + interval '1 hour' FROM takt.jobs RETURNING id")
+        self.rows("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at) SELECT 'demo/later', id, 'schedule', now(), now() + interval '1 hour' FROM takt.jobs RETURNING id")
         self.takt("bench", "schedules", "--count", "10", "--seconds", "10")
         self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL"), 1)
 

@@ -216,9 +216,9 @@ class Installation(ToldTest):
         self.told(dispatcher, "key", "WRONG KEY: worker ", f"(pid {wrong.pid}) lacks the key ", "NOT READY: worker ")
         self.assertIn("lacks the key", self.get(wrong, "/readyz"))
         eventually(lambda: self.one("SELECT count(*) FROM takt.runs WHERE started_at > %s", since) >= 10, 30, "ten slots")
-        late = "SELECT extract(epoch FROM max(r.started_at - t.created_at))::float8 FROM takt.runs r JOIN takt.ticks t ON t.id = r.tick_id WHERE r.started_at > %s"
-        self.assertLess(self.one(late + " AND t.source = 'schedule' AND t.created_at > %s + interval '3 s'", since, since), PATIENCE, "seconds")
-        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND created_at BETWEEN %s AND now() - interval '2 s'", since), 0)
+        late = "SELECT extract(epoch FROM max(r.started_at - t.publish_at))::float8 FROM takt.runs r JOIN takt.ticks t ON t.id = r.tick_id WHERE r.started_at > %s"
+        self.assertLess(self.one(late + " AND t.source = 'schedule' AND t.publish_at > %s + interval '3 s'", since, since), PATIENCE, "seconds")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.ticks WHERE finished_at IS NULL AND publish_at BETWEEN %s AND now() - interval '2 s'", since), 0)
         self.assertNotIn("tick quarantined", self.log_of(wrong))
         self.assertIn("ticks given back", self.log_of(wrong))
         self.stop(sound)

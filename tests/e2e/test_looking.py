@@ -123,7 +123,7 @@ class Messages(ToldTest):
         self.takt("jobs", "pause", "mail.send")
         holder = self.enqueue("mail.send", key="k")
         said = self.takt("dlq", "replay", "--job", "mail.send", "--yes", expect=1)
-        self.assertIn(f"1 not replayed:\nitem-{first}-0: its key is held by item {holder}", said)
+        self.assertIn(f"1 not replayed:\nitem-{first}-0: its key is that of item {holder}", said)
         self.takt("jobs", "resume", "mail.send")
 
     def test_F16_a_filter_with_a_wrong_name_is_no_calm(self):

@@ -260,7 +260,7 @@ TEST_F(CallersTest, C4_Finding2_WhoIsTooLateByAMomentToTakeOverAKeyHoldsNothingE
   gate.run("SELECT pg_advisory_lock(77)");
   late.run("BEGIN; SET LOCAL ROLE " + role);
   std::int64_t holder = 0;
-  std::thread waiting([&] { holder = late.number("SELECT takt.hold_key(1, 'k', 4711)"); });
+  std::thread waiting([&] { holder = late.number("SELECT takt.own_key(1, 'k', 4711)"); });
   EXPECT_TRUE(eventually([&] { return advisory_locks("NOT granted") == 1; }));
   const auto item = database.number("SELECT takt.enqueue('demo', key => 'k')");
   gate.run("SELECT pg_advisory_unlock(77)");

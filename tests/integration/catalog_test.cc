@@ -222,7 +222,7 @@ TEST_F(IntakeTest, Finding20_ATickThatIsGivenUpIsFinishedAndNeverPublishedAgain)
   database.apply(plain_job("demo") + plain_job("removed"));
   database.apply(plain_job("demo"));
   database->exec(R"sql(
-    INSERT INTO takt.ticks (id, job_id, source, due_at, items, created_at, published_at)
+    INSERT INTO takt.ticks (id, job_id, source, due_at, items, publish_at, published_at)
     SELECT 'removed/daily@2026-11-21T10:00:00Z', id, 'schedule', now(), '[{}]', now() - interval '1 hour', now() - interval '1 hour'
       FROM takt.jobs WHERE name = 'removed'
   )sql");

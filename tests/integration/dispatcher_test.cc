@@ -125,7 +125,7 @@ TEST_F(DispatcherTest, StoresASlotShortlyBeforeItIsDueAndItsTickSaysWhenItLeaves
   ASSERT_EQ(near.ticks.size(), 1U);
   EXPECT_EQ(std::to_string(to_unix_us(near.ticks[0].due_at)), due);
   EXPECT_EQ(near.ticks[0].fire_at, near.ticks[0].due_at);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND created_at = due_at"), 1);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND publish_at = due_at"), 1);
   EXPECT_TRUE(scan.run_once(term, 1s).ticks.empty()) << "each slot once";
 }
 
@@ -207,7 +207,7 @@ TEST_F(DispatcherTest, ASlotThatIsStoredAheadKeepsNoDueItemWaiting) {
   const Term term = lead();
   schedules_at("now() + interval '450 ms'");
   ASSERT_EQ(ScheduleScan(*database, metrics).run_once(term, 1s).ticks.size(), 1U);
-  database->exec(std::string("UPDATE takt.ticks SET created_at = now() + interval '1 min'"));  // however slow this test is
+  database->exec(std::string("UPDATE takt.ticks SET publish_at = now() + interval '1 min'"));  // however slow this test is
   database->exec(std::string("SELECT takt.enqueue('demo')"));
   EXPECT_EQ(due_ticks(term), 1);
 }
@@ -219,7 +219,7 @@ TEST_F(DispatcherTest, WhatALostLeaderStoredAheadGoesBackToItsScheduleOnceItIsMi
                  ") - minutes * interval '1 min' $$");
   database->exec(std::string(R"sql(
     CREATE FUNCTION store(minutes integer, created timestamptz) RETURNS void LANGUAGE sql AS $$
-      INSERT INTO takt.ticks (id, job_id, source, due_at, created_at)
+      INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at)
       SELECT 'demo/s@' || to_char(slot(minutes) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), 1, 'schedule', slot(minutes), created $$)sql"));
   const auto unsent = [&] {
     return database.text(
@@ -864,11 +864,11 @@ TEST_F(DispatcherTest, ASuspectWaitsForNobodysTickForLong) {
   EXPECT_EQ(first.tick->source, "alone");
   EXPECT_FALSE(wake_next_suspect(*database, term).tick);
   // No worker consumes that job's queue: after a while the others' turn comes.
-  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  database->exec(std::string("UPDATE takt.ticks SET publish_at = now() - interval '11 s'"));
   const auto second = wake_next_suspect(*database, term);
   ASSERT_TRUE(second.tick);
   EXPECT_NE(second.tick->job, first.tick->job);
-  database->exec(std::string("UPDATE takt.ticks SET created_at = now() - interval '11 s'"));
+  database->exec(std::string("UPDATE takt.ticks SET publish_at = now() - interval '11 s'"));
   const auto none = wake_next_suspect(*database, term);
   EXPECT_FALSE(none.tick) << "each job has its tick, and a paused one gets none";
   EXPECT_TRUE(none.any);
@@ -895,7 +895,7 @@ TEST_F(DispatcherTest, PrunesWhatIsOldAndNothingYounger) {
     SELECT 'd' || n, 'item', 'demo', 'max_attempts', '', now() - n * interval '1 hour', CASE WHEN n % 2 = 0 THEN 'archived' ELSE 'replayed' END
       FROM generate_series(715, 725) n)"));
   database->exec(
-      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at) SELECT 't' || n, 1, 'due', now(), now() - "
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at, finished_at) SELECT 't' || n, 1, 'due', now(), now() - "
                   "n * interval '1 day', "
                   "CASE WHEN n < 6 THEN now() - n * interval '1 day' END FROM generate_series(1, 6) n"));
   database->exec(
@@ -966,7 +966,7 @@ TEST_F(DispatcherTest, PublishesForgottenScheduleTicksAgainAndForgetsWakeTicks) 
   database.apply(plain_job("demo"));
   const Term term = lead();
   database->exec(
-      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, published_at) VALUES "
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at, published_at) VALUES "
                   "('s', 1, 'schedule', now(), now() - interval '1 h', now() - interval '1 h'), ('d', 1, 'due', now(), now() - interval '1 "
                   "h', now() - interval '1 h'), "
                   "('fresh', 1, 'schedule', now(), now(), now())"));

@@ -167,7 +167,7 @@ TEST_F(DutiesTest, Finding37_SchedulesThatAreNotUnderstoodDelayNoOthers) {
 
 TEST_F(DutiesTest, Finding18_APruneThatFailsKeepsNoOtherFromItsTurn) {
   database->exec(
-      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, finished_at)"
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at, finished_at)"
                   " SELECT 't' || n, 1, 'due', now(), now() - interval '9 days', now() - interval '9 days' FROM generate_series(1, 9) n"));
   database->exec(std::string("INSERT INTO takt.item_keys SELECT 1, 'k' || n, n, now() - interval '1 s' FROM generate_series(1, 9) n"));
   database->exec(

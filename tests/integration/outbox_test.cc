@@ -120,7 +120,7 @@ TEST_F(DispatcherOutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) 
 TEST_F(DispatcherOutboxTest, Finding18_ATickThatNoMessageCanCarryStopsNoOther) {
   database.apply(plain_job("demo"));
   database->exec(
-      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at, items) SELECT t.id, j.id, 'replay', now(), now() - "
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at, items) SELECT t.id, j.id, 'replay', now(), now() - "
                   "interval '1 min', t.items::jsonb"
                   "  FROM takt.jobs j, (VALUES ('a-number', '[{\"payload\": 1e1000}]'), ('too-large', '[{\"payload\": \"' || repeat('x', "
                   "1100000) || '\"}]'),"
@@ -148,13 +148,13 @@ TEST_F(DispatcherOutboxTest, ANewLeaderSendsInTimeWhatTheOneBeforeItHadStoredAhe
   second.start();
   ASSERT_TRUE(first.wait_connected(20s) && second.wait_connected(20s));
   database->exec(
-      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, created_at) SELECT 'demo/s@x', id, 'schedule', t, t "
+      std::string("INSERT INTO takt.ticks (id, job_id, source, due_at, publish_at) SELECT 'demo/s@x', id, 'schedule', t, t "
                   "FROM takt.jobs, (SELECT now() + interval '450 ms' AS t) soon"));
   Dispatcher dispatcher(*database, *database, first, second, keys, real, metrics, settings());
   dispatcher.start();
   EXPECT_TRUE(eventually([&] { return database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NOT NULL") == 1; }));
   dispatcher.stop();
-  EXPECT_EQ(database.text("SELECT published_at BETWEEN created_at AND created_at + interval '2 s' FROM takt.ticks"), "t")
+  EXPECT_EQ(database.text("SELECT published_at BETWEEN publish_at AND publish_at + interval '2 s' FROM takt.ticks"), "t")
       << "and not by the sweep";
 }
 

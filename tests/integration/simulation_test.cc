@@ -503,7 +503,7 @@ class Simulation {
     for (int round = 0; round < 200; ++round) {
       finish_all();
       database_->exec(std::string("UPDATE takt.ticks SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL"));
-      database_->exec(std::string("UPDATE takt.ticks SET created_at = created_at - interval '1 min' WHERE finished_at IS NULL"));
+      database_->exec(std::string("UPDATE takt.ticks SET publish_at = publish_at - interval '1 min' WHERE finished_at IS NULL"));
       clock_.advance(60s);
       retry_blocked();
       database_->exec(std::string("UPDATE takt.items SET run_at = now() - interval '1 s'"));
