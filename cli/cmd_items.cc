@@ -1,6 +1,7 @@
 #include "cli/commands.h"
 #include "cli/table.h"
 #include "core/config/removal.h"
+#include "core/db/query.h"
 
 namespace takt {
 
@@ -104,8 +105,72 @@ void show_item(Context& context, std::int64_t id, bool json) {
   print_parts(rows, json);
 }
 
+struct ByIds {
+  std::vector<std::int64_t> ids;
+  std::string who;
+  static constexpr auto fields() { return std::tuple(&ByIds::ids, &ByIds::who); }
+};
+/// Until when a job is held, if it is.
+struct HeldJob {
+  std::optional<std::string> job;
+  std::string until;
+};
+/// How many were acted on, and a job of theirs that is held.
+struct Acted : HeldJob {
+  std::int64_t count = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("count", &Acted::count), Field("job", &HeldJob::job), Field("until", &HeldJob::until));
+  }
+};
+struct OfJob {
+  std::int64_t job_id = 0;
+  static constexpr auto fields() { return std::tuple(&OfJob::job_id); }
+};
+struct HeldRow : HeldJob {
+  static constexpr auto fields() { return std::tuple(Field("job", &HeldJob::job), Field("until", &HeldJob::until)); }
+};
+struct JobName {
+  std::string job;
+  static constexpr auto fields() { return std::tuple(&JobName::job); }
+};
+struct FoundJob {
+  std::int64_t id = 0;
+  std::string now;
+  static constexpr auto fields() { return std::tuple(Field("id", &FoundJob::id), Field("now", &FoundJob::now)); }
+};
+struct Between : OfJob {
+  int state = 0;
+  std::string after, until;
+  static constexpr auto fields() { return std::tuple_cat(OfJob::fields(), std::tuple(&Between::state, &Between::after, &Between::until)); }
+};
+struct Priority {
+  int priority = 0;
+  std::int64_t count = 0;
+  static constexpr auto fields() { return std::tuple(Field("priority", &Priority::priority), Field("count", &Priority::count)); }
+};
+struct RetrySet : OfJob {
+  int state = 0, priority = 0;
+  std::string run_at;
+  std::int64_t id = 0, most = 0;
+  std::string who, job, until;
+  static constexpr auto fields() {
+    return std::tuple_cat(OfJob::fields(), std::tuple(&RetrySet::state, &RetrySet::priority, &RetrySet::run_at, &RetrySet::id,
+                                                      &RetrySet::most, &RetrySet::who, &RetrySet::job, &RetrySet::until));
+  }
+};
+/// How many were due later, how many were looked at, and the last of these.
+struct RetriedSet {
+  std::int64_t again = 0, chosen = 0;
+  std::string run_at;
+  std::int64_t id = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("again", &RetriedSet::again), Field("chosen", &RetriedSet::chosen), Field("run_at", &RetriedSet::run_at),
+                      Field("id", &RetriedSet::id));
+  }
+};
+
 // A running item cannot be cancelled: its worker may be at it at this moment.
-constexpr Statement kCancel{"items_cancel", R"sql(
+constexpr Query<ByIds, Acted> kCancel{"items_cancel", R"sql(
   WITH gone AS (
     DELETE FROM takt.items WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING *),
   history AS (
@@ -115,27 +180,27 @@ constexpr Statement kCancel{"items_cancel", R"sql(
     DELETE FROM takt.item_keys k USING gone g WHERE g.key IS NOT NULL AND k.job_id = g.job_id AND k.key = g.key AND k.item_id = g.id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'cancel', 'item ' || id FROM gone)
-  SELECT count(*) FROM gone
+  SELECT count(*) AS count, NULL::text AS job, NULL::text AS until FROM gone
 )sql"};
 
-constexpr Statement kRetry{"items_retry", R"sql(
+constexpr Query<ByIds, Acted> kRetry{"items_retry", R"sql(
   WITH again AS (
     UPDATE takt.items SET state = CASE WHEN state = 6 THEN 6 ELSE 0 END, run_at = now(), attempt = CASE WHEN state = 5 THEN 0 ELSE attempt END,
                           replay = CASE WHEN state = 5 THEN replay + 1 ELSE replay END
      WHERE id = ANY ($1::bigint[]) AND state IN (0, 5, 6) RETURNING id, job_id),
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'retry', 'item ' || id FROM again),
-  claimed AS (
-    SELECT h.job, h.until FROM takt.held_jobs h WHERE h.job_id IN (SELECT job_id FROM again) ORDER BY h.job LIMIT 1)
-  SELECT (SELECT count(*) FROM again), pg_notify('takt_due', ''), h.job, takt.shown(h.until)
-    FROM (SELECT 1) one LEFT JOIN claimed h ON true
+  held AS (
+    SELECT h.job, h.until FROM takt.held_jobs h WHERE h.job_id IN (SELECT job_id FROM again) ORDER BY h.job LIMIT 1),
+  told AS MATERIALIZED (SELECT pg_notify('takt_due', ''))
+  SELECT (SELECT count(*) FROM again) AS count, h.job, takt.shown(h.until) AS until FROM told LEFT JOIN held h ON true
 )sql"};
 
 constexpr std::int64_t kRetriedASet = 1000;
 
 // One priority's part of items_due, from a place in it on: what is due already is not walked over, and what comes back, since it
 // failed again, lies behind that place or after $9. A row that somebody holds at this moment is passed over.
-constexpr Statement kRetryOfJob{"items_retry_of_job", R"sql(
+constexpr Query<RetrySet, RetriedSet> kRetryOfJob{"items_retry_of_job", R"sql(
   WITH chosen AS (
     SELECT i.state, i.job_id, i.priority, i.run_at, i.id FROM takt.items i
      WHERE i.job_id = $1 AND i.state = $2 AND i.priority = $3 AND (i.run_at, i.id) > ($4::timestamptz, $5::bigint) AND i.run_at <= $9::timestamptz
@@ -148,13 +213,14 @@ constexpr Statement kRetryOfJob{"items_retry_of_job", R"sql(
   noted AS (
     INSERT INTO takt.audit (who, origin, action, subject, detail)
     SELECT $7, 'command line', 'retry', 'job ' || $8, jsonb_build_object('items', count(*), 'state', takt.state_name($2::smallint))
-      FROM again HAVING count(*) > 0)
-  SELECT (SELECT count(*) FROM again), (SELECT count(*) FROM chosen), l.run_at::text, l.id, pg_notify('takt_due', '')
-    FROM (SELECT 1) one LEFT JOIN LATERAL (SELECT run_at, id FROM chosen ORDER BY run_at DESC, id DESC LIMIT 1) l ON true
+      FROM again HAVING count(*) > 0),
+  told AS MATERIALIZED (SELECT pg_notify('takt_due', ''))
+  SELECT (SELECT count(*) FROM again) AS again, (SELECT count(*) FROM chosen) AS chosen, l.run_at::text AS run_at, l.id
+    FROM told LEFT JOIN LATERAL (SELECT run_at, id FROM chosen ORDER BY run_at DESC, id DESC LIMIT 1) l ON true
 )sql"};
 
 // A probe of items_due for each priority that has some.
-constexpr Statement kRetriable{"items_retriable", R"sql(
+constexpr Query<Between, Priority> kRetriable{"items_retriable", R"sql(
   WITH RECURSIVE priorities AS (
     (SELECT i.priority FROM takt.items i WHERE i.state = $2 AND i.job_id = $1 ORDER BY i.priority LIMIT 1)
     UNION ALL
@@ -165,6 +231,10 @@ constexpr Statement kRetriable{"items_retriable", R"sql(
                            WHERE i.state = $2 AND i.job_id = $1 AND i.priority = p.priority AND i.run_at > $3::timestamptz AND i.run_at <= $4::timestamptz
                            LIMIT 100000) x) c
 )sql"};
+
+constexpr Query<JobName, FoundJob> kJobNow{"items_job_now", "SELECT id, now()::text AS now FROM takt.jobs WHERE name = $1"};
+constexpr Query<OfJob, HeldRow> kHeldUntil{"items_held_until",
+                                           "SELECT job, takt.shown(until) AS until FROM takt.held_jobs WHERE job_id = $1"};
 
 struct ActingOptions {
   std::vector<std::int64_t> ids;
@@ -178,20 +248,19 @@ CommandFailed nothing_left(Database& database, const std::string& job) {
   return CommandFailed("nothing is left of job \"" + job + "\" but dead letters");
 }
 
-/// What keeps items that are due now from beginning: their job's destination is left alone. From a row's job and time; NULL: nothing.
-std::string held_note(const Rows& held, std::size_t job, std::size_t until) {
-  if (held.empty() || held.is_null(0, job)) return "";
-  return "; job " + std::string(held.text(0, job)) + " is held until " + std::string(held.text(0, until)) + ": \"takt jobs resume " +
-         std::string(held.text(0, job)) + "\" tries its destination now";
+/// What keeps items that are due now from beginning: their job's destination is left alone.
+std::string held_note(const HeldJob& held) {
+  if (!held.job) return "";
+  return "; job " + *held.job + " is held until " + held.until + ": \"takt jobs resume " + *held.job + "\" tries its destination now";
 }
 
-void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Statement& statement,
+void act_on_ids(Database& database, const ActingOptions& options, const std::string& verb, const Query<ByIds, Acted>& statement,
                 const std::string& done) {
   const auto asked = std::to_string(options.ids.size()) + (options.ids.size() == 1 ? " item" : " items");
   if (!confirm(verb + " " + asked + "?", options.yes)) throw CommandFailed("nothing done");
-  const auto acted = database.exec_retrying(statement, Params::of(options.ids, Context::who(options.by)));
-  const auto count = acted.integer(0, 0);
-  const std::string note = verb == "cancel" ? "" : held_note(acted, 2, 3);
+  const auto acted = query_retrying(database, statement, {options.ids, Context::who(options.by)}).at(0);
+  const auto count = acted.count;
+  const std::string note = held_note(acted);
   say(options.json, {{verb == "cancel" ? "cancelled" : "retried", count}}, std::to_string(count) + " of " + asked + " " + done + note);
   if (count < static_cast<std::int64_t>(options.ids.size())) throw CommandFailed("the others are running, finished or unknown");
 }
@@ -213,19 +282,18 @@ void cancel_of_job(Database& database, const ActingOptions& options) {
 
 void retry_of_job(Database& database, const ActingOptions& options) {
   const bool blocked = options.state == "blocked";
-  const std::int64_t state = blocked ? 5 : 0;
-  const auto found = database.exec(std::string("SELECT id, now()::text FROM takt.jobs WHERE name = $1"), Params::of(options.job));
+  const int state = blocked ? 5 : 0;
+  const auto found = query(database, kJobNow, {options.job});
   if (found.empty()) throw nothing_left(database, options.job);
-  const auto job = found.integer(0, 0);
-  const std::string now(found.text(0, 1));
+  const auto& [job, now] = found.front();
   // Blocked ones were due once; of those pending, what waits for later.
   const std::string after = blocked ? "-infinity" : now, until = blocked ? now : "infinity";
-  const auto priorities = database.exec(kRetriable, Params::of(job, state, after, until));
+  const auto priorities = query(database, kRetriable, {{job}, state, after, until});
   std::int64_t waiting = 0;
   bool more = false;
-  for (std::size_t i = 0; i < priorities.size(); ++i) {
-    waiting += priorities.integer(i, 1);
-    more = more || priorities.integer(i, 1) == 100'000;
+  for (const auto& [priority, count] : priorities) {
+    waiting += count;
+    more = more || count == 100'000;
   }
   const std::string what =
       std::to_string(waiting) + (more ? " or more " : " ") + options.state + (waiting == 1 ? " item" : " items") + " of " + options.job;
@@ -233,25 +301,19 @@ void retry_of_job(Database& database, const ActingOptions& options) {
     return say(options.json, {{"retried", 0}}, "no " + options.state + " items of " + options.job + (blocked ? "" : " wait for later"));
   if (!confirm("retry " + what + " now?", options.yes)) throw CommandFailed("nothing done");
   std::int64_t done = 0;
-  for (std::size_t i = 0; i < priorities.size(); ++i) {
-    std::string run_at = after;
-    std::int64_t id = 0;
+  for (const auto& [priority, count] : priorities) {
+    RetrySet request{{job}, state, priority, after, 0, kRetriedASet, Context::who(options.by), options.job, until};
     for (std::int64_t chosen = kRetriedASet; chosen == kRetriedASet;) {
-      const auto set = database.exec_retrying(kRetryOfJob, Params::of(job, state, priorities.integer(i, 0), run_at, id, kRetriedASet,
-                                                                      Context::who(options.by), options.job, until));
-      done += set.integer(0, 0);
-      chosen = set.integer(0, 1);
-      if (chosen == 0) break;
-      run_at = set.text(0, 2);
-      id = set.integer(0, 3);
+      auto set = query_retrying(database, kRetryOfJob, request).at(0);
+      done += set.again;
+      chosen = set.chosen;
+      request.run_at = std::move(set.run_at);
+      request.id = set.id;
     }
   }
-  say(options.json, {{"retried", done}},
-      std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" +
-          (options.json ? ""
-                        : held_note(database.exec(std::string("SELECT job, takt.shown(until) FROM takt.held_jobs WHERE job_id = $1"),
-                                                  Params::of(job)),
-                                    0, 1)));
+  std::string note;
+  for (const auto& held : query(database, kHeldUntil, {job})) note = held_note(held);
+  say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" + note);
 }
 
 CLI::App* add_acting(CLI::App* items, const std::string& verb, const std::string& what, ActingOptions& options) {

@@ -5,6 +5,7 @@
 #include "cli/installation_view.h"
 #include "core/amqp/topology.h"
 #include "core/config/job.h"
+#include "core/db/query.h"
 
 namespace takt {
 
@@ -12,57 +13,89 @@ namespace {
 
 constexpr std::int64_t kMostCounted = 10'000;  // of each kind and job; below, in the statements, too
 
+struct NameAndText {
+  std::string name, text;
+  static constexpr auto fields() { return std::tuple(Field("name", &NameAndText::name), Field("text", &NameAndText::text)); }
+};
+struct Totals {
+  std::int64_t dead_letters = 0, outbox_ticks = 0, outbox_dead_letters = 0, runs = 0, late = 0, dead_messages = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("dead_letters", &Totals::dead_letters), Field("outbox_ticks", &Totals::outbox_ticks),
+                      Field("outbox_dead_letters", &Totals::outbox_dead_letters), Field("runs", &Totals::runs),
+                      Field("late", &Totals::late), Field("dead_messages", &Totals::dead_messages));
+  }
+};
+struct After {
+  std::int64_t id = 0, most = 0;
+  static constexpr auto fields() { return std::tuple(&After::id, &After::most); }
+};
+struct JobRow : JobStatus {
+  std::int64_t id = 0;
+  static constexpr auto fields() {
+    return std::tuple(
+        Field("id", &JobRow::id), Field("name", &JobStatus::name), Field("state", &JobStatus::state), Field("due", &JobStatus::due),
+        Field("oldest_due_s", &JobStatus::oldest_due_s), Field("blocked", &JobStatus::blocked),
+        Field("dead_letters", &JobStatus::dead_letters), Field("runs", &JobStatus::runs_24h), Field("lost", &JobStatus::runs_lost_24h),
+        Field("done", &JobStatus::done_24h), Field("failed", &JobStatus::attempts_failed_24h), Field("last_s", &JobStatus::last_run_s),
+        Field("ticks", &JobStatus::ticks), Field("oldest_s", &JobStatus::oldest_tick_s), Field("rate", &JobStatus::done_a_second));
+  }
+};
+
+constexpr Query<NoRequest, NameAndText> kFaults{"status_faults", R"sql(
+  SELECT j.name || '/' || s.name AS name, s.fault AS text FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+   WHERE s.fault IS NOT NULL AND j.removed_at IS NULL ORDER BY 1 LIMIT 100
+)sql"};
+constexpr Query<NoRequest, NameAndText> kDefinitions{
+    "status_definitions", "SELECT name, definition::text AS text FROM takt.jobs WHERE removed_at IS NULL ORDER BY name"};
+
 /// Schedules and definitions that were set aside: the rest goes on without them. At most 100.
 std::vector<Status::Fault> read_faults(Database& database) {
   constexpr std::size_t kMost = 100;
   std::vector<Status::Fault> faults;
-  const auto schedules =
-      database.exec(std::string("SELECT j.name || '/' || s.name, s.fault FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id"
-                                " WHERE s.fault IS NOT NULL AND j.removed_at IS NULL ORDER BY 1 LIMIT 100"));
-  for (std::size_t i = 0; i < schedules.size(); ++i) {
-    faults.push_back({"schedule " + std::string(schedules.text(i, 0)), std::string(schedules.text(i, 1))});
-  }
-  const auto jobs = database.exec(std::string("SELECT name, definition::text FROM takt.jobs WHERE removed_at IS NULL ORDER BY name"));
-  for (std::size_t i = 0; i < jobs.size() && faults.size() < kMost; ++i) {
-    const std::string name(jobs.text(i, 0));
+  for (const auto& schedule : query(database, kFaults)) faults.push_back({"schedule " + schedule.name, schedule.text});
+  for (const auto& job : query(database, kDefinitions)) {
+    if (faults.size() >= kMost) break;
     try {
-      job_from_json(name, nlohmann::json::parse(jobs.text(i, 1)));
+      job_from_json(job.name, nlohmann::json::parse(job.text));
     } catch (const std::exception& error) {
-      faults.push_back({"job " + name, std::string("its definition is another version's: ") + error.what()});
+      faults.push_back({"job " + job.name, std::string("its definition is another version's: ") + error.what()});
     }
   }
   return faults;
 }
 
-constexpr std::size_t kJobsAtOnce = 200;
+constexpr std::int64_t kJobsAtOnce = 200;
 constexpr std::size_t kMostServices = 6;  // that are named
 
 // A slot is stored up to half a second ahead of its time, and sent a moment after: what is younger is no backlog.
-constexpr Statement kTotals{"status_totals", R"sql(
-  SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL AND publish_at < now() - interval '2 s' LIMIT 10000) x),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x),
-         (SELECT count(*) FROM takt.ticks WHERE lease_until > now()),
-         (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '5 s' AND NOT paused AND NOT job_paused),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE job = '' AND state = 'archived' LIMIT 10000) x)
+constexpr Query<NoRequest, Totals> kTotals{"status_totals", R"sql(
+  SELECT (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE state = 'archived' LIMIT 10000) x) AS dead_letters,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.ticks WHERE published_at IS NULL AND finished_at IS NULL
+                                   AND publish_at < now() - interval '2 s' LIMIT 10000) x) AS outbox_ticks,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letter_outbox LIMIT 10000) x) AS outbox_dead_letters,
+         (SELECT count(*) FROM takt.ticks WHERE lease_until > now()) AS runs,
+         (SELECT count(*) FROM takt.schedules WHERE next_fire < now() - interval '5 s' AND NOT paused AND NOT job_paused) AS late,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters WHERE job = '' AND state = 'archived' LIMIT 10000) x) AS dead_messages
 )sql"};
 
 // Suspects (state 6) are due like any other.
-constexpr Statement kJobs{"status_jobs", R"sql(
-  SELECT j.id, j.name, takt.job_state(j),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x),
-         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0) FROM (
+constexpr Query<After, JobRow> kJobs{"status_jobs", R"sql(
+  SELECT j.id, j.name, takt.job_state(j) AS state,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state IN (0, 6) AND i.run_at <= now() LIMIT 10000) x) AS due,
+         (SELECT coalesce(extract(epoch FROM now() - min(greatest(x.run_at, 'epoch'))), 0)::float8 FROM (
             (SELECT i.run_at FROM takt.items i
               WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now() ORDER BY i.priority, i.run_at LIMIT 10000)
-            UNION ALL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 6 AND i.run_at <= now() LIMIT 10000)) x),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x),
-         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x),
-         r.runs, r.failed, r.done, r.error, r.last, u.ticks, u.oldest_s, r.rate
+            UNION ALL (SELECT i.run_at FROM takt.items i WHERE i.job_id = j.id AND i.state = 6 AND i.run_at <= now() LIMIT 10000)) x)
+           AS oldest_due_s,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.items i WHERE i.job_id = j.id AND i.state = 5 LIMIT 10000) x) AS blocked,
+         (SELECT count(*) FROM (SELECT 1 FROM takt.dead_letters d WHERE d.job = j.name AND d.state = 'archived' LIMIT 10000) x) AS dead_letters,
+         r.runs, r.lost, r.done, r.failed, r.last_s, u.ticks, u.oldest_s, r.rate
     FROM takt.jobs j
     LEFT JOIN LATERAL takt.ticks_not_begun(j.id) u ON true
-    LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS failed, coalesce(sum(done + noop), 0) AS done,
-                              coalesce(sum(error + dead), 0) AS error, extract(epoch FROM now() - max(started_at) FILTER (WHERE scanned > 0)) AS last,
-                              coalesce(sum(done + noop) FILTER (WHERE finished_at > now() - interval '10 s'), 0) / 10.0 AS rate
+    LEFT JOIN LATERAL (SELECT count(*) AS runs, count(*) FILTER (WHERE status = 'failed') AS lost, coalesce(sum(done + noop), 0) AS done,
+                              coalesce(sum(error + dead), 0) AS failed,
+                              extract(epoch FROM now() - max(started_at) FILTER (WHERE scanned > 0))::float8 AS last_s,
+                              coalesce(sum(done + noop) FILTER (WHERE finished_at > now() - interval '10 s'), 0)::float8 / 10 AS rate
                          FROM (SELECT status, started_at, finished_at, scanned, done, noop, error, dead FROM takt.runs
                                 WHERE job_id = j.id AND started_at > now() - interval '24 hours'
                                 ORDER BY started_at DESC LIMIT 10000) newest
@@ -76,15 +109,12 @@ std::vector<JobStatus> read_jobs(Database& database) {
   std::vector<JobStatus> jobs;
   std::int64_t last = 0;
   for (bool more = true; more;) {
-    const auto rows = database.exec(kJobs, Params::of(last, static_cast<std::int64_t>(kJobsAtOnce)));
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      last = rows.integer(i, 0);
-      jobs.push_back({std::string(rows.text(i, 1)), std::string(rows.text(i, 2)), rows.integer(i, 3), rows.real(i, 4), rows.integer(i, 5),
-                      rows.integer(i, 6), rows.integer(i, 7), rows.integer(i, 8), rows.integer(i, 9), rows.integer(i, 10),
-                      rows.is_null(i, 11) ? std::nullopt : std::optional(rows.real(i, 11)), rows.integer(i, 12), rows.real(i, 13),
-                      rows.real(i, 14)});
+    const auto rows = query(database, kJobs, {last, kJobsAtOnce});
+    for (const auto& row : rows) {
+      last = row.id;
+      jobs.push_back(row);
     }
-    more = rows.size() == kJobsAtOnce;
+    more = rows.size() == static_cast<std::size_t>(kJobsAtOnce);
   }
   std::sort(jobs.begin(), jobs.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return jobs;
@@ -129,13 +159,13 @@ Status read_status(Database& database) {
   Status status;
   status.installation = read_installation(database);
   status.troubles = troubles_of(status.installation);
-  const auto totals = database.exec(kTotals);
-  status.dead_letters_open = totals.integer(0, 0);
-  status.outbox_ticks = totals.integer(0, 1);
-  status.outbox_dead_letters = totals.integer(0, 2);
-  status.runs_active = totals.integer(0, 3);
-  status.schedules_late = totals.integer(0, 4);
-  status.dead_messages = totals.integer(0, 5);
+  const auto totals = query(database, kTotals).at(0);
+  status.dead_letters_open = totals.dead_letters;
+  status.outbox_ticks = totals.outbox_ticks;
+  status.outbox_dead_letters = totals.outbox_dead_letters;
+  status.runs_active = totals.runs;
+  status.schedules_late = totals.late;
+  status.dead_messages = totals.dead_messages;
   status.jobs = read_jobs(database);
   status.removed = removed_with_items(database);
   status.faults = read_faults(database);

@@ -2,14 +2,35 @@
 
 #include <set>
 
+#include "core/db/query.h"
 #include "core/text/text.h"
 
 namespace takt {
 
 namespace {
 
+/// Letters, a place in each array for each.
+struct Letters {
+  std::vector<std::string> ids, kinds, jobs, reasons, errors;
+  std::vector<std::optional<std::string>> item_ids, keys;
+  std::vector<std::int64_t> priorities;
+  std::vector<std::optional<std::string>> payloads;
+  std::vector<std::int64_t> attempts;
+  std::vector<std::optional<std::string>> bodies, headers, deaths;
+  std::vector<std::string> died_ats, genuine;
+  static constexpr auto fields() {
+    return std::tuple(&Letters::ids, &Letters::kinds, &Letters::jobs, &Letters::reasons, &Letters::errors, &Letters::item_ids,
+                      &Letters::keys, &Letters::priorities, &Letters::payloads, &Letters::attempts, &Letters::bodies, &Letters::headers,
+                      &Letters::deaths, &Letters::died_ats, &Letters::genuine);
+  }
+};
+struct Most {
+  std::int64_t letters = 0, bytes = 0;
+  static constexpr auto fields() { return std::tuple(&Most::letters, &Most::bytes); }
+};
+
 // attempt_errors: served by failed_attempts_item in each partition.
-constexpr Statement kStore{"store_letters", R"sql(
+constexpr Query<Letters, NoRow> kStore{"store_letters", R"sql(
   INSERT INTO takt.dead_letters (id, kind, job, reason, error, item_id, key, priority, payload, attempts, body, headers, x_death,
                                  died_at, genuine, attempt_errors)
   SELECT l.id, l.kind, l.job, l.reason, l.error, l.item_id, l.key, l.priority, l.payload::jsonb, l.attempts, l.body::bytea,
@@ -24,7 +45,7 @@ constexpr Statement kStore{"store_letters", R"sql(
 )sql"};
 
 // Served by dead_letters_unsigned; pg_column_size() reads no body. Skips what somebody else has locked: another archive, or an operator.
-constexpr Statement kBoundUnsigned{"bound_unsigned_letters", R"sql(
+constexpr Query<Most, NoRow> kBoundUnsigned{"bound_unsigned_letters", R"sql(
   WITH beyond AS MATERIALIZED (
     SELECT id FROM (
       SELECT id, row_number() OVER newest AS letters, sum(size) OVER newest AS bytes
@@ -40,36 +61,31 @@ constexpr Statement kBoundUnsigned{"bound_unsigned_letters", R"sql(
 }  // namespace
 
 int store_letters(Database& database, const std::vector<Letter>& letters) {
-  std::vector<std::string> ids, kinds, jobs, reasons, errors, died_ats, genuine;
-  std::vector<std::optional<std::string>> item_ids, keys, payloads, bodies, headers, deaths;
-  std::vector<std::int64_t> priorities, attempts;
+  Letters stored;
   std::set<std::string> seen;
   for (const auto& letter : letters) {
     if (!seen.insert(letter.id).second) continue;
-    ids.push_back(letter.id);
-    kinds.push_back(letter.kind);
-    jobs.push_back(letter.job);
-    reasons.push_back(letter.reason);
-    errors.push_back(letter.error);
-    item_ids.push_back(letter.item_id ? std::optional(std::to_string(*letter.item_id)) : std::nullopt);
-    keys.push_back(letter.key);
-    priorities.push_back(letter.priority);
-    payloads.push_back(letter.payload);
-    attempts.push_back(letter.attempts);
-    bodies.push_back(letter.body ? std::optional("\\x" + to_hex(*letter.body)) : std::nullopt);
-    headers.push_back(letter.headers);
-    deaths.push_back(letter.x_death);
-    died_ats.push_back(format_rfc3339(letter.died_at));
-    genuine.emplace_back(letter.genuine ? "t" : "f");
+    stored.ids.push_back(letter.id);
+    stored.kinds.push_back(letter.kind);
+    stored.jobs.push_back(letter.job);
+    stored.reasons.push_back(letter.reason);
+    stored.errors.push_back(letter.error);
+    stored.item_ids.push_back(letter.item_id ? std::optional(std::to_string(*letter.item_id)) : std::nullopt);
+    stored.keys.push_back(letter.key);
+    stored.priorities.push_back(letter.priority);
+    stored.payloads.push_back(letter.payload);
+    stored.attempts.push_back(letter.attempts);
+    stored.bodies.push_back(letter.body ? std::optional("\\x" + to_hex(*letter.body)) : std::nullopt);
+    stored.headers.push_back(letter.headers);
+    stored.deaths.push_back(letter.x_death);
+    stored.died_ats.push_back(format_rfc3339(letter.died_at));
+    stored.genuine.emplace_back(letter.genuine ? "t" : "f");
   }
-  return static_cast<int>(database
-                              .exec_retrying(kStore, Params::of(ids, kinds, jobs, reasons, errors, item_ids, keys, priorities, payloads,
-                                                                attempts, bodies, headers, deaths, died_ats, genuine))
-                              .affected());
+  return static_cast<int>(execute_retrying(database, kStore, stored));
 }
 
 int bound_unsigned_letters(Database& database, const LetterVolume& most) {
-  return static_cast<int>(database.exec(kBoundUnsigned, Params::of(most.letters, most.bytes)).affected());
+  return static_cast<int>(execute(database, kBoundUnsigned, {most.letters, most.bytes}));
 }
 
 }  // namespace takt

@@ -3,18 +3,72 @@
 #include <algorithm>
 
 #include "core/observe/log.h"
+#include "worker/claim_rows.h"
 
 namespace takt {
 
 namespace {
 
-constexpr Statement kAccept{"accept_inline_items",
-                            "SELECT takt.accept_items($1, $2, $3, $4, $5::jsonb[], $6::text[], $7::timestamptz[], $8::integer[])"};
+/// A tick's items, a place in each array for each.
+struct Carried {
+  std::string tick_id;
+  std::int64_t job_id = 0;
+  std::string source;
+  Timestamp due_at{};
+  std::vector<std::string> payloads;
+  std::vector<std::optional<std::string>> keys, run_ats;
+  std::vector<std::int64_t> priorities;
+  static constexpr auto fields() {
+    return std::tuple(&Carried::tick_id, &Carried::job_id, &Carried::source, &Carried::due_at, &Carried::payloads, &Carried::keys,
+                      &Carried::run_ats, &Carried::priorities);
+  }
+};
+struct PutOff {
+  std::string tick_id;
+  std::int64_t job_id = 0;
+  std::string source;
+  Timestamp due_at{};
+  std::optional<std::string> items;
+  int batch_size = 0;
+  static constexpr auto fields() {
+    return std::tuple(&PutOff::tick_id, &PutOff::job_id, &PutOff::source, &PutOff::due_at, &PutOff::items, &PutOff::batch_size);
+  }
+};
+struct TickId {
+  std::string tick_id;
+  static constexpr auto fields() { return std::tuple(&TickId::tick_id); }
+};
+struct TickAndRun : TickId {
+  std::int64_t run_id = 0;
+  static constexpr auto fields() { return std::tuple_cat(TickId::fields(), std::tuple(&TickAndRun::run_id)); }
+};
+struct TooLarge {
+  std::int64_t job_id = 0, run_id = 0;
+  std::string error;
+  int state = 0;
+  static constexpr auto fields() { return std::tuple(&TooLarge::job_id, &TooLarge::run_id, &TooLarge::error, &TooLarge::state); }
+};
+struct Aside {
+  std::int64_t item_id = 0;
+  static constexpr auto fields() { return std::tuple(Field("item_id", &Aside::item_id)); }
+};
+struct RunId {
+  std::int64_t id = 0;
+  static constexpr auto fields() { return std::tuple(Field("nextval", &RunId::id)); }
+};
+struct Look {
+  std::int64_t job_id = 0;
+  int most = 0;
+  static constexpr auto fields() { return std::tuple(&Look::job_id, &Look::most); }
+};
+
+constexpr Query<Carried, Count> kAccept{
+    "accept_inline_items", "SELECT takt.accept_items($1, $2, $3, $4, $5::jsonb[], $6::text[], $7::timestamptz[], $8::integer[]) AS count"};
 constexpr int kAcceptTries = 2;
 constexpr auto kLockTimeout = "55P03";
 
 // Served by ticks' primary key. publish_at stays, so that no new leader takes a slot for one that was never sent.
-constexpr Statement kPutOff{"put_off_tick", R"sql(
+constexpr Query<PutOff, NoRow> kPutOff{"put_off_tick", R"sql(
   INSERT INTO takt.ticks AS t (id, job_id, source, due_at, items, batch_size, published_at, put_off_until)
   VALUES ($1, $2, $3, $4, $5::jsonb, nullif($6::integer, 0), now(), now() + interval '1 s')
   ON CONFLICT (id) DO UPDATE
@@ -24,18 +78,18 @@ constexpr Statement kPutOff{"put_off_tick", R"sql(
 )sql"};
 
 // Served by ticks' primary key.
-constexpr Statement kEndUnbegun{"end_unbegun_tick", R"sql(
+constexpr Query<TickId, NoRow> kEndUnbegun{"end_unbegun_tick", R"sql(
   UPDATE takt.ticks SET finished_at = now() WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL AND begun_at IS NULL
 )sql"};
 
 // Served by ticks' primary key and items_due (state, job, priority, run_at, id). Locks the tick's row, the job's lock row if
 // it is exclusive, and only the items it returns.
-constexpr Statement kBegin{"begin_run", "SELECT * FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
+constexpr Query<BeginRun, ClaimRow> kBegin{"begin_run", "SELECT * FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
 
 constexpr auto kTooLarge = "54000";  // program_limit_exceeded: over 1 GB
 
 // Served by items_due.
-constexpr Statement kSetAside{"set_aside_first_due", R"sql(
+constexpr Query<TooLarge, Aside> kSetAside{"set_aside_first_due", R"sql(
   WITH first AS (
     UPDATE takt.items i SET state = 5, attempt = i.attempt + 1
      WHERE i.ctid = (SELECT d.ctid FROM takt.items d WHERE d.job_id = $1 AND d.state = $4 AND d.run_at <= now()
@@ -47,13 +101,14 @@ constexpr Statement kSetAside{"set_aside_first_due", R"sql(
 )sql"};
 
 // After a lost connection: did the claim under this run_id commit?
-constexpr Statement kClaimedBy{"claimed_by", "SELECT * FROM takt.claimed_by($1, $2)"};
+constexpr Query<TickAndRun, ClaimRow> kClaimedBy{"claimed_by", "SELECT * FROM takt.claimed_by($1, $2)"};
 
-constexpr Statement kRunIds{"run_ids", "SELECT nextval('takt.run_ids') FROM generate_series(1, 100)"};
+constexpr Query<NoRequest, RunId> kRunIds{"run_ids", "SELECT nextval('takt.run_ids') FROM generate_series(1, 100)"};
 
-constexpr Statement kPeek{"peek_due_items", R"sql(
-  SELECT NULL, NULL, i.id, i.attempt + 1, i.key, i.payload::text,
-         (extract(epoch FROM now() - greatest(i.enqueued_at, 'epoch')) * 1000)::bigint, (extract(epoch FROM now() - greatest(i.run_at, 'epoch')) * 1000)::bigint
+constexpr Query<Look, ClaimRow> kPeek{"peek_due_items", R"sql(
+  SELECT NULL::text AS source, NULL::boolean AS locked, i.id AS item_id, i.attempt + 1 AS attempt, i.key, i.payload::text AS payload,
+         (extract(epoch FROM now() - greatest(i.enqueued_at, 'epoch')) * 1000)::bigint AS age_ms,
+         (extract(epoch FROM now() - greatest(i.run_at, 'epoch')) * 1000)::bigint AS overdue_ms
     FROM takt.items i
    WHERE i.job_id = $1 AND i.state = 0 AND i.run_at <= now()
    ORDER BY i.priority, i.run_at, i.id LIMIT $2
@@ -66,9 +121,9 @@ Claim claim_less(Database& database, ClaimRequest request, const DatabaseError& 
   } else {
     if (error.sqlstate() != kTooLarge) throw error;
     const int state = request.source == "alone" ? 6 : 0;
-    const auto aside = database.exec_retrying(kSetAside, Params::of(request.job.id, request.run_id, error.what(), state));
+    const auto aside = query_retrying(database, kSetAside, {request.job.id, request.run_id, error.what(), state});
     if (aside.empty()) throw error;
-    log_error("item blocked", {{"job", request.job.definition.name}, {"item", aside.integer(0, 0)}, {"error", error.what()}});
+    log_error("item blocked", {{"job", request.job.definition.name}, {"item", aside.front().item_id}, {"error", error.what()}});
   }
   return claim_batch(database, request);
 }
@@ -94,26 +149,23 @@ int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::str
 }
 
 bool accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
-  std::vector<std::string> payloads;
-  std::vector<std::optional<std::string>> keys, run_ats;
-  std::vector<std::int64_t> priorities;
+  Carried carried{tick.id(), job.id, source, get_timestamp(tick.due_at()), {}, {}, {}, {}};
   for (const auto& item : tick.items()) {
-    payloads.push_back(payload_text(item).value_or("{}"));  // verify_tick() has judged it
-    keys.push_back(item.key().empty() ? std::nullopt : std::optional(item.key()));
-    run_ats.push_back(item.has_run_at() ? std::optional(format_rfc3339(get_timestamp(item.run_at()))) : std::nullopt);
-    priorities.push_back(item.priority());
+    carried.payloads.push_back(payload_text(item).value_or("{}"));  // verify_tick() has judged it
+    carried.keys.push_back(item.key().empty() ? std::nullopt : std::optional(item.key()));
+    carried.run_ats.push_back(item.has_run_at() ? std::optional(format_rfc3339(get_timestamp(item.run_at()))) : std::nullopt);
+    carried.priorities.push_back(item.priority());
   }
-  if (payloads.empty()) {
+  if (carried.payloads.empty()) {
     if (!brings_its_own(job, tick, source)) return true;
-    payloads.emplace_back("{}");
-    keys.emplace_back(tick.id());
-    run_ats.emplace_back(std::nullopt);
-    priorities.push_back(0);
+    carried.payloads.emplace_back("{}");
+    carried.keys.emplace_back(tick.id());
+    carried.run_ats.emplace_back(std::nullopt);
+    carried.priorities.push_back(0);
   }
-  const bool keyed = std::any_of(keys.begin(), keys.end(), [](const auto& key) { return key.has_value(); });
-  const auto params = Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), payloads, keys, run_ats, priorities);
+  const bool keyed = std::any_of(carried.keys.begin(), carried.keys.end(), [](const auto& key) { return key.has_value(); });
   try {
-    database.exec_retrying(kAccept, params, kAcceptTries);
+    query_retrying(database, kAccept, carried, kAcceptTries);
   } catch (const DatabaseError& error) {
     if (error.sqlstate() != kLockTimeout || !keyed) throw;
     return false;
@@ -123,57 +175,44 @@ bool accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
 
 void put_off_tick(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
   const auto items = tick.items().empty() ? std::nullopt : std::optional(items_to_json(tick));
-  database.exec_retrying(kPutOff,
-                         Params::of(tick.id(), job.id, source, get_timestamp(tick.due_at()), items, static_cast<int>(tick.batch_size())));
+  execute_retrying(database, kPutOff,
+                   {tick.id(), job.id, source, get_timestamp(tick.due_at()), items, static_cast<int>(tick.batch_size())});
 }
 
-void end_unbegun_tick(Database& database, const std::string& tick_id) { database.exec_retrying(kEndUnbegun, Params::of(tick_id)); }
+void end_unbegun_tick(Database& database, const std::string& tick_id) { execute_retrying(database, kEndUnbegun, {tick_id}); }
 
-std::vector<ClaimedItem> claimed_items(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end) {
-  std::vector<ClaimedItem> items;
-  items.reserve(end - first);
-  const auto at = [first_column](std::size_t column) { return first_column + column; };
-  for (std::size_t i = first; i < end; ++i) {
-    if (rows.is_null(i, at(2))) continue;
-    items.push_back({rows.integer(i, at(2)), static_cast<int>(rows.integer(i, at(3))), std::string(rows.text(i, at(4))),
-                     std::string(rows.text(i, at(5))), Duration(rows.integer(i, at(6))), Duration(rows.integer(i, at(7)))});
-  }
-  return items;
+std::optional<ClaimedItem> take_item(ClaimRow& row) {
+  if (!row.item_id) return std::nullopt;
+  return ClaimedItem{*row.item_id, row.attempt, std::move(row.key), std::move(row.payload), row.age, row.overdue};
 }
 
-Claim read_claim(const Rows& rows, std::size_t first_column) { return read_claim(rows, first_column, 0, rows.size()); }
-
-Claim read_claim(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end) {
-  if (first == end || rows.is_null(first, first_column)) return {};
-  return {rows.boolean(first, first_column + 1) ? ClaimOutcome::locked : ClaimOutcome::claimed, std::string(rows.text(first, first_column)),
-          claimed_items(rows, first_column, first, end)};
-}
-
-Params claim_params(const ClaimRequest& request) {
-  return Params::of(request.tick_id, request.job.id, request.due_at, request.source, request.run_id, request.worker,
-                    request.job.definition.lease, request.job.definition.concurrency == 1, request.batch_size, request.dry_run);
+BeginRun begin_run(const ClaimRequest& request) {
+  const auto& job = request.job.definition;
+  return {request.tick_id, request.job.id, request.due_at,       request.source,     request.run_id,
+          request.worker,  job.lease,      job.concurrency == 1, request.batch_size, request.dry_run};
 }
 
 Claim claim_batch(Database& database, const ClaimRequest& request) {
-  Rows rows(nullptr);
+  std::vector<ClaimRow> rows;
   try {
-    rows = database.exec_retrying(kBegin, claim_params(request));
+    rows = query_retrying(database, kBegin, begin_run(request));
   } catch (const DatabaseError& error) {
     if (!too_large_together(error)) throw;
     return claim_less(database, request, error);
   }
-  if (!rows.empty()) return read_claim(rows, 0);
+  if (!rows.empty()) return take_claim(std::span(rows));
   return recover_claim(database, request.tick_id, request.run_id);
 }
 
 Claim recover_claim(Database& database, const std::string& tick_id, std::int64_t run_id) {
-  return read_claim(database.exec_retrying(kClaimedBy, Params::of(tick_id, run_id)), 0);
+  auto rows = query_retrying(database, kClaimedBy, {{tick_id}, run_id});
+  return take_claim(std::span(rows));
 }
 
 std::int64_t RunIds::next() {
   if (ids_.empty()) {
-    const auto rows = database_.exec(kRunIds);
-    for (std::size_t i = rows.size(); i > 0; --i) ids_.push_back(rows.integer(i - 1, 0));
+    const auto fresh = query(database_, kRunIds);
+    for (auto id = fresh.rbegin(); id != fresh.rend(); ++id) ids_.push_back(id->id);
   }
   const std::int64_t id = ids_.back();
   ids_.pop_back();
@@ -181,8 +220,9 @@ std::int64_t RunIds::next() {
 }
 
 std::vector<ClaimedItem> peek_due_items(Database& database, std::int64_t job_id, int most) {
-  const auto rows = database.exec(kPeek, Params::of(job_id, most));
-  return claimed_items(rows, 0, 0, rows.size());
+  std::vector<ClaimedItem> items;
+  for (auto& row : query(database, kPeek, {job_id, most})) items.push_back(*take_item(row));
+  return items;
 }
 
 }  // namespace takt

@@ -58,11 +58,6 @@ Claim claim_batch(Database& database, const ClaimRequest& request);
 /// The claim that was committed under this run_id, if it was and is still the run's.
 Claim recover_claim(Database& database, const std::string& tick_id, std::int64_t run_id);
 
-/// The parameters of takt.begin_run(), and a reader of its rows from `first_column` on, all or those from `first` to before `end`.
-Params claim_params(const ClaimRequest& request);
-Claim read_claim(const Rows& rows, std::size_t first_column);
-Claim read_claim(const Rows& rows, std::size_t first_column, std::size_t first, std::size_t end);
-
 /// Ids for runs, fetched a hundred at a time. Not thread-safe.
 class RunIds {
  public:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "core/db/query.h"
 #include "core/time/cron.h"
 
 namespace takt {
@@ -28,6 +29,219 @@ struct StoredSchedule {
   json fields;
 };
 
+struct JobRow {
+  std::int64_t id = 0;
+  std::string name, definition;
+  bool removed = false;
+  std::int64_t version = 0;
+  bool cancelling = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &JobRow::id), Field("name", &JobRow::name), Field("definition", &JobRow::definition),
+                      Field("removed", &JobRow::removed), Field("version", &JobRow::version), Field("cancelling", &JobRow::cancelling));
+  }
+};
+struct ScheduleRow {
+  std::int64_t id = 0;
+  std::string job, name, fields_text;  ///< JSON
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &ScheduleRow::id), Field("job", &ScheduleRow::job), Field("name", &ScheduleRow::name),
+                      Field("fields", &ScheduleRow::fields_text));
+  }
+};
+struct Text {
+  std::string text;
+  static constexpr auto fields() { return std::tuple(Field("text", &Text::text)); }
+};
+struct Texts {
+  std::vector<std::string> texts;
+  static constexpr auto fields() { return std::tuple(&Texts::texts); }
+};
+struct Now {
+  Timestamp now{};
+  static constexpr auto fields() { return std::tuple(Field("now_us", &Now::now)); }
+};
+struct Id {
+  std::int64_t id = 0;
+  static constexpr auto fields() { return std::tuple(&Id::id); }
+};
+struct MadeId {
+  std::int64_t id = 0;
+  static constexpr auto fields() { return std::tuple(Field("id", &MadeId::id)); }
+};
+struct MadeVersion {
+  std::int64_t version = 0;
+  static constexpr auto fields() { return std::tuple(Field("version", &MadeVersion::version)); }
+};
+struct Noted {
+  std::string who, action, subject, detail;
+  static constexpr auto fields() { return std::tuple(&Noted::who, &Noted::action, &Noted::subject, &Noted::detail); }
+};
+struct Acted {
+  std::string who, action, subject;
+  static constexpr auto fields() { return std::tuple(&Acted::who, &Acted::action, &Acted::subject); }
+};
+struct RemovedJob : Id {
+  bool cancelling = false;
+  static constexpr auto fields() { return std::tuple_cat(Id::fields(), std::tuple(&RemovedJob::cancelling)); }
+};
+struct VersionOf : Id {
+  std::int64_t version = 0;
+  static constexpr auto fields() { return std::tuple_cat(Id::fields(), std::tuple(&VersionOf::version)); }
+};
+struct PutJob {
+  std::string name, queue, definition;
+  int batch_size = 0;
+  int concurrency = 0;
+  int max_attempts = 0;
+  Duration dedupe_window{};
+  static constexpr auto fields() {
+    return std::tuple(&PutJob::name, &PutJob::queue, &PutJob::definition, &PutJob::batch_size, &PutJob::concurrency, &PutJob::max_attempts,
+                      &PutJob::dedupe_window);
+  }
+};
+struct PutSchedule {
+  std::int64_t job_id = 0;
+  std::string name, cron, time_zone, misfire;
+  Duration misfire_after{};
+  int misfire_limit = 0;
+  Duration misfire_max_age{}, jitter{};
+  std::optional<std::string> payload, next;
+  bool timing_changed = false;
+  static constexpr auto fields() {
+    return std::tuple(&PutSchedule::job_id, &PutSchedule::name, &PutSchedule::cron, &PutSchedule::time_zone, &PutSchedule::misfire,
+                      &PutSchedule::misfire_after, &PutSchedule::misfire_limit, &PutSchedule::misfire_max_age, &PutSchedule::jitter,
+                      &PutSchedule::payload, &PutSchedule::next, &PutSchedule::timing_changed);
+  }
+};
+/// Empty `schedule`: all of the job's.
+struct Slots {
+  std::string job, schedule;
+  static constexpr auto fields() { return std::tuple(&Slots::job, &Slots::schedule); }
+};
+struct Timing {
+  std::int64_t id = 0;
+  std::string cron, time_zone;
+  Timestamp now{};
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &Timing::id), Field("cron", &Timing::cron), Field("time_zone", &Timing::time_zone),
+                      Field("now_us", &Timing::now));
+  }
+};
+struct NextSlot : Id {
+  std::optional<std::string> next;
+  static constexpr auto fields() { return std::tuple_cat(Id::fields(), std::tuple(&NextSlot::next)); }
+};
+struct JobName {
+  std::string job;
+  static constexpr auto fields() { return std::tuple(&JobName::job); }
+};
+struct JobPaused : JobName {
+  bool paused = false;
+  static constexpr auto fields() { return std::tuple_cat(JobName::fields(), std::tuple(&JobPaused::paused)); }
+};
+struct SchedulePaused : Id {
+  bool paused = false;
+  static constexpr auto fields() { return std::tuple_cat(Id::fields(), std::tuple(&SchedulePaused::paused)); }
+};
+struct WasPaused {
+  std::int64_t id = 0;
+  bool paused = false, set_aside = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &WasPaused::id), Field("paused", &WasPaused::paused), Field("set_aside", &WasPaused::set_aside));
+  }
+};
+struct Freed {
+  std::string job, who;
+  static constexpr auto fields() { return std::tuple(&Freed::job, &Freed::who); }
+};
+
+constexpr Query<NoRequest, JobRow> kJobs{"apply_jobs",
+                                         "SELECT id, name, definition::text AS definition, removed_at IS NOT NULL AS removed, version, "
+                                         "cancelling FROM takt.jobs WHERE source = 'file'"};
+constexpr Query<NoRequest, ScheduleRow> kSchedules{"apply_schedules", R"sql(
+  SELECT s.id, j.name AS job, s.name, jsonb_build_object('cron', s.cron, 'time_zone', s.time_zone, 'misfire', s.misfire,
+           'misfire_after_ms', (extract(epoch FROM s.misfire_after) * 1000)::bigint, 'misfire_limit', s.misfire_limit,
+           'misfire_max_age_ms', (extract(epoch FROM s.misfire_max_age) * 1000)::bigint,
+           'jitter_ms', (extract(epoch FROM s.jitter) * 1000)::bigint, 'payload', s.payload::text)::text AS fields
+    FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id WHERE s.source = 'file' AND j.removed_at IS NULL
+)sql"};
+constexpr Query<Slots, NoRow> kStopSlots{"apply_stop_slots", R"sql(
+  UPDATE takt.ticks t SET finished_at = now(), items = NULL
+    FROM takt.jobs j
+   WHERE j.name = $1 AND t.job_id = j.id AND ($2 = '' OR starts_with(t.id, j.name || '/' || $2 || '@'))
+     AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL
+     AND t.publish_at > now() - interval '1 s'
+)sql"};
+constexpr Query<Id, NoRow> kNoSchedule{"apply_no_schedule", "DELETE FROM takt.schedules WHERE id = $1"};
+constexpr Query<Texts, Text> kPayloads{"apply_payloads",
+                                       "SELECT p::jsonb::text AS text FROM unnest($1::text[]) WITH ORDINALITY AS u(p, n) ORDER BY n"};
+constexpr Query<NoRequest, Now> kNow{"apply_now", "SELECT (extract(epoch FROM now()) * 1000000)::bigint AS now_us"};
+constexpr Query<Noted, NoRow> kNote{
+    "apply_note", "INSERT INTO takt.audit (who, origin, action, subject, detail) VALUES ($1, 'file', $2, $3, to_jsonb($4::text))"};
+constexpr Query<RemovedJob, MadeVersion> kRemoveJob{"apply_remove_job", R"sql(
+  UPDATE takt.jobs SET removed_at = now(), cancelling = $2, version = nextval('takt.definitions_version'), updated_at = now()
+   WHERE id = $1 RETURNING version
+)sql"};
+constexpr Query<PutJob, MadeId> kPutJob{"apply_put_job", R"sql(
+  INSERT INTO takt.jobs AS j (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source)
+  VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'file')
+  ON CONFLICT (name) DO UPDATE
+     SET queue = excluded.queue, definition = excluded.definition, batch_size = excluded.batch_size, concurrency = excluded.concurrency,
+         max_attempts = excluded.max_attempts, dedupe_window = excluded.dedupe_window, removed_at = NULL, cancelling = false,
+         version = nextval('takt.definitions_version'), updated_at = now()
+   WHERE j.source = 'file'
+  RETURNING id
+)sql"};
+constexpr Query<PutSchedule, NoRow> kPutSchedule{"apply_put_schedule", R"sql(
+  INSERT INTO takt.schedules AS s (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter,
+                                   payload, source, job_paused, next_due, next_fire)
+  VALUES ($1, $2, $3, $4, $5, $6 * interval '1 ms', $7, $8 * interval '1 ms', $9 * interval '1 ms', $10::jsonb, 'file',
+          (SELECT paused FROM takt.jobs WHERE id = $1), $11, $11)
+  ON CONFLICT (job_id, name) DO UPDATE
+     SET cron = excluded.cron, time_zone = excluded.time_zone, misfire = excluded.misfire, misfire_after = excluded.misfire_after,
+         misfire_limit = excluded.misfire_limit, misfire_max_age = excluded.misfire_max_age, jitter = excluded.jitter,
+         payload = excluded.payload, source = 'file', job_paused = excluded.job_paused, updated_at = now(),
+         next_due = CASE WHEN $12 THEN excluded.next_due ELSE s.next_due END,
+         next_fire = CASE WHEN $12 THEN excluded.next_fire ELSE s.next_fire END,
+         fault = CASE WHEN $12 THEN NULL ELSE s.fault END
+)sql"};
+constexpr Query<VersionOf, NoRow> kCancelledAll{"apply_cancelled_all",
+                                                "UPDATE takt.jobs SET cancelling = false WHERE id = $1 AND version = $2"};
+constexpr Query<Slots, Timing> kTimings{"restart_schedules", R"sql(
+  SELECT s.id, s.cron, s.time_zone, (extract(epoch FROM now()) * 1000000)::bigint AS now_us
+    FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+   WHERE j.name = $1 AND ($2 = '' OR s.name = $2)
+)sql"};
+constexpr Query<NextSlot, NoRow> kRestart{"restart_schedule",
+                                          "UPDATE takt.schedules SET next_due = $2, next_fire = $2, fault = NULL WHERE id = $1"};
+constexpr Query<Acted, NoRow> kAudit{"audit_pause",
+                                     "INSERT INTO takt.audit (who, origin, action, subject) VALUES ($1, 'command line', $2, $3)"};
+constexpr Query<JobName, WasPaused> kJobWasPaused{
+    "job_was_paused", "SELECT id, paused, false AS set_aside FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"};
+constexpr Query<JobPaused, NoRow> kPauseJob{
+    "pause_job", "UPDATE takt.jobs SET paused = $2, version = nextval('takt.definitions_version') WHERE name = $1"};
+constexpr Query<JobPaused, NoRow> kPauseJobsSchedules{
+    "pause_jobs_schedules", "UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"};
+constexpr Query<Slots, WasPaused> kScheduleWasPaused{"schedule_was_paused", R"sql(
+  SELECT s.id, s.paused, s.fault IS NOT NULL AS set_aside FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
+   WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL
+)sql"};
+constexpr Query<SchedulePaused, NoRow> kPauseSchedule{"pause_schedule", "UPDATE takt.schedules SET paused = $2 WHERE id = $1"};
+// By failing_destinations' primary key. The workers' circuits hear of it within a second (SharedCircuits::refresh).
+constexpr Query<Freed, Count> kFree{"destination_free", R"sql(
+  WITH freed AS (
+    UPDATE takt.failing_destinations d SET until = now(), freed_at = now() FROM takt.jobs j
+     WHERE j.name = $1 AND j.removed_at IS NULL AND d.name = takt.destination_of(j.definition) AND d.opened_at IS NOT NULL
+    RETURNING d.name),
+  released AS (
+    UPDATE takt.jobs SET held_until = NULL
+     WHERE name = $1 AND removed_at IS NULL AND held_until > now() AND EXISTS (SELECT 1 FROM freed)),
+  noted AS (
+    INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'free', 'job ' || $1 FROM freed),
+  told AS (SELECT count(*) AS count, pg_notify('takt_due', $1) FROM freed)
+  SELECT count FROM told
+)sql"};
+
 /// `payload`: as PostgreSQL writes it, so that equal ones are equal here; nullopt: the tick carries no item.
 json schedule_fields(const ScheduleDefinition& schedule, const std::optional<std::string>& payload) {
   return {{"cron", schedule.cron},
@@ -41,30 +255,14 @@ json schedule_fields(const ScheduleDefinition& schedule, const std::optional<std
 }
 
 std::map<std::string, StoredJob> read_jobs(Session& on) {
-  const auto rows = on.exec(
-      std::string("SELECT id, name, definition::text, removed_at IS NOT NULL, version, cancelling FROM takt.jobs WHERE source = 'file'"),
-      {});
   std::map<std::string, StoredJob> jobs;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    jobs[std::string(rows.text(i, 1))] = {rows.integer(i, 0), json::parse(rows.text(i, 2)), rows.boolean(i, 3), rows.integer(i, 4),
-                                          rows.boolean(i, 5)};
-  }
+  for (const auto& row : query(on, kJobs)) jobs[row.name] = {row.id, json::parse(row.definition), row.removed, row.version, row.cancelling};
   return jobs;
 }
 
 std::map<std::string, StoredSchedule> read_schedules(Session& on) {
-  const auto rows = on.exec(std::string(R"sql(
-    SELECT s.id, j.name, s.name, jsonb_build_object('cron', s.cron, 'time_zone', s.time_zone, 'misfire', s.misfire,
-             'misfire_after_ms', (extract(epoch FROM s.misfire_after) * 1000)::bigint, 'misfire_limit', s.misfire_limit,
-             'misfire_max_age_ms', (extract(epoch FROM s.misfire_max_age) * 1000)::bigint,
-             'jitter_ms', (extract(epoch FROM s.jitter) * 1000)::bigint, 'payload', s.payload::text)::text
-      FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id WHERE s.source = 'file' AND j.removed_at IS NULL
-  )sql"),
-                            {});
   std::map<std::string, StoredSchedule> schedules;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    schedules[std::string(rows.text(i, 1)) + "/" + std::string(rows.text(i, 2))] = {rows.integer(i, 0), json::parse(rows.text(i, 3))};
-  }
+  for (const auto& row : query(on, kSchedules)) schedules[row.job + "/" + row.name] = {row.id, json::parse(row.fields_text)};
   return schedules;
 }
 
@@ -94,16 +292,7 @@ std::string difference(const json& before, const json& after) {
 /// The dispatcher stores a slot half a second before it is due, and holds its message until then. A tick that is finished in
 /// between changes nothing when it arrives: every worker takes it for a repeat. Where its schedule goes on in time, the
 /// dispatcher stores it again. Empty `schedule`: all of the job's.
-void stop_slots_stored_ahead(Session& on, const std::string& job, const std::string& schedule) {
-  on.exec(std::string(R"sql(
-    UPDATE takt.ticks t SET finished_at = now(), items = NULL
-      FROM takt.jobs j
-     WHERE j.name = $1 AND t.job_id = j.id AND ($2 = '' OR starts_with(t.id, j.name || '/' || $2 || '@'))
-       AND t.source = 'schedule' AND t.published_at IS NULL AND t.finished_at IS NULL AND t.begun_at IS NULL
-       AND t.publish_at > now() - interval '1 s'
-  )sql"),
-          Params::of(job, schedule));
-}
+void stop_slots_stored_ahead(Session& on, const std::string& job, const std::string& schedule) { query(on, kStopSlots, {job, schedule}); }
 
 class Apply {
  public:
@@ -120,7 +309,7 @@ class Apply {
     }
     for (const auto& [name, stored] : schedules) {
       stop_slots_stored_ahead(on_, name.substr(0, name.find('/')), name.substr(name.find('/') + 1));
-      on_.exec(std::string("DELETE FROM takt.schedules WHERE id = $1"), Params::of(stored.id));
+      query(on_, kNoSchedule, {stored.id});
       note('-', "schedule " + name, "");
     }
     for (const auto& [name, stored] : jobs) {
@@ -139,37 +328,28 @@ class Apply {
     for (const auto& job : config.jobs) {
       for (const auto& schedule : job.schedules) texts.push_back(schedule.payload);
     }
-    const auto rows =
-        on_.exec(std::string("SELECT p::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS u(p, n) ORDER BY n"), Params::of(texts));
-    for (std::size_t i = 0; i < texts.size(); ++i) as_stored_[texts[i]] = rows.text(i, 0);
+    const auto rows = query(on_, kPayloads, {texts});
+    for (std::size_t i = 0; i < texts.size(); ++i) as_stored_[texts[i]] = rows.at(i).text;
   }
 
-  static Timestamp read_now(Session& on) {
-    return on.exec(std::string("SELECT (extract(epoch FROM now()) * 1000000)::bigint"), {}).time(0, 0);
-  }
+  static Timestamp read_now(Session& on) { return query(on, kNow).at(0).now; }
 
   void note(char sign, const std::string& subject, const std::string& detail) {
     changes_.push_back({sign, subject, detail});
-    on_.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject, detail) VALUES ($1, 'file', $2, $3, to_jsonb($4::text))"),
-             Params::of(who_,
-                        sign == '+'   ? "create"
-                        : sign == '-' ? "remove"
-                                      : "change",
-                        subject, detail));
+    const auto* action = sign == '+' ? "create" : sign == '-' ? "remove" : "change";
+    query(on_, kNote, {who_, action, subject, detail});
   }
 
   void remove_job(const std::string& name, std::int64_t id) {
     auto backlog = backlog_of(on_, id);
     const bool cancels = backlog.has_items() && removal_ == Removal::cancel;
     std::string detail = backlog.text();
-    const auto rows = on_.exec(std::string("UPDATE takt.jobs SET removed_at = now(), cancelling = $2, version ="
-                                           " nextval('takt.definitions_version'), updated_at = now() WHERE id = $1 RETURNING version"),
-                               Params::of(id, cancels));
+    const auto rows = query(on_, kRemoveJob, {{id}, cancels});
     end_unbegun_ticks(on_, id);
     if (backlog.has_items()) detail += cancels ? kToBeCancelled : kStay;
     note('-', "job " + name, detail);
     changes_.back().backlog = std::move(backlog);
-    changes_.back().removal = rows.integer(0, 0);
+    changes_.back().removal = rows.at(0).version;
   }
 
   /// An apply before this one was stopped after it had removed the job.
@@ -184,17 +364,7 @@ class Apply {
     const auto found = stored.find(job.name);
     if (found != stored.end() && !found->second.removed && found->second.definition == definition) return found->second.id;
     const auto rows =
-        on_.exec(std::string(R"sql(
-      INSERT INTO takt.jobs AS j (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source)
-      VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'file')
-      ON CONFLICT (name) DO UPDATE
-         SET queue = excluded.queue, definition = excluded.definition, batch_size = excluded.batch_size, concurrency = excluded.concurrency,
-             max_attempts = excluded.max_attempts, dedupe_window = excluded.dedupe_window, removed_at = NULL, cancelling = false,
-             version = nextval('takt.definitions_version'), updated_at = now()
-       WHERE j.source = 'file'
-      RETURNING id
-    )sql"),
-                 Params::of(job.name, job.queue, definition.dump(), job.batch_size, job.concurrency, job.max_attempts, job.dedupe_window));
+        query(on_, kPutJob, {job.name, job.queue, definition.dump(), job.batch_size, job.concurrency, job.max_attempts, job.dedupe_window});
     if (rows.empty()) {
       throw DatabaseError("job " + job.name + " was made by the API; give the one in the file another name", "23505");
     }
@@ -202,7 +372,7 @@ class Apply {
       note('~', "job " + job.name, difference(found->second.definition, definition));
     else
       note('+', "job " + job.name, "");
-    return rows.integer(0, 0);
+    return rows.front().id;
   }
 
   void put_schedule(std::int64_t job_id, const JobDefinition& job, const ScheduleDefinition& schedule,
@@ -223,22 +393,10 @@ class Apply {
       if (const auto slot = std::get<Cron>(cron).next(now_)) next = format_rfc3339(*slot);
       if (!is_new) stop_slots_stored_ahead(on_, job.name, schedule.name);
     }
-    on_.exec(std::string(R"sql(
-      INSERT INTO takt.schedules AS s (job_id, name, cron, time_zone, misfire, misfire_after, misfire_limit, misfire_max_age, jitter,
-                                       payload, source, job_paused, next_due, next_fire)
-      VALUES ($1, $2, $3, $4, $5, $6 * interval '1 ms', $7, $8 * interval '1 ms', $9 * interval '1 ms', $10::jsonb, 'file',
-              (SELECT paused FROM takt.jobs WHERE id = $1), $11, $11)
-      ON CONFLICT (job_id, name) DO UPDATE
-         SET cron = excluded.cron, time_zone = excluded.time_zone, misfire = excluded.misfire, misfire_after = excluded.misfire_after,
-             misfire_limit = excluded.misfire_limit, misfire_max_age = excluded.misfire_max_age, jitter = excluded.jitter,
-             payload = excluded.payload, source = 'file', job_paused = excluded.job_paused, updated_at = now(),
-             next_due = CASE WHEN $12 THEN excluded.next_due ELSE s.next_due END,
-             next_fire = CASE WHEN $12 THEN excluded.next_fire ELSE s.next_fire END,
-             fault = CASE WHEN $12 THEN NULL ELSE s.fault END
-    )sql"),
-             Params::of(job_id, schedule.name, schedule.cron, schedule.time_zone, to_string(schedule.misfire), schedule.misfire_after,
-                        schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
-                        job.item_per_tick ? std::optional(schedule.payload) : std::nullopt, next, timing_changed));
+    query(on_, kPutSchedule,
+          {job_id, schedule.name, schedule.cron, schedule.time_zone, std::string(to_string(schedule.misfire)), schedule.misfire_after,
+           schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
+           job.item_per_tick ? std::optional(schedule.payload) : std::nullopt, next, timing_changed});
     note(is_new ? '+' : '~', "schedule " + name, is_new ? schedule.cron : difference(found->second.fields, fields));
     if (!is_new) stored.erase(found);
   }
@@ -264,8 +422,7 @@ void cancel_leftovers(Database& database, std::vector<DefinitionChange>& changes
     change.not_cancelled = cancelled.stopped_by;
     change.is_back = cancelled.job_is_back;
     if (!cancelled.stopped_by.empty()) continue;
-    database.exec(std::string("UPDATE takt.jobs SET cancelling = false WHERE id = $1 AND version = $2"),
-                  Params::of(change.backlog->job_id, change.removal));
+    execute(database, kCancelledAll, {{change.backlog->job_id}, change.removal});
   }
 }
 
@@ -274,18 +431,11 @@ struct RolledBack {};
 
 /// Slots of schedules that begin to fire again: from now on, none of those in between. Empty `schedule`: all of the job's.
 void restart_schedules(Session& on, const std::string& job, const std::string& schedule) {
-  const auto rows = on.exec(std::string(R"sql(
-    SELECT s.id, s.cron, s.time_zone, (extract(epoch FROM now()) * 1000000)::bigint
-      FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id
-     WHERE j.name = $1 AND ($2 = '' OR s.name = $2)
-  )sql"),
-                            Params::of(job, schedule));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto cron = Cron::parse(std::string(rows.text(i, 1)), std::string(rows.text(i, 2)));
+  for (const auto& row : query(on, kTimings, {job, schedule})) {
+    const auto cron = Cron::parse(row.cron, row.time_zone);
     if (!std::holds_alternative<Cron>(cron)) continue;
-    const auto next = std::get<Cron>(cron).next(rows.time(i, 3));
-    on.exec(std::string("UPDATE takt.schedules SET next_due = $2, next_fire = $2, fault = NULL WHERE id = $1"),
-            Params::of(rows.integer(i, 0), next ? std::optional(format_rfc3339(*next)) : std::nullopt));
+    const auto next = std::get<Cron>(cron).next(row.now);
+    query(on, kRestart, {{row.id}, next ? std::optional(format_rfc3339(*next)) : std::nullopt});
   }
 }
 
@@ -298,8 +448,7 @@ void pause_slots(Session& on, const std::string& job, const std::string& schedul
 }
 
 void audit(Session& on, const std::string& who, const std::string& action, const std::string& subject) {
-  on.exec(std::string("INSERT INTO takt.audit (who, origin, action, subject) VALUES ($1, 'command line', $2, $3)"),
-          Params::of(who, action, subject));
+  query(on, kAudit, {who, action, subject});
 }
 
 }  // namespace
@@ -332,14 +481,12 @@ Pausing set_job_paused(Database& database, const std::string& job, bool paused, 
   auto outcome = Pausing::unknown;
   database.transaction([&](Session& on) {
     on.script(kLock);
-    const auto was = on.exec(std::string("SELECT paused FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"), Params::of(job));
+    const auto was = query(on, kJobWasPaused, {job});
     if (was.empty()) return;
-    outcome = was.boolean(0, 0) == paused ? Pausing::was_so : Pausing::changed;
+    outcome = was.front().paused == paused ? Pausing::was_so : Pausing::changed;
     if (outcome == Pausing::was_so) return;
-    on.exec(std::string("UPDATE takt.jobs SET paused = $2, version = nextval('takt.definitions_version') WHERE name = $1"),
-            Params::of(job, paused));
-    on.exec(std::string("UPDATE takt.schedules s SET job_paused = $2 FROM takt.jobs j WHERE j.id = s.job_id AND j.name = $1"),
-            Params::of(job, paused));
+    query(on, kPauseJob, {{job}, paused});
+    query(on, kPauseJobsSchedules, {{job}, paused});
     pause_slots(on, job, "", paused);
     audit(on, who, paused ? "pause" : "resume", "job " + job);
   });
@@ -350,15 +497,12 @@ Pausing set_schedule_paused(Database& database, const std::string& job, const st
   auto outcome = Pausing::unknown;
   database.transaction([&](Session& on) {
     on.script(kLock);
-    const auto was =
-        on.exec(std::string("SELECT s.id, s.paused, s.fault IS NOT NULL FROM takt.schedules s JOIN takt.jobs j ON j.id = s.job_id "
-                            "WHERE j.name = $1 AND s.name = $2 AND j.removed_at IS NULL"),
-                Params::of(job, schedule));
+    const auto was = query(on, kScheduleWasPaused, {job, schedule});
     if (was.empty()) return;
-    const bool set_aside = was.boolean(0, 2);  // resuming looks at it again
-    outcome = was.boolean(0, 1) == paused && (paused || !set_aside) ? Pausing::was_so : Pausing::changed;
+    const bool set_aside = was.front().set_aside;  // resuming looks at it again
+    outcome = was.front().paused == paused && (paused || !set_aside) ? Pausing::was_so : Pausing::changed;
     if (outcome == Pausing::was_so) return;
-    on.exec(std::string("UPDATE takt.schedules SET paused = $2 WHERE id = $1"), Params::of(was.integer(0, 0), paused));
+    query(on, kPauseSchedule, {{was.front().id}, paused});
     pause_slots(on, job, schedule, paused);
     audit(on, who, paused ? "pause" : "resume", "schedule " + job + "/" + schedule);
   });
@@ -366,20 +510,7 @@ Pausing set_schedule_paused(Database& database, const std::string& job, const st
 }
 
 bool free_destination(Database& database, const std::string& job, const std::string& who) {
-  // By failing_destinations' primary key. The workers' circuits hear of it within a second (SharedCircuits::refresh).
-  constexpr Statement kFree{"destination_free", R"sql(
-    WITH freed AS (
-      UPDATE takt.failing_destinations d SET until = now(), freed_at = now() FROM takt.jobs j
-       WHERE j.name = $1 AND j.removed_at IS NULL AND d.name = takt.destination_of(j.definition) AND d.opened_at IS NOT NULL
-      RETURNING d.name),
-    released AS (
-      UPDATE takt.jobs SET held_until = NULL
-       WHERE name = $1 AND removed_at IS NULL AND held_until > now() AND EXISTS (SELECT 1 FROM freed)),
-    noted AS (
-      INSERT INTO takt.audit (who, origin, action, subject) SELECT $2, 'command line', 'free', 'job ' || $1 FROM freed)
-    SELECT count(*), pg_notify('takt_due', $1) FROM freed
-  )sql"};
-  return database.exec_retrying(kFree, Params::of(job, who)).integer(0, 0) > 0;
+  return query_retrying(database, kFree, {job, who}).at(0).count > 0;
 }
 
 }  // namespace takt

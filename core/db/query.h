@@ -161,9 +161,9 @@ std::vector<Row> query(Database& database, const Query<Request, Row>& statement,
   return read(statement, database.exec(statement.statement(), detail::params_of(request)));
 }
 template <typename Request, typename Row>
-std::vector<Row> query_retrying(Database& database, const Query<Request, Row>& statement,
-                                const std::type_identity_t<Request>& request = {}) {
-  return read(statement, database.exec_retrying(statement.statement(), detail::params_of(request)));
+std::vector<Row> query_retrying(Database& database, const Query<Request, Row>& statement, const std::type_identity_t<Request>& request = {},
+                                int tries = Database::kTries) {
+  return read(statement, database.exec_retrying(statement.statement(), detail::params_of(request), tries));
 }
 template <typename Request, typename Row>
 std::vector<Row> query_divisible(Database& database, const Query<Request, Row>& statement,

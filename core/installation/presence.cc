@@ -5,6 +5,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/process/random.h"
 #include "core/process/version.h"
@@ -18,8 +19,26 @@ constexpr std::size_t kIdDigits = 12;
 constexpr std::size_t kMostDetail = 500;
 constexpr int kFirstSigns = 4;
 
+struct Written {
+  std::string id, kind;
+  std::vector<std::string> roles;
+  std::string host;
+  int pid = 0;
+  std::string version;
+  std::vector<std::string> keys, queues;
+  bool ready = false;
+  std::string detail;
+  int runs = 0, places = 0;
+  std::string waiting, failing;  ///< JSON
+  static constexpr auto fields() {
+    return std::tuple(&Written::id, &Written::kind, &Written::roles, &Written::host, &Written::pid, &Written::version, &Written::keys,
+                      &Written::queues, &Written::ready, &Written::detail, &Written::runs, &Written::places, &Written::waiting,
+                      &Written::failing);
+  }
+};
+
 // One row by its primary key, updated in place (fillfactor 50, no index on what changes).
-constexpr Statement kWrite{"service_seen", R"sql(
+constexpr Query<Written, NoRow> kWrite{"service_seen", R"sql(
   INSERT INTO takt.services AS s (id, kind, roles, host, pid, version, keys, queues, ready, detail, runs, places, waiting, failing)
   VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13::jsonb, $14::jsonb)
   ON CONFLICT (id) DO UPDATE
@@ -92,9 +111,9 @@ void Presence::write() {
       failing.push_back({{"job", one.job}, {"attempts", one.attempts}, {"error", one.error}});
       if (one.few_since_s) failing.back()["few_since_s"] = *one.few_since_s;
     }
-    database_.exec(kWrite, Params::of(identity_.id, identity_.kind, identity_.roles, identity_.host, identity_.pid, identity_.version,
-                                      sign.keys, sign.queues, sign.ready, printable(sign.detail, kMostDetail), sign.runs, sign.places,
-                                      nlohmann::json(sign.waiting).dump(), failing.dump()));
+    execute(database_, kWrite,
+            {identity_.id, identity_.kind, identity_.roles, identity_.host, identity_.pid, identity_.version, sign.keys, sign.queues,
+             sign.ready, printable(sign.detail, kMostDetail), sign.runs, sign.places, nlohmann::json(sign.waiting).dump(), failing.dump()});
   } catch (const std::exception& error) {
     if (failed_.due(0) > 0) log_warn("no sign of life written", {{"error", error.what()}});
   }

@@ -2,15 +2,24 @@
 
 #include <algorithm>
 
+#include "core/db/query.h"
 #include "core/installation/presence.h"
 
 namespace takt {
 
 namespace {
 
+struct Signer {
+  std::string holder, key;
+  bool leads = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("holder", &Signer::holder), Field("key", &Signer::key), Field("leads", &Signer::leads));
+  }
+};
+
 // One row of takt.leader, one probe of takt.services' primary key. Its row is written before a dispatcher asks for the lease.
-constexpr Statement kSigner{"signer", R"sql(
-  SELECT l.holder, k.key, l.until > now()
+constexpr Query<NoRequest, Signer> kSigner{"signer", R"sql(
+  SELECT l.holder, k.key, l.until > now() AS leads
     FROM takt.leader l JOIN takt.services s ON s.id = split_part(l.holder, '@', 1) CROSS JOIN unnest(s.keys) k(key)
    WHERE l.name = 'dispatcher' AND k.key LIKE 'current %'
 )sql"};
@@ -18,12 +27,12 @@ constexpr Statement kSigner{"signer", R"sql(
 }  // namespace
 
 SignerCheck::Verdict SignerCheck::ask() {
-  const auto rows = database_.exec(kSigner);
+  const auto rows = query(database_, kSigner);
   const std::scoped_lock lock(mutex_);
-  leads_ = !rows.empty() && rows.boolean(0, 2);
+  leads_ = !rows.empty() && rows.front().leads;
   if (rows.empty()) return verdict_ = Verdict::unknown;
-  holder_ = rows.text(0, 0);
-  fingerprint_ = rows.text(0, 1).substr(kCurrentKey.size());
+  holder_ = rows.front().holder;
+  fingerprint_ = rows.front().key.substr(kCurrentKey.size());
   const auto own = keys_.keys();
   const auto now = clock_.now();
   const bool holds =
