@@ -312,7 +312,9 @@ void retry_of_job(Database& database, const ActingOptions& options) {
     }
   }
   std::string note;
-  for (const auto& held : query(database, kHeldUntil, {job})) note = held_note(held);
+  if (!options.json) {
+    for (const auto& held : query(database, kHeldUntil, {job})) note = held_note(held);
+  }
   say(options.json, {{"retried", done}}, std::to_string(done) + (done == 1 ? " item is" : " items are") + " due now" + note);
 }
 

@@ -159,22 +159,22 @@ constexpr Query<LookRequest, LookRow> kLook{"due_look", R"sql(
 
 }  // namespace
 
-TickRow DueScan::wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due) {
+WakeTick DueScan::wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due) {
   const Woken woken{job_id, queue, clock_.steady(), false};
   if (woken_.contains(job) || woken_.size() < kMostLookedAfter) woken_[job] = woken;
   return wake(job, woken, due);
 }
 
-TickRow DueScan::wake(const std::string& job, const Woken& woken, Timestamp due) {
-  TickRow tick{"due:" + random_id(), job, woken.queue, "due", due, {}};
+WakeTick DueScan::wake(const std::string& job, const Woken& woken, Timestamp due) {
   const auto missed = not_answered_.find(woken.job_id);
+  WakeTick tick{{"due:" + random_id(), job, woken.queue, "due", due, {}}, missed != not_answered_.end()};
   const auto wait = kReplaceAfter * (1 << (missed == not_answered_.end() ? 0 : missed->second));
   sent_.push_back({woken.job_id, job, tick.id, clock_.steady() + std::min<SteadyTime::duration>(wait, kReplaceAfterAtMost)});
   return tick;
 }
 
-std::vector<TickRow> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp now) {
-  std::vector<TickRow> ticks;
+std::vector<WakeTick> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp now) {
+  std::vector<WakeTick> ticks;
   for (auto& [job, woken] : woken_) {
     if (!woken.idle || clock_.steady() - woken.at > kLooksAfter || jobs.erase(job) == 0) continue;
     woken.idle = false;
@@ -184,7 +184,7 @@ std::vector<TickRow> DueScan::wake_idle(std::set<std::string>& jobs, Timestamp n
   return ticks;
 }
 
-std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::string>& jobs) {
+std::vector<WakeTick> DueScan::look_at(const Term& term, const std::set<std::string>& jobs) {
   const auto now = clock_.steady();
   std::erase_if(slow_, [now](const auto& entry) { return entry.second <= now; });
   std::set<std::string> quick;
@@ -192,7 +192,7 @@ std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::stri
     if (!slow_.contains(job)) quick.insert(job);
   }
   if (now >= apart_until_) return look(term, quick);
-  std::vector<TickRow> ticks;
+  std::vector<WakeTick> ticks;
   std::size_t looks = 0;
   for (const auto& job : quick) {
     if (++looks > kMostApart) break;
@@ -201,7 +201,7 @@ std::vector<TickRow> DueScan::look_at(const Term& term, const std::set<std::stri
   return ticks;
 }
 
-std::vector<TickRow> DueScan::look(const Term& term, const std::set<std::string>& jobs) {
+std::vector<WakeTick> DueScan::look(const Term& term, const std::set<std::string>& jobs) {
   if (jobs.empty()) return {};
   const auto began = clock_.steady();
   LookRequest request{term, {jobs.begin(), jobs.end()}, {}, {}, parallel_ticks_};
@@ -210,7 +210,7 @@ std::vector<TickRow> DueScan::look(const Term& term, const std::set<std::string>
     request.sent_jobs.push_back(sent.job_id);
     request.sent_ticks.push_back(sent.tick_id);
   }
-  std::vector<TickRow> ticks;
+  std::vector<WakeTick> ticks;
   for (const auto& row : query_retrying(database_, kLook, request)) ticks.push_back(wake_due(row.job, row.job_id, row.queue, row.due_at));
   if (const auto ended = clock_.steady(); ended - began >= kSlowLook) {
     if (jobs.size() > 1) {

@@ -11,6 +11,10 @@
 
 namespace takt {
 
+struct WakeTick : TickRow {
+  bool again = false;  ///< no worker began the one before: whatever its way was, this one goes by another
+};
+
 /// Wakes jobs that have due items and not enough ticks under way. One statement, which writes nothing: a wake tick needs
 /// no row before a worker begins it, since the scan repeats. It steps through items_due from job to job (a loose index
 /// scan), so it costs one index probe per job and priority that has pending items, whatever the backlog; jobs without
@@ -29,7 +33,7 @@ namespace takt {
 class DueScan {
  public:
   struct Result {
-    std::vector<TickRow> ticks;       ///< wake ticks, to be published at once
+    std::vector<WakeTick> ticks;      ///< to be published at once
     std::optional<Duration> next_in;  ///< until the next item of any job is due
     bool growing = false;             ///< a job whose runs report more has one more: perhaps it may have yet another
     bool quiet = false;               ///< nothing is due, and no tick of any kind is unfinished
@@ -41,12 +45,12 @@ class DueScan {
   Result run_once(const Term& term);
   /// Wake ticks for those of `jobs`, by name, for which an item is due and no tick is under way. Costs a third of a
   /// run_once(), which has to follow for what this leaves: other jobs, further ticks, an item behind one that is not due yet.
-  std::vector<TickRow> look_at(const Term& term, const std::set<std::string>& jobs);
+  std::vector<WakeTick> look_at(const Term& term, const std::set<std::string>& jobs);
   /// Wake ticks, without asking PostgreSQL, for those of `jobs` that were woken within the last second and, at the last
   /// run_once(), had no tick under way since: so at most one a job and run_once(). They are taken out of `jobs`. It may be one
   /// too many, where something else has begun to work for the job meanwhile: a run without items.
   /// `now`: by PostgreSQL's clock; when what was enqueued is due.
-  std::vector<TickRow> wake_idle(std::set<std::string>& jobs, Timestamp now);
+  std::vector<WakeTick> wake_idle(std::set<std::string>& jobs, Timestamp now);
   /// A tick was not published: the next look makes another.
   void not_sent(const std::string& tick_id);
   /// The connection that ticks were sent on is gone, and they perhaps with it: jobs still due get others.
@@ -67,11 +71,11 @@ class DueScan {
     bool idle;  ///< nothing was under way for it when last looked, and it may be woken
   };
 
-  std::vector<TickRow> look(const Term& term, const std::set<std::string>& jobs);
+  std::vector<WakeTick> look(const Term& term, const std::set<std::string>& jobs);
   /// A wake tick for a job of which an item is due since `due`; the job is looked after for a while.
-  TickRow wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due);
+  WakeTick wake_due(const std::string& job, std::int64_t job_id, const std::string& queue, Timestamp due);
   /// A wake tick, which is known to be sent from then on.
-  TickRow wake(const std::string& job, const Woken& woken, Timestamp due);
+  WakeTick wake(const std::string& job, const Woken& woken, Timestamp due);
 
   Database& database_;
   const Clock& clock_;

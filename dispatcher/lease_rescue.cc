@@ -23,12 +23,12 @@ struct LeaseOf {
   static constexpr auto fields() { return std::tuple(Field("id", &LeaseOf::tick_id), Field("run_id", &LeaseOf::run_id)); }
 };
 
-// Served by ticks_leased (three times: what else the vanished worker holds is a lease, too) and failed_attempts_item; a lost
+// Served by ticks_leased (three times: what else the vanished worker has claimed is a lease, too) and failed_attempts_item; a lost
 // run's items are in its row. A run that is settling at this moment holds its tick's row:
 // SKIP LOCKED leaves it alone, and the settling of one that was taken here finds the tick no longer its own.
 // An item that was tried alone is one of several suspects that are tried one after the other; but ordinary runs were beside it, so
-// it dies one attempt later than one whose worker held nothing else.
-// What its worker holds beside, and is rescued later, loses the worker's name: it was in company, although it is the last then.
+// it dies one attempt later than one whose worker had claimed nothing else.
+// What its worker has claimed beside, and is rescued later, loses the worker's name: it was in company, although it is the last then.
 constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
   WITH in_term AS (
     SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()),
@@ -62,7 +62,7 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
     SELECT id, now(), job_id, 3, 'lost', priority, attempt, replay, run_id, run_at, enqueued_at, key, payload FROM claimed WHERE dies),
   failed AS (
     INSERT INTO takt.failed_attempts (item_id, at, job_id, replay, attempt, run_id, class, reason, error, next_run_at)
-    SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished while it held the item',
+    SELECT id, now(), job_id, replay, attempt, run_id, 'lost', 'worker_lost', 'the worker vanished before it settled the item',
            CASE WHEN NOT dies THEN now() END FROM claimed),
   keys AS (
     UPDATE takt.item_keys k SET expires_at = now() + h.dedupe_window
@@ -70,7 +70,7 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
   dead AS (
     INSERT INTO takt.dead_letter_outbox (id, body)
     SELECT takt.dead_letter_id(id, replay),
-           takt.dead_letter(id, replay, job, 'max_attempts', 'the worker vanished while it held the item', key, payload, attempt, priority)
+           takt.dead_letter(id, replay, job, 'max_attempts', 'the worker vanished before it settled the item', key, payload, attempt, priority)
       FROM claimed WHERE dies ON CONFLICT (id) DO NOTHING),
   runs AS (
     UPDATE takt.runs r

@@ -269,8 +269,8 @@ bool Outbox::publish_unpublished(const Term& term, Swept& swept) {
   return publish(publisher_, term, std::move(ticks));
 }
 
-bool Outbox::publish_unwatched(const TickRow& tick) {
-  auto message = wake_message(tick, keys_, clock_.now());
+bool Outbox::publish_wake(const TickRow& tick, bool again) {
+  auto message = again ? tick_message(tick, keys_, clock_.now()) : wake_message(tick, keys_, clock_.now());
   const bool taken = message && publisher_.publish_unwatched(std::move(*message));
   if (taken) metrics_.tick_published(tick.source);
   return taken;

@@ -51,8 +51,10 @@ class Outbox {
   /// Tick rows older than kSweepAfter without a confirm, and dead letters; at most 1,000 and 8 MiB of each. A tick that no
   /// message can carry is ended and becomes a letter.
   Swept sweep(const Term& term);
-  /// A wake tick: published without waiting, since the scan repeats. False if it was not taken for publishing.
-  bool publish_unwatched(const TickRow& tick);
+  /// A wake tick: published without waiting, since the scan repeats. `again`: the one before it may have been lost in silence, as
+  /// where an alternate exchange takes what nobody consumes; so this one goes through the queue of ticks. False if it was not
+  /// taken for publishing.
+  bool publish_wake(const TickRow& tick, bool again);
 
  private:
   /// Nothing where no message can carry it.

@@ -20,7 +20,7 @@ struct Most {
   static constexpr auto fields() { return std::tuple(&Most::most); }
 };
 
-// Served by ticks_created (BRIN). The replay guard: kept longer than a tick may be old.
+// Served by ticks_publish_at (BRIN). The replay guard: kept longer than a tick may be old.
 constexpr Query<OldRows, NoRow> kTicks{"prune_ticks", R"sql(
   DELETE FROM takt.ticks WHERE id IN (
     SELECT id FROM takt.ticks

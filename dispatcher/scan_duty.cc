@@ -132,10 +132,10 @@ SteadyTime ScanDuty::store_slots(const Term& term) {
   return slots.more ? began : began + slots.next_in.value_or(kSlotsInterval);
 }
 
-void ScanDuty::publish_wakes(const std::vector<TickRow>& ticks) {
+void ScanDuty::publish_wakes(const std::vector<WakeTick>& ticks) {
   for (const auto& tick : ticks) {
     log_debug("job woken", {{"job", tick.job}, {"tick", tick.id}});
-    if (!on_.outbox.publish_unwatched(tick)) due_.not_sent(tick.id);
+    if (!on_.outbox.publish_wake(tick, tick.again)) due_.not_sent(tick.id);
   }
 }
 

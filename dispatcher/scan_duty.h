@@ -32,7 +32,7 @@ class ScanDuty : public Duty {
   void ask_pool();
   void listen();
   void stop_listening(const char* why);
-  void publish_wakes(const std::vector<TickRow>& ticks);
+  void publish_wakes(const std::vector<WakeTick>& ticks);
   void wake_heard(const Term& term);
   /// When to look again.
   SteadyTime wake_due(const Term& term);

@@ -17,7 +17,7 @@ namespace takt {
 /// sent. One round reads at most 250 schedules through schedules_fire and writes with one statement, conditional on the
 /// term and on each schedule still being at the slot that was read. A schedule that cannot be planned, since its expression or
 /// zone is no longer understood, is set aside for an hour, with its `fault`, and delays no other. A tick that is stored ahead has the time
-/// at which it is to be sent for its created_at. Not thread-safe.
+/// at which it is to be sent for its publish_at. Not thread-safe.
 class ScheduleScan {
  public:
   struct Result {

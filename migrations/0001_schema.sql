@@ -1,6 +1,6 @@
 -- The first schema. Locks nothing that exists: it only creates.
--- States of an item (smallint): 0 pending, 1 running, 2 done, 3 dead, 4 cancelled, 5 blocked, 6 suspect: pending, but its
--- worker vanished twice in a row while it held the item, which is therefore claimed alone (dispatcher/suspects.h).
+-- States of an item (smallint): 0 pending, 1 running, 2 done, 3 dead, 4 cancelled, 5 blocked, 6 suspect: pending, and
+-- claimed alone, since its worker vanished twice in a row (dispatcher/suspects.h).
 
 CREATE SEQUENCE takt.definitions_version;
 

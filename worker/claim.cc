@@ -84,7 +84,8 @@ constexpr Query<TickId, NoRow> kEndUnbegun{"end_unbegun_tick", R"sql(
 
 // Served by ticks' primary key and items_due (state, job, priority, run_at, id). Locks the tick's row, the job's lock row if
 // it is exclusive, and only the items it returns.
-constexpr Query<BeginRun, ClaimRow> kBegin{"begin_run", "SELECT * FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
+constexpr Query<BeginRun, ClaimRow> kBegin{"begin_run",
+                                           "SELECT " TAKT_CLAIM_COLUMNS " FROM takt.begin_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"};
 
 constexpr auto kTooLarge = "54000";  // program_limit_exceeded: over 1 GB
 
@@ -101,7 +102,7 @@ constexpr Query<TooLarge, Aside> kSetAside{"set_aside_first_due", R"sql(
 )sql"};
 
 // After a lost connection: did the claim under this run_id commit?
-constexpr Query<TickAndRun, ClaimRow> kClaimedBy{"claimed_by", "SELECT * FROM takt.claimed_by($1, $2)"};
+constexpr Query<TickAndRun, ClaimRow> kClaimedBy{"claimed_by", "SELECT " TAKT_CLAIM_COLUMNS " FROM takt.claimed_by($1, $2)"};
 
 constexpr Query<NoRequest, RunId> kRunIds{"run_ids", "SELECT nextval('takt.run_ids') FROM generate_series(1, 100)"};
 

@@ -28,6 +28,9 @@ struct BeginRun {
 };
 BeginRun begin_run(const ClaimRequest& request);
 
+/// Named one by one: a column that a newer version's function has beside them is no fault.
+#define TAKT_CLAIM_COLUMNS "source, locked, item_id, attempt, key, payload, age_ms, overdue_ms"
+
 /// A row of takt.begin_run(), takt.claimed_by() and takt.go_on(): of a run (`source`, `locked`) or of an item.
 struct ClaimRow {
   std::optional<std::string> source;

@@ -110,13 +110,15 @@ constexpr Query<EndRun, EndedRow> kEnd{"end_run", "SELECT recorded, remaining, c
 // Ends one run and begins the next of the same job: one round trip, one commit. begin_run() is given no tick, and does
 // nothing, where no continuation is to follow.
 constexpr Query<EndAndBegin, EndedAndBegunRow> kEndAndBegin{
-    "end_run_begin_next", "WITH ended AS MATERIALIZED (SELECT * FROM " TAKT_END_RUN
-                          ") SELECT e.recorded, e.remaining, e.continues, b.* FROM ended e LEFT JOIN LATERAL"
-                          " takt.begin_run(CASE WHEN e.continues THEN $26 END, $27, $28, $29, $30, $31, $32, $33, $34, $35,"
-                          " e.from_priority, e.from_run_at, CASE WHEN $36 THEN e.from_id END) b ON true"};
+    "end_run_begin_next",
+    "WITH ended AS MATERIALIZED (SELECT * FROM " TAKT_END_RUN ") SELECT recorded, remaining, continues, " TAKT_CLAIM_COLUMNS
+    " FROM ended e LEFT JOIN LATERAL"
+    " takt.begin_run(CASE WHEN e.continues THEN $26 END, $27, $28, $29, $30, $31, $32, $33, $34, $35,"
+    " e.from_priority, e.from_run_at, CASE WHEN $36 THEN e.from_id END) b ON true"};
 
 // The same for runs that leave nothing behind, in chains: see takt.go_on.
-constexpr Query<GoOn, GoOnRow> kGoOn{"go_on", "SELECT * FROM takt.go_on($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"};
+constexpr Query<GoOn, GoOnRow> kGoOn{"go_on", "SELECT n, remaining, " TAKT_CLAIM_COLUMNS
+                                              " FROM takt.go_on($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"};
 
 // By the tick's row, which names the run as long as it is ours; then served by failed_attempts_item.
 constexpr Query<Dying, LostAttempts> kLostAttempts{"lost_attempts", R"sql(

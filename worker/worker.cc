@@ -18,10 +18,14 @@ constexpr Duration kPublishTimeout = std::chrono::seconds(10);
 /// A tick's queue dead-letters what was given back 20 times (core/amqp/topology.cc).
 constexpr int kGivenBack = 10;
 constexpr std::size_t kMostLacks = 5;  // that are named
-/// A tick that finds every place taken goes back to its queue after this time, where a worker with a free one may get it. It may
-/// get nowhere so often: after that there is none, most likely. So may one for whose job this worker lacks a secret.
+/// A tick that finds every place taken goes back to its queue after this time, where a worker with a free one may get it; the next
+/// ones at once, until a place is free. It may get nowhere so often: then there is none, most likely, and it is passed on each
+/// second, for by then there may be one.
 constexpr Duration kPatience = std::chrono::milliseconds(15);
-constexpr std::int64_t kPassedOn = 3;
+constexpr std::int64_t kPassedOn = 8;
+constexpr Duration kPassedOnAgain = std::chrono::seconds(1);
+/// So often goes a tick back for whose job this worker lacks a secret.
+constexpr std::int64_t kLeftToOthers = 3;
 /// Kinds of lines: each is one a second, whatever the number of ticks.
 constexpr std::size_t kAway = 0, kFailed = 1;
 constexpr Duration kCatalogInterval = std::chrono::milliseconds(900);  // every second duty: jobs and queues are met within a second
@@ -113,6 +117,7 @@ bool Worker::take(amqp::Delivery& delivery) {
   delivery = std::move(deliveries_.front().delivery);
   deliveries_.pop_front();
   ++active_;
+  stuck_ = false;
   if (full() && !deliveries_.empty()) crowded_.notify_one();
   return true;
 }
@@ -122,16 +127,23 @@ bool Worker::take(amqp::Delivery& delivery) {
 void Worker::passing_loop() {
   std::unique_lock lock(mutex_);
   while (!stopping()) {
-    const auto hopeful = std::find_if(deliveries_.begin(), deliveries_.end(),
-                                      [](const Waiting& waiting) { return waiting.delivery.times_returned() < kPassedOn; });
-    if (!full() || hopeful == deliveries_.end()) {
+    const auto until = [this](const Waiting& waiting) {
+      return waiting.since + (waiting.delivery.times_returned() >= kPassedOn ? kPassedOnAgain : stuck_ ? Duration() : kPatience);
+    };
+    const auto next =
+        std::min_element(deliveries_.begin(), deliveries_.end(), [&](const auto& a, const auto& b) { return until(a) < until(b); });
+    if (!full() || next == deliveries_.end()) {
       crowded_.wait(lock);
-    } else if (const auto until = hopeful->since + kPatience; std::chrono::steady_clock::now() < until) {
-      crowded_.wait_until(lock, until);
+    } else if (const auto when = until(*next); std::chrono::steady_clock::now() < when) {
+      crowded_.wait_until(lock, when);
     } else {
-      log_debug("tick passed on", {{"tick", hopeful->delivery.message_id}});
-      consumer_->put_back(hopeful->delivery);
-      deliveries_.erase(hopeful);
+      stuck_ = true;
+      const auto delivery = std::move(next->delivery);
+      deliveries_.erase(next);
+      lock.unlock();
+      log_debug("tick passed on", {{"tick", delivery.message_id}, {"times", delivery.times_returned()}});
+      put_back_uncounted(delivery);
+      lock.lock();
     }
   }
 }
@@ -173,13 +185,16 @@ void Worker::return_counted(const amqp::Delivery& delivery) {
   consumer_->put_back(delivery);
 }
 
+void Worker::give_back(const amqp::Delivery& delivery) {
+  if (!stopping()) std::this_thread::sleep_for(kNotNow);
+  put_back_uncounted(delivery);
+}
+
 /// The queue counts what comes back and would take it for a message that nobody can handle. So it goes back as a copy, whose
 /// count begins anew, before that many; a copy that is done twice is a duplicate by its id.
-void Worker::give_back(const amqp::Delivery& delivery) {
-  if (stopping()) return consumer_->put_back(delivery);
-  std::this_thread::sleep_for(kNotNow);
+void Worker::put_back_uncounted(const amqp::Delivery& delivery) {
   const bool whole = delivery.body.size() == delivery.body_size;
-  if (delivery.times_returned() < kGivenBack || !whole) return consumer_->put_back(delivery);
+  if (stopping() || delivery.times_returned() < kGivenBack || !whole) return consumer_->put_back(delivery);
   amqp::Message copy;
   copy.exchange = amqp::kTicksExchange;
   copy.routing_key = delivery.routing_key;
@@ -204,7 +219,7 @@ void Worker::process(const amqp::Delivery& delivery) {
   metrics_.tick_wait(std::chrono::duration<double>(clock_.now() - get_timestamp(accepted.tick.due_at())).count());
   // Whoever has what is missing here takes it. Nobody does, most likely, where it has been round: then it must keep no place.
   if (!accepted.tick.dry_run() && !executor_.lacks(accepted.job->definition).empty()) {
-    if (stopping() || delivery.times_returned() < kPassedOn) return consumer_->put_back(delivery);
+    if (stopping() || delivery.times_returned() < kLeftToOthers) return consumer_->put_back(delivery);
     executor_.put_off(*accepted.job, accepted.tick);
     return consumer_->ack(delivery);
   }

@@ -74,6 +74,7 @@ class Worker {
   void process(const amqp::Delivery& delivery);
   /// Back to the queue after a moment: for a genuine tick that cannot be begun now.
   void give_back(const amqp::Delivery& delivery);
+  void put_back_uncounted(const amqp::Delivery& delivery);
   void return_counted(const amqp::Delivery& delivery);
   /// One run to its end; the run that continues it here, if one does.
   std::optional<RunExecutor::UnderWay> finish(RunExecutor::UnderWay&& under_way);
@@ -110,6 +111,7 @@ class Worker {
     SteadyTime since;
   };
   std::deque<Waiting> deliveries_;       // guarded by mutex_; at most 2 × runs × queues (the prefetch)
+  bool stuck_ = false;                   // no place became free while a tick waited for one; guarded by mutex_
   std::atomic<bool> stopping_{false};    // set under mutex_, so that no take() misses it
   std::atomic<bool> grace_over_{false};  // nothing waits any longer for PostgreSQL, or for a lock in it
   bool duties_end_ = false;              // guarded by mutex_

@@ -212,7 +212,13 @@ std::optional<QueueInfo> Channel::inspect_queue(const std::string& name) {
 
 void Channel::bind_queue(const std::string& queue, const std::string& exchange, const std::string& key) {
   amqp_queue_bind(connection_, kDeclaring, bytes_of(queue), bytes_of(exchange), bytes_of(key), amqp_empty_table);
-  check(amqp_get_rpc_reply(connection_), "binding queue " + queue);
+  const auto reply = amqp_get_rpc_reply(connection_);
+  if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
+    const auto why = channel_close_text(reply);
+    reopen_channel();
+    throw TopologyMismatch("queue " + queue + " cannot be bound to exchange " + exchange + ": " + why);
+  }
+  check(reply, "binding queue " + queue);
 }
 
 void Channel::purge_queue(const std::string& name) {
@@ -333,6 +339,7 @@ void Channel::on_method(const amqp_method_t& method, const std::function<void(Ev
       auto& delivery = content_->delivery;
       delivery.tag = deliver->delivery_tag;
       delivery.redelivered = deliver->redelivered != 0;
+      delivery.consumer = text_of(deliver->consumer_tag);
       delivery.exchange = text_of(deliver->exchange);
       delivery.routing_key = text_of(deliver->routing_key);
       break;

@@ -38,7 +38,7 @@ void Consumer::ack(const Delivery& delivery) { command(Verb::ack, delivery); }
 void Consumer::ack_up_to(const Delivery& delivery) { command(Verb::ack_up_to, delivery); }
 void Consumer::reject(const Delivery& delivery, bool requeue) { command(requeue ? Verb::requeue : Verb::reject, delivery); }
 
-void Consumer::put_back(const Delivery& delivery) { reject(delivery, delivery.exchange != kWakesExchange); }
+void Consumer::put_back(const Delivery& delivery) { reject(delivery, !delivery.consumer.starts_with(consumer_tag(wake_queue("")))); }
 
 void Consumer::stop_consuming() {
   consuming_ = false;

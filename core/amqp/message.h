@@ -26,6 +26,7 @@ struct Delivery {
   std::uint64_t epoch = 0;
   std::uint64_t tag = 0;
   bool redelivered = false;
+  std::string consumer;  ///< its tag
   std::string exchange;
   std::string routing_key;
   std::string content_type;

@@ -233,9 +233,9 @@ void Publisher::on_wake(Channel& channel) {
     const std::scoped_lock lock(mutex_);
     return std::exchange(depths_wanted_, false);
   }();
-  if (inspect) inspect_queues(channel);
   const auto now = std::chrono::steady_clock::now();
   detour_the_late(now);
+  if (inspect) inspect_queues(channel);
   if (!unconfirmed_.empty() && now - unconfirmed_.begin()->second.sent > settings_.confirm_timeout) {
     throw BrokerUnavailable("broker: no confirm within " + format_duration(settings_.confirm_timeout));
   }
@@ -262,10 +262,11 @@ void Publisher::on_wake(Channel& channel) {
     }
     if (message.exchange == kTicksExchange || message.exchange == kWakesExchange) know_queue(channel, message.routing_key);
   }
+  const auto sent = std::chrono::steady_clock::now();
   std::optional<Channel::Cork> cork;
   if (last_tag_ > first) cork.emplace(channel);
   for (auto it = unconfirmed_.lower_bound(first); it != unconfirmed_.end(); ++it) {
-    it->second.sent = now;
+    it->second.sent = sent;
     channel.publish(it->second.message);
     crash_point("publisher.before_confirm");
   }
@@ -288,7 +289,9 @@ void Publisher::on_lost(const std::string& /*why*/) {
     outstanding_ = 0;
   }
   for (const auto& [tag, entry] : unconfirmed_) finish(entry, Outcome::lost);
-  if (!unconfirmed_.empty() || !waiting.empty()) ++losses_;
+  bool perhaps_lost = !unconfirmed_.empty() || !waiting.empty();
+  for (auto& [key, way] : ways_) perhaps_lost |= std::exchange(way.straight, false);  // those that were confirmed, too, are on no disk
+  if (perhaps_lost) ++losses_;
   unconfirmed_.clear();
   may_detour_.clear();
   for (const auto& entry : waiting) finish(entry, Outcome::lost);

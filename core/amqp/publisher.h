@@ -10,7 +10,7 @@
 namespace takt::amqp {
 
 enum class Outcome {
-  confirmed,   ///< the broker has it, on disk, on a majority
+  confirmed,   ///< the broker has it: on disk, on a majority, unless the message is transient
   refused,     ///< the broker said no (queue full)
   unroutable,  ///< no queue is bound for it
   lost,        ///< the connection went away first; it may or may not have arrived

@@ -29,7 +29,8 @@ namespace {
 /// What is left out is met by each connection of the process, and again with every reconnect.
 constexpr Duration kNextLine = std::chrono::seconds(20);
 
-/// Whether this queue had no line for a while. Thread-safe; remembers at most kMaxTickQueues queues.
+/// Whether this queue had no line for a while. Thread-safe; remembers at most as many queues as a process knows: of ticks, and of wake
+/// ticks.
 bool line_due(const std::string& queue) {
   static std::mutex mutex;
   static std::map<std::string, SteadyTime> last_lines;
@@ -37,7 +38,7 @@ bool line_due(const std::string& queue) {
   const auto now = std::chrono::steady_clock::now();
   const auto last = last_lines.find(queue);
   if (last != last_lines.end() && now - last->second < kNextLine) return false;
-  if (last == last_lines.end() && last_lines.size() >= kMaxTickQueues) last_lines.clear();
+  if (last == last_lines.end() && last_lines.size() >= 2 * kMaxTickQueues) last_lines.clear();
   last_lines[queue] = now;
   return true;
 }

@@ -82,6 +82,8 @@ void Database::give_back(std::unique_ptr<DatabaseConnection> connection) {
 
 bool Database::usable() const { return healthy_ && std::chrono::steady_clock::now() >= misfit_until_.load(); }
 
+void Database::schema_differs() { misfit_until_ = std::chrono::steady_clock::now() + kMisfitFor; }
+
 void Database::with_connection(const std::function<void(DatabaseConnection&)>& body) {
   std::unique_ptr<DatabaseConnection> connection;
   try {
@@ -107,9 +109,10 @@ Rows Database::exec(const Statement& statement, const Params& params) {
       rows = connection.session().exec(statement, params);
     } catch (const DatabaseError& error) {
       if (!means_other_schema(error.sqlstate())) throw;
-      misfit_until_ = std::chrono::steady_clock::now() + kMisfitFor;
-      throw SchemaChanged(std::string("database: its schema is not this version's (") + statement.name + "): " + error.what(),
-                          error.sqlstate());
+      schema_differs();
+      const char* what =
+          error.sqlstate() == "42501" ? "database: this role may not do that (" : "database: its schema is not this version's (";
+      throw SchemaChanged(what + std::string(statement.name) + "): " + error.what(), error.sqlstate());
     }
   });
   return *rows;

@@ -235,6 +235,8 @@ class Database {
   [[nodiscard]] bool healthy() const { return healthy_.load(); }
   /// For health pages: healthy, and for five seconds no statement has met another schema; some may fit where others do not.
   [[nodiscard]] bool usable() const;
+  /// It is not usable for some seconds.
+  void schema_differs();
   /// Round trips made so far, over all connections: what the cost tests count.
   [[nodiscard]] std::uint64_t round_trips() const { return round_trips_.load(); }
 

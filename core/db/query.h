@@ -149,6 +149,17 @@ std::vector<Row> read(const Query<Request, Row>& statement, const Rows& rows) {
   return detail::rows_of<Row>(rows);
 }
 
+/// The same of a database, which is not usable for a while then.
+template <typename Request, typename Row>
+std::vector<Row> read(Database& database, const Query<Request, Row>& statement, const Rows& rows) {
+  try {
+    return read(statement, rows);
+  } catch (const SchemaChanged&) {
+    database.schema_differs();
+    throw;
+  }
+}
+
 /// Within a transaction, or on a connection.
 template <typename Request, typename Row>
 std::vector<Row> query(Session& on, const Query<Request, Row>& statement, const std::type_identity_t<Request>& request = {}) {
@@ -158,17 +169,17 @@ std::vector<Row> query(Session& on, const Query<Request, Row>& statement, const 
 // As Database's exec(), exec_retrying() and exec_divisible() are.
 template <typename Request, typename Row>
 std::vector<Row> query(Database& database, const Query<Request, Row>& statement, const std::type_identity_t<Request>& request = {}) {
-  return read(statement, database.exec(statement.statement(), detail::params_of(request)));
+  return read(database, statement, database.exec(statement.statement(), detail::params_of(request)));
 }
 template <typename Request, typename Row>
 std::vector<Row> query_retrying(Database& database, const Query<Request, Row>& statement, const std::type_identity_t<Request>& request = {},
                                 int tries = Database::kTries) {
-  return read(statement, database.exec_retrying(statement.statement(), detail::params_of(request), tries));
+  return read(database, statement, database.exec_retrying(statement.statement(), detail::params_of(request), tries));
 }
 template <typename Request, typename Row>
 std::vector<Row> query_divisible(Database& database, const Query<Request, Row>& statement,
                                  const std::type_identity_t<Request>& request = {}) {
-  return read(statement, database.exec_divisible(statement.statement(), detail::params_of(request)));
+  return read(database, statement, database.exec_divisible(statement.statement(), detail::params_of(request)));
 }
 /// One that returns nothing: how many rows it wrote.
 template <typename Request>

@@ -1,4 +1,6 @@
 """Three RabbitMQ nodes; the one that leads the queues dies under load."""
+import os
+import signal
 import time
 
 from chaos import CONFIG, ChaosTest, eventually
@@ -38,46 +40,76 @@ class ClusterFaults(ChaosTest):
         self.check_accepted(load.stop())
         print(f"work again {recovery:.1f} s after the leader of the queue was killed")
 
-    def test_R6b_the_node_that_holds_the_queue_of_wake_ticks_is_away(self):
-        """Its queue is lost with it, and the broker goes on: so must wake-ups, the way of ticks."""
+    def cluster_and_worker(self):
+        """A cluster, a dispatcher connected to its first node, and a worker by way of the proxy, connected to the second, where its
+        queue of wake ticks lies therefore."""
         cluster = Cluster()
         self.addCleanup(cluster.close)
-        staying, falling, third = cluster.nodes
-        balancer = Proxy(("127.0.0.1", staying.port))
-        workers = Proxy(("127.0.0.1", falling.port))
+        self.staying, self.falling, self.third = cluster.nodes
+        balancer, workers = Proxy(("127.0.0.1", self.staying.port)), Proxy(("127.0.0.1", self.falling.port))
         self.proxies += [balancer, workers]
 
         def through(proxy):
             self.environment["TAKT_AMQP_URL"] = f"amqp://takt:{cluster.password}@127.0.0.1:{proxy.port}/%2f"
 
-        def wake_consumers():
-            rows = [line.split("\t") for line in staying.ctl("list_consumers", "--no-table-headers", "queue_name").splitlines()]
-            return sum(1 for row in rows if row[0] == "takt.wakes.default")
-
-        def done_at_once():
-            """An item that is alone, and so waits for its own wake-up; in seconds."""
-            began, item = time.monotonic(), self.enqueue("work")
-            eventually(lambda: self.state(item) == "done", what=f"item {item}")
-            return time.monotonic() - began
-
         through(balancer)
         self.install(CONFIG)
         dispatcher = self.start("dispatcher")
-        through(workers)  # a classic queue lies where it is declared
+        through(workers)
         worker = self.start("worker")
-        eventually(lambda: wake_consumers() == 1, what="a consumer of wake ticks")
-        self.assertIs(cluster.node_leading("takt.ticks.default", staying), staying)
+        eventually(lambda: self.wake_consumers() == 1, what="a consumer of wake ticks")
+        self.assertIs(cluster.node_leading("takt.ticks.default", self.staying), self.staying)
         for _ in range(20):
-            done_at_once()
-        falling.kill()
-        workers.target = ("127.0.0.1", third.port)
+            self.done_at_once()
+        return dispatcher, worker, workers
+
+    def wake_consumers(self):
+        rows = [line.split("\t") for line in self.staying.ctl("list_consumers", "--no-table-headers", "queue_name").splitlines()]
+        return sum(1 for row in rows if row[0] == "takt.wakes.default")
+
+    def done_at_once(self):
+        """An item that is alone, and so waits for its own wake-up; in seconds."""
+        began, item = time.monotonic(), self.enqueue("work")
+        eventually(lambda: self.state(item) == "done", what=f"item {item}")
+        return time.monotonic() - began
+
+    def test_R6b_the_node_that_holds_the_queue_of_wake_ticks_is_away(self):
+        """Its queue is lost with it, and the broker goes on: so must wake-ups, the way of ticks."""
+        dispatcher, worker, workers = self.cluster_and_worker()
+        self.falling.kill()
+        workers.target = ("127.0.0.1", self.third.port)
         workers.cut()
         eventually(lambda: "wake queue left out" in self.log_of(worker), what="a worker that knows of it")
-        times = sorted(done_at_once() for _ in range(60))
+        times = sorted(self.done_at_once() for _ in range(60))
         self.assertIn("messages detoured", self.log_of(dispatcher))
         self.assertNotIn("broker lost", self.log_of(dispatcher))
         self.assertLess(times[30], 0.5, "a wake tick that is lost is made again after ten seconds, and a scan after 0.2 s finds its item")
         print(f"while it was away: median {1000 * times[30]:.0f} ms, longest {1000 * times[-1]:.0f} ms")
-        falling.start()
-        eventually(lambda: wake_consumers() == 1, 30, "a consumer of wake ticks again")
-        done_at_once()
+        self.falling.start()
+        eventually(lambda: self.wake_consumers() == 1, 30, "a consumer of wake ticks again")
+        self.done_at_once()
+
+    def test_R6c_the_node_that_holds_the_queue_of_wake_ticks_hangs_and_then_dies(self):
+        """Nobody is connected to it: what it takes and does not answer goes the way of ticks, and no connection is given up."""
+        dispatcher, worker, workers = self.cluster_and_worker()
+        workers.target = ("127.0.0.1", self.staying.port)
+        workers.cut()
+        eventually(lambda: "broker lost" in self.log_of(worker) and self.wake_consumers() == 1, what="the worker on another node")
+        self.done_at_once()
+        lost = self.log_of(worker).count("broker lost")
+        pid = self.falling.pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            times = sorted(self.done_at_once() for _ in range(60))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.assertIn('why="no answer"', self.log_of(dispatcher))
+        self.assertLess(times[30], 0.5)
+        self.assertLess(times[-1], 3)
+        print(f"while it hung: median {1000 * times[30]:.0f} ms, longest {1000 * times[-1]:.0f} ms")
+        self.falling.kill()
+        eventually(lambda: self.wake_consumers() == 0, what="a queue of wake ticks that is away")
+        times = sorted(self.done_at_once() for _ in range(30))
+        self.assertLess(times[15], 0.5)
+        self.assertNotIn("broker lost", self.log_of(dispatcher))
+        self.assertEqual(self.log_of(worker).count("broker lost"), lost)

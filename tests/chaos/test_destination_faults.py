@@ -42,6 +42,16 @@ jobs:
   quick:
     handler: {http: {url: "{url}/quick", method: POST}}
 """
+FULL = """
+metrics: {listen: "127.0.0.1:0"}
+worker: {runs: 1}
+jobs:
+  slow:
+    batch_size: 1
+    handler: {http: {url: "{url}/slow", method: POST, timeout: 60s}}
+  quick:
+    handler: {http: {url: "{url}/quick", method: POST}}
+"""
 AT_ONCE = 0.05  # seconds from an item's enqueue to its request
 
 
@@ -198,6 +208,29 @@ class DestinationFaults(ChaosTest):
         eventually(lambda: len(self.ledger.of("/slow")) >= 2)
         self.at_once([self.started("quick") for _ in range(25)])
         self.takt("items", "cancel", "--job", "slow", "--yes")
+        self.check_invariants()
+
+    def test_C22c_a_tick_finds_the_worker_that_comes_when_all_are_full(self):
+        """What fills them came as wake ticks: each has room for a tick of the other queue, and may not keep one."""
+        self.ledger.behave["/slow"] = lambda nth: (time.sleep(12), (200, {}, b""))[1]
+        self.install(FULL)
+        self.start("dispatcher")
+        for _ in range(2):
+            self.start("worker")
+        time.sleep(1)
+        self.started("quick")
+        for _ in range(2):
+            self.enqueue("slow")
+        eventually(lambda: len(self.ledger.of("/slow")) == 2, what="two workers without a place")
+        for _ in range(4):
+            self.takt("tick", "quick")
+        time.sleep(2)
+        begun = "SELECT count(*) FROM takt.ticks WHERE source = 'manual' AND begun_at IS NOT NULL"
+        self.assertEqual(self.one(begun), 0)
+        self.start("worker")
+        eventually(lambda: self.one(begun) == 4, what="the ticks at the worker that has a place")
+        self.assertEqual(self.one("SELECT count(*) FROM takt.running_items"), 2, "before the others had one")
+        eventually(lambda: self.one("SELECT count(*) FROM takt.running_items") == 0, 30)
         self.check_invariants()
 
     def test_H1_hanging_destination_times_out(self):

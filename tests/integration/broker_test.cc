@@ -296,6 +296,42 @@ TEST_F(BrokerTest, AWakeTickThatIsRefusedOrUnansweredTakesTheDetourAndTheConnect
   EXPECT_EQ(publisher.reconnects(), 0U);
 }
 
+TEST_F(BrokerTest, AConnectionThatIsLostMayHaveLostWakeTicksThatWereConfirmed) {
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  ASSERT_EQ(publisher.publish(message("on disk"), 10s), Outcome::confirmed);
+  const auto lose = [&] {
+    const auto before = publisher.reconnects();
+    rabbitmqctl("close_all_connections --global 'a test says so'");
+    return eventually([&] { return publisher.reconnects() > before && publisher.state().connected; });
+  };
+  ASSERT_TRUE(lose());
+  EXPECT_EQ(publisher.losses(), 0U);
+  Woken inbox;
+  ASSERT_EQ(publisher.publish(wake("on no disk"), 10s), Outcome::confirmed);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 2; }));
+  ASSERT_TRUE(lose());
+  EXPECT_EQ(publisher.losses(), 1U);
+  ASSERT_TRUE(lose());
+  EXPECT_EQ(publisher.losses(), 1U) << "once";
+}
+
+/// An alternate exchange that hands on what nobody takes: to the broker, such a message is no returned one.
+TEST_F(BrokerTest, WhatIsPutBackGoesByTheQueueItCameFromWhateverItsExchangeWas) {
+  rabbitmqctl("set_policy -p " + vhost->name() + " others ^takt.wakes$ '{\"alternate-exchange\": \"takt.ticks\"}' --apply-to exchanges");
+  Publisher publisher(vhost->settings("publisher"), {});
+  publisher.start();
+  Inbox inbox(vhost->settings("consumer"));
+  auto direct = wake("m");
+  direct.detour.clear();
+  EXPECT_TRUE(eventually([&] { return publisher.publish(direct, 10s) == Outcome::confirmed; }));
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 1; }));
+  inbox.consumer.put_back(inbox.received[0]);
+  ASSERT_TRUE(eventually([&] { return inbox.size() == 2; }));
+  EXPECT_EQ(inbox.received[1].times_returned(), 1) << "and is no dead letter";
+  rabbitmqctl("clear_policy -p " + vhost->name() + " others");
+}
+
 TEST_F(BrokerTest, R8_AWakeQueueThatIsDeletedOrExistsOtherwiseDisturbsNoTick) {
   Publisher publisher(vhost->settings("publisher"), {});
   publisher.start();

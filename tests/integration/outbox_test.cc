@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "core/amqp/topology.h"
 #include "dispatcher/dispatcher.h"
 #include "dispatcher/schedule_scan.h"
 #include "tests/support/clock.h"
@@ -115,6 +116,19 @@ TEST_F(DispatcherOutboxTest, SlotsLeaveInTimeWhileOneOfTheTwoConnectionsIsAway) 
   dispatcher.stop();
   EXPECT_EQ(metrics.text().find("takt_publish_failed_total{"), std::string::npos) << "none was given to the one that is away";
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.ticks WHERE published_at IS NULL AND due_at < now() - interval '1 s'"), 0);
+}
+
+TEST_F(DispatcherOutboxTest, AWakeTickIsSentByAnotherWayWhereTheOneBeforeItWokeNobody) {
+  amqp::Channel channel(vhost.settings("look"));
+  amqp::declare_topology(channel, {"default"});
+  ASSERT_TRUE(amqp::try_declare_wake_queue(channel, "default"));
+  first.start();
+  Outbox sender(*database, first, keys, real, metrics);
+  const auto depth = [&](const std::string& queue) { return channel.inspect_queue(queue)->messages; };
+  ASSERT_TRUE(sender.publish_wake({"due:1", "demo", "default", "due", real.now(), {}}, true));
+  EXPECT_TRUE(eventually([&] { return depth(amqp::tick_queue("default")) == 1; }));
+  ASSERT_TRUE(sender.publish_wake({"due:2", "demo", "default", "due", real.now(), {}}, false));
+  EXPECT_TRUE(eventually([&] { return depth(amqp::wake_queue("default")) == 1; }));
 }
 
 TEST_F(DispatcherOutboxTest, Finding18_ATickThatNoMessageCanCarryStopsNoOther) {

@@ -48,6 +48,7 @@ struct QueryTest : testing::Test {
       query(*database, statement);
     } catch (const SchemaChanged& error) {
       EXPECT_EQ(error.sqlstate(), "42804");
+      EXPECT_FALSE(database->usable()) << "/readyz says so";
       return error.what();
     }
     return "";
