@@ -56,6 +56,7 @@ TEST(Cron, FindsTheNextSlotOfEachField) {
                         {"@monthly", "2026-11-21T00:00:00Z", "2026-12-01T00:00:00Z"},
                         {"@every 90s", "1970-01-01T00:00:00Z", "1970-01-01T00:01:30Z"},
                         {"@at 2026-12-24T18:00:00Z", "2026-11-21T00:00:00Z", "2026-12-24T18:00:00Z"},
+                        {"@at 2026-12-24T18:00:00.25Z", "2026-12-24T18:00:00Z", "2026-12-24T18:00:00.25Z"},
                         {"CRON_TZ=America/Mexico_City 0 9 * * *", "2026-11-21T00:00:00Z", "2026-11-21T15:00:00Z"}}) {
     const auto found = cron(expression).next(at(from));
     ASSERT_TRUE(found) << expression;
