@@ -34,7 +34,7 @@ void list_items(Context& context, const ItemFilter& filter) {
     newest AS (
       SELECT r.id, r.started_at, r.item_max FROM takt.runs r
        WHERE r.job_id )sql") +
-                        (filter.job.empty() ? "IN" : "=") + R"sql( (SELECT id FROM job) AND r.item_ids <> '{}'
+                        (filter.job.empty() ? "IN" : "=") + R"sql( (SELECT id FROM job) AND cardinality(r.items) > 0
          AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
          AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql" +
                         (filter.job.empty() ? "r.id" : "r.started_at") + R"sql( DESC LIMIT 10000),
@@ -75,7 +75,7 @@ void show_item(Context& context, std::int64_t id, bool json) {
     WITH claimed AS (
       SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
         FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
-       WHERE r.item_min <= $1 AND r.item_max >= $1 AND $1 = ANY (r.item_ids) AND h.id = $1),
+       WHERE r.item_min <= $1 AND r.item_max >= $1 AND h.id = $1),
     item AS (
       SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at, enqueued_at,
              NULL::timestamptz AS finished_at, key, payload FROM takt.items WHERE id = $1

@@ -112,6 +112,17 @@ CREATE TABLE takt.job_locks (
 
 CREATE SEQUENCE takt.run_ids;
 
+-- An item as a run has claimed it. Further attributes are added at the end: of runs before, they are NULL.
+CREATE TYPE takt.claimed_item AS (
+  id          bigint,
+  attempt     integer,
+  replay      smallint,
+  priority    smallint,
+  run_at      timestamptz,
+  enqueued_at timestamptz,
+  payload     jsonb
+);
+
 -- What a worker did, or is doing, for a tick, in partitions of whole days that are dropped when they are too old.
 -- The items a run holds are in its row, as arrays of equal length: while it runs all that it claimed, afterwards those it
 -- ended done or noop. So a run's row is the claim, and of a done item the history and the record of its last attempt.
@@ -143,15 +154,9 @@ CREATE TABLE takt.runs (
   last_priority smallint,                   -- where in items_due its claim ended
   last_run_at  timestamptz,
   last_id      bigint,
-  item_ids     bigint[] NOT NULL DEFAULT '{}',
-  attempts     integer[] NOT NULL DEFAULT '{}',
-  replays      smallint[] NOT NULL DEFAULT '{}',
-  priorities   smallint[] NOT NULL DEFAULT '{}',
-  run_ats      timestamptz[] NOT NULL DEFAULT '{}',
-  enqueued_ats timestamptz[] NOT NULL DEFAULT '{}',
-  keys         text[],                      -- NULL: none has a key
-  payloads     jsonb[] NOT NULL DEFAULT '{}',
-  durations    real[],                      -- milliseconds; NULL while it runs
+  items        takt.claimed_item[] NOT NULL DEFAULT '{}',  -- in the order of the claim; read them by takt.items_of()
+  keys         text[],                      -- of each of them, so that a key is found without their payloads; NULL: none has one
+  durations    real[],                      -- of each of them, in milliseconds; NULL while it runs
   noops        bigint[],                    -- which of them ended noop; NULL: none
   PRIMARY KEY (id, started_at)
 ) PARTITION BY RANGE (started_at);

@@ -74,9 +74,8 @@ BEGIN
         RETURNING i.id, i.attempt + 1 AS attempt, i.replay, i.priority, i.run_at, i.enqueued_at, i.key, i.payload),
       ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
       whole AS MATERIALIZED (
-        SELECT count(*)::integer AS count, array_agg(id) AS ids, array_agg(attempt) AS attempts, array_agg(replay) AS replays,
-               array_agg(priority) AS priorities, array_agg(run_at) AS run_ats, array_agg(enqueued_at) AS enqueued_ats,
-               CASE WHEN count(key) > 0 THEN array_agg(key) END AS keys, array_agg(payload) AS payloads
+        SELECT count(*)::integer AS count, array_agg(id) AS ids, CASE WHEN count(key) > 0 THEN array_agg(key) END AS keys,
+               array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item) AS items
           FROM ordered),
       shares AS MATERIALIZED (
         SELECT m.n, m.began, ((place - 1) * most + 1)::integer AS first, least(place * most, whole.count)::integer AS last
@@ -92,12 +91,11 @@ BEGIN
          WHERE r.id = run_ids[w.n] AND r.started_at = w.began),
       stored AS (
         INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, item_min, item_max, last_priority, last_run_at,
-                               last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
+                               last_id, items, keys)
         SELECT next_runs[s.n], now(), the_job, tick_ids[s.n], 'due', the_worker, 'running', bounds.least, bounds.greatest,
-               priorities[last], run_ats[last], ids[last], ids[first:last],
-               attempts[first:last], replays[first:last], priorities[first:last], run_ats[first:last], enqueued_ats[first:last],
-               keys[first:last], payloads[first:last]
-          FROM shares s, whole, LATERAL (SELECT min(i) AS least, max(i) AS greatest FROM unnest(ids[first:last]) i) bounds
+               (final).priority, (final).run_at, (final).id, items[first:last], keys[first:last]
+          FROM shares s, whole, LATERAL (SELECT min(i) AS least, max(i) AS greatest FROM unnest(ids[first:last]) i) bounds,
+               LATERAL (SELECT items[last] AS final OFFSET 0) f
          WHERE first <= last)
       SELECT NULL::integer, NULL::integer, 'more', false, o.id, o.attempt, o.key, o.payload::text,
              (extract(epoch FROM now() - greatest(o.enqueued_at, 'epoch')) * 1000)::bigint, (extract(epoch FROM now() - greatest(o.run_at, 'epoch')) * 1000)::bigint

@@ -108,14 +108,13 @@ BEGIN
     ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
     stored AS (
       INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, dry_run, item_min, item_max, last_priority,
-                             last_run_at, last_id, item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads)
+                             last_run_at, last_id, items, keys)
       SELECT the_run, now(), the_job, the_tick,
              CASE WHEN tick_source IN ('schedule', 'external') THEN tick_source
                   WHEN tick_source IN ('due', 'more', 'alone') THEN 'due' ELSE 'manual' END,
              the_worker, 'running', is_dry, min(id), max(id), (array_agg(priority))[count(*)], (array_agg(run_at))[count(*)],
-             (array_agg(id))[count(*)], coalesce(array_agg(id), '{}'), coalesce(array_agg(attempt), '{}'),
-             coalesce(array_agg(replay), '{}'), coalesce(array_agg(priority), '{}'), coalesce(array_agg(run_at), '{}'),
-             coalesce(array_agg(enqueued_at), '{}'), CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(payload), '{}')
+             (array_agg(id))[count(*)], coalesce(array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
+             CASE WHEN count(key) > 0 THEN array_agg(key) END
         FROM ordered)
     SELECT NULL::text, NULL::boolean, o.id, o.attempt, o.key, o.payload::text, (extract(epoch FROM now() - greatest(o.enqueued_at, 'epoch')) * 1000)::bigint,
            (extract(epoch FROM now() - greatest(o.run_at, 'epoch')) * 1000)::bigint

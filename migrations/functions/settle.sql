@@ -68,11 +68,9 @@ BEGIN
       FROM named WHERE state = 3
     ON CONFLICT (id) DO NOTHING;
     UPDATE takt.runs r
-       SET (item_ids, attempts, replays, priorities, run_ats, enqueued_ats, keys, payloads, durations) = (
-             SELECT coalesce(array_agg(id), '{}'), coalesce(array_agg(attempt), '{}'), coalesce(array_agg(replay), '{}'),
-                    coalesce(array_agg(priority), '{}'), coalesce(array_agg(run_at), '{}'), coalesce(array_agg(enqueued_at), '{}'),
-                    CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(payload), '{}'),
-                    coalesce(array_agg(the_durations[n]), '{}')
+       SET (items, keys, durations) = (
+             SELECT coalesce(array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
+                    CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(the_durations[n]), '{}')
                FROM (SELECT * FROM takt.items_of(r) h WHERE h.id <> ALL (ids) ORDER BY h.n) kept)
      WHERE r.id = the_run AND r.started_at = began;
   END IF;
