@@ -14,43 +14,76 @@ struct AuditFilter {
   bool json = false;
 };
 
+struct WhichActs {
+  std::optional<std::string> who, action, subject;
+  std::optional<Timestamp> since;
+  int limit = 0;
+  static constexpr auto fields() {
+    return std::tuple(&WhichActs::who, &WhichActs::action, &WhichActs::subject, &WhichActs::since, &WhichActs::limit);
+  }
+};
+struct Act {
+  std::int64_t id = 0;
+  std::string at, who, origin, action, subject;
+  std::optional<std::string> parameters;
+  static constexpr auto fields() {
+    return std::tuple(Field("id", &Act::id), Field("at", &Act::at), Field("who", &Act::who), Field("origin", &Act::origin),
+                      Field("action", &Act::action), Field("subject", &Act::subject), Field("parameters", &Act::parameters));
+  }
+};
 // Newest first, by the primary key; with a subject by audit_subject.
-constexpr Statement kAudit{"audit_list", R"sql(
-  SELECT id, takt.shown(at), who, origin, action, subject, detail::text
+constexpr Query<WhichActs, Act> kAudit{"audit_list", R"sql(
+  SELECT id, takt.shown(at) AS at, who, origin, action, subject, detail::text AS parameters
     FROM takt.audit
    WHERE ($1::text IS NULL OR who = $1) AND ($2::text IS NULL OR action = $2)
      AND ($3::text IS NULL OR subject = $3 OR subject = 'job ' || $3) AND ($4::timestamptz IS NULL OR at >= $4)
    ORDER BY id DESC LIMIT $5
 )sql"};
 
+struct Names {
+  std::optional<std::string> who, action, subject;
+  static constexpr auto fields() { return std::tuple(&Names::who, &Names::action, &Names::subject); }
+};
+struct Known {
+  bool who = false, action = false, subject = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("who", &Known::who), Field("action", &Known::action), Field("subject", &Known::subject));
+  }
+};
 // By the primary key backwards, and audit_subject.
-constexpr Statement kKnown{"audit_known", R"sql(
-  SELECT $1::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE who = $1), $2::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE action = $2),
-         $3::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE subject IN ($3, 'job ' || $3)) OR EXISTS (SELECT FROM takt.jobs WHERE $3 IN (name, 'job ' || name))
+constexpr Query<Names, Known> kKnown{"audit_known", R"sql(
+  SELECT $1::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE who = $1) AS who,
+         $2::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE action = $2) AS action,
+         $3::text IS NULL OR EXISTS (SELECT FROM takt.audit WHERE subject IN ($3, 'job ' || $3))
+           OR EXISTS (SELECT FROM takt.jobs WHERE $3 IN (name, 'job ' || name)) AS subject
 )sql"};
 
 /// Of names that nothing in the audit bears, the first is most likely mistyped.
 void require_known(Database& database, const AuditFilter& filter) {
   const auto known =
-      database.exec(kKnown, Params::of(optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject)));
+      query(database, kKnown, {optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject)}).at(0);
   const auto unknown = [](const std::string& what, const std::string& name) {
     return CommandFailed("the audit has nothing " + what + " \"" + printable(name, 100) + "\"; \"takt audit\" shows what it has");
   };
-  if (!known.boolean(0, 0)) throw unknown("by", filter.who);
-  if (!known.boolean(0, 1)) throw unknown("of the action", filter.action);
-  if (!known.boolean(0, 2)) throw unknown("of the subject", filter.subject);
+  if (!known.who) throw unknown("by", filter.who);
+  if (!known.action) throw unknown("of the action", filter.action);
+  if (!known.subject) throw unknown("of the subject", filter.subject);
 }
 
 void list(Context& context, const AuditFilter& filter) {
-  const auto since =
-      filter.since.empty() ? std::nullopt : std::optional(parse_moment(filter.since, "--since", [&] { return context.now(); }));
-  const auto rows = context.current_database().exec(
-      kAudit, Params::of(optional_text(filter.who), optional_text(filter.action), optional_text(filter.subject), since, filter.limit));
-  if (rows.empty()) require_known(context.database(), filter);
+  WhichActs which{.who = optional_text(filter.who),
+                  .action = optional_text(filter.action),
+                  .subject = optional_text(filter.subject),
+                  .since = {},
+                  .limit = filter.limit};
+  if (!filter.since.empty()) which.since = parse_moment(filter.since, "--since", [&] { return context.now(); });
+  const auto acts = query(context.current_database(), kAudit, which);
+  if (acts.empty()) require_known(context.database(), filter);
   Table table({{"act", 3}, "at", "who", {"origin", 2}, "action", "subject", {"parameters", 1}});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    table.add({rows.integer(i, 0), text_or_null(rows, i, 1), text_or_null(rows, i, 2), text_or_null(rows, i, 3), text_or_null(rows, i, 4),
-               text_or_null(rows, i, 5), rows.is_null(i, 6) ? nlohmann::json(nullptr) : nlohmann::json::parse(rows.text(i, 6))});
+  for (const auto& act : acts) {
+    auto cells = cells_of(act);
+    if (act.parameters) cells.back() = nlohmann::json::parse(*act.parameters);
+    table.add(std::move(cells));
   }
   const bool all = filter.who.empty() && filter.action.empty() && filter.subject.empty() && filter.since.empty();
   table.print(filter.json, all ? "nothing was done by hand, as far as retention.audit reaches"

@@ -7,6 +7,7 @@
 #include "cli/letter_editor.h"
 #include "cli/services.h"
 #include "cli/table.h"
+#include "core/db/query.h"
 #include "core/installation/troubles.h"
 #include "core/text/text.h"
 #include "dlq/operations.h"
@@ -65,14 +66,21 @@ void require_selection(const LetterOptions& options) {
   if (!selected && !options.all) throw UsageError("say which: ids, a filter (--job, --reason, --since, …), or --all");
 }
 
+struct Reasons {
+  std::string all;
+  bool known = false;
+  static constexpr auto fields() { return std::tuple(Field("reasons", &Reasons::all), Field("known", &Reasons::known)); }
+};
+constexpr Query<One<std::string>, Reasons> kReasons{
+    "letter_reasons",
+    "SELECT coalesce(string_agg(reason, ', '), 'none') AS reasons, coalesce(bool_or(reason = $1), false) AS known FROM"
+    " (SELECT DISTINCT reason FROM takt.dead_letters ORDER BY reason LIMIT 1000) r"};
+
 /// What none was ever archived for is most likely mistyped. Reads the archive, where there is no letter of it.
 void require_reason(Database& database, const std::string& reason) {
-  const auto rows =
-      database.exec(std::string("SELECT coalesce(string_agg(reason, ', '), 'none'), coalesce(bool_or(reason = $1), false) FROM"
-                                " (SELECT DISTINCT reason FROM takt.dead_letters ORDER BY reason LIMIT 1000) r"),
-                    Params::of(reason));
-  if (rows.boolean(0, 1)) return;
-  throw CommandFailed("no dead letter has the reason \"" + printable(reason, 100) + "\"; there are: " + printable(rows.text(0, 0), 500));
+  const auto reasons = query(database, kReasons, {reason}).at(0);
+  if (reasons.known) return;
+  throw CommandFailed("no dead letter has the reason \"" + printable(reason, 100) + "\"; there are: " + printable(reasons.all, 500));
 }
 
 void list(Context& context, const LetterOptions& options) {

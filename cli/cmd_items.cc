@@ -13,45 +13,70 @@ struct ItemFilter {
   bool json = false;
 };
 
+struct WhichItems {
+  std::optional<std::string> job, state, key;
+  int limit = 0;
+  static constexpr auto fields() { return std::tuple(&WhichItems::job, &WhichItems::state, &WhichItems::key, &WhichItems::limit); }
+};
+struct ItemLine {
+  std::int64_t item = 0;
+  std::string job, state;
+  int priority = 0, attempts = 0, replay = 0;
+  std::string run_at;
+  std::optional<std::string> finished_at, key;
+  std::string payload_start;
+  static constexpr auto fields() {
+    return std::tuple(Field("item", &ItemLine::item), Field("job", &ItemLine::job), Field("state", &ItemLine::state),
+                      Field("priority", &ItemLine::priority), Field("attempts", &ItemLine::attempts), Field("replay", &ItemLine::replay),
+                      Field("run_at", &ItemLine::run_at), Field("finished_at", &ItemLine::finished_at), Field("key", &ItemLine::key),
+                      Field("payload_start", &ItemLine::payload_start));
+  }
+};
+
+// Each source gives its newest. Done and running items are in the rows of runs, which are looked up by the largest id that each
+// claimed: runs with the largest ones hold the newest items. Three times as many runs are taken as items are asked for, since
+// the item with the largest id may have left its run; and no more than the newest 10,000 runs are looked at. Numbers of runs are
+// given to workers in blocks, so they are in order of time only by and large.
+std::string items_sql(bool of_one_job) {
+  return std::string(R"sql(
+  WITH job AS (SELECT id FROM takt.jobs WHERE $1::text IS NULL OR name = $1),
+  waiting AS (
+    SELECT i.id, i.job_id, takt.state_name(i.state) AS state, i.priority, i.attempt AS attempts, i.replay, i.run_at,
+           NULL::timestamptz AS finished_at, i.key, i.payload
+      FROM takt.items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
+       AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
+  ended AS (
+    SELECT i.id, i.job_id, takt.state_name(i.state), i.priority, i.attempts, i.replay, i.run_at, i.finished_at, i.key, i.payload
+      FROM takt.ended_items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
+       AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
+  newest AS (
+    SELECT r.id, r.started_at, r.item_max FROM takt.runs r
+     WHERE r.job_id )sql") +
+         (of_one_job ? "=" : "IN") + R"sql( (SELECT id FROM job) AND cardinality(r.items) > 0
+       AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
+       AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql" +
+         (of_one_job ? "r.started_at" : "r.id") + R"sql( DESC LIMIT 10000),
+  run AS (
+    SELECT r AS row FROM (SELECT id, started_at FROM newest ORDER BY item_max DESC LIMIT 3 * $4 + 20) n
+      JOIN takt.runs r ON r.id = n.id AND r.started_at = n.started_at),
+  in_runs AS (
+    SELECT i.id, (r.row).job_id, CASE (r.row).status WHEN 'running' THEN 'running' ELSE 'done' END, i.priority, i.attempt, i.replay,
+           i.run_at, (r.row).finished_at, i.key, i.payload
+      FROM run r CROSS JOIN LATERAL takt.items_of(r.row) i WHERE $3::text IS NULL OR i.key = $3)
+  SELECT i.id AS item, j.name AS job, i.state, i.priority, i.attempts, i.replay, takt.shown(i.run_at) AS run_at,
+         takt.shown(i.finished_at) AS finished_at, i.key, takt.payload_start(i.payload) AS payload_start
+    FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
+   ORDER BY i.id DESC LIMIT $4
+  )sql";
+}
+
 void list_items(Context& context, const ItemFilter& filter) {
   auto& database = context.current_database();
-  // Each source gives its newest. Done and running items are in the rows of runs, which are looked up by the largest id that each
-  // claimed: runs with the largest ones hold the newest items. Three times as many runs are taken as items are asked for, since
-  // the item with the largest id may have left its run; and no more than the newest 10,000 runs are looked at. Numbers of runs are
-  // given to workers in blocks, so they are in order of time only by and large.
-  const auto rows =
-      database.exec(std::string(R"sql(
-    WITH job AS (SELECT id FROM takt.jobs WHERE $1::text IS NULL OR name = $1),
-    waiting AS (
-      SELECT i.id, i.job_id, takt.state_name(i.state) AS state, i.priority, i.attempt AS attempts, i.replay, i.run_at,
-             NULL::timestamptz AS finished_at, i.key, i.payload
-        FROM takt.items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
-         AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
-    ended AS (
-      SELECT i.id, i.job_id, takt.state_name(i.state), i.priority, i.attempts, i.replay, i.run_at, i.finished_at, i.key, i.payload
-        FROM takt.ended_items i WHERE i.job_id IN (SELECT id FROM job) AND ($2::text IS NULL OR takt.state_name(i.state) = $2)
-         AND ($3::text IS NULL OR i.key = $3) ORDER BY i.id DESC LIMIT $4),
-    newest AS (
-      SELECT r.id, r.started_at, r.item_max FROM takt.runs r
-       WHERE r.job_id )sql") +
-                        (filter.job.empty() ? "IN" : "=") + R"sql( (SELECT id FROM job) AND cardinality(r.items) > 0
-         AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
-         AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql" +
-                        (filter.job.empty() ? "r.id" : "r.started_at") + R"sql( DESC LIMIT 10000),
-    run AS (
-      SELECT r AS row FROM (SELECT id, started_at FROM newest ORDER BY item_max DESC LIMIT 3 * $4 + 20) n
-        JOIN takt.runs r ON r.id = n.id AND r.started_at = n.started_at),
-    in_runs AS (
-      SELECT i.id, (r.row).job_id, CASE (r.row).status WHEN 'running' THEN 'running' ELSE 'done' END, i.priority, i.attempt, i.replay,
-             i.run_at, (r.row).finished_at, i.key, i.payload
-        FROM run r CROSS JOIN LATERAL takt.items_of(r.row) i WHERE $3::text IS NULL OR i.key = $3)
-    SELECT i.id, j.name, i.state, i.priority, i.attempts, i.replay, takt.shown(i.run_at), takt.shown(i.finished_at), i.key,
-           takt.payload_start(i.payload)
-      FROM (SELECT * FROM waiting UNION ALL SELECT * FROM ended UNION ALL SELECT * FROM in_runs) i JOIN takt.jobs j ON j.id = i.job_id
-     ORDER BY i.id DESC LIMIT $4
-  )sql",
-                    Params::of(optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit));
-  if (rows.empty() && !filter.job.empty()) require_job(database, filter.job);
+  const auto sql = items_sql(!filter.job.empty());
+  const Query<WhichItems, ItemLine> list{"items_list", sql.c_str()};
+  const auto items =
+      query(database, list, {optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit});
+  if (items.empty() && !filter.job.empty()) require_job(database, filter.job);
   Table table({"item",
                "job",
                "state",
@@ -62,47 +87,45 @@ void list_items(Context& context, const ItemFilter& filter) {
                {"finished_at", 1},
                {"key", 1},
                {"payload_start", 3}});
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    table.add({rows.integer(i, 0), text_or_null(rows, i, 1), text_or_null(rows, i, 2), rows.integer(i, 3), rows.integer(i, 4),
-               rows.integer(i, 5), text_or_null(rows, i, 6), text_or_null(rows, i, 7), text_or_null(rows, i, 8), text_or_null(rows, i, 9)});
-  }
+  for (const auto& item : items) table.add(cells_of(item));
   table.print(filter.json, "no items");
 }
 
+// Its runs are found by the bounds of what each claimed (runs_items).
+constexpr Query<One<std::int64_t>, Part> kItem{"item_parts", R"sql(
+  WITH claimed AS (
+    SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
+      FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
+     WHERE r.item_min <= $1 AND r.item_max >= $1 AND h.id = $1),
+  item AS (
+    SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at, enqueued_at,
+           NULL::timestamptz AS finished_at, key, payload FROM takt.items WHERE id = $1
+    UNION ALL
+    SELECT id, job_id, takt.state_name(state), priority, attempts, replay, run_id, run_at, enqueued_at, finished_at, key, payload
+      FROM takt.ended_items WHERE id = $1
+    UNION ALL
+    SELECT id, job_id, CASE status WHEN 'running' THEN 'running' ELSE 'done' END, priority, attempt, replay, run_id, run_at, enqueued_at,
+           finished_at, key, payload FROM claimed),
+  history AS (
+    SELECT replay, attempt, at, run_id, class, reason, error, duration_ms, next_run_at FROM takt.failed_attempts WHERE item_id = $1
+    UNION ALL
+    SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM claimed WHERE status <> 'running')
+  SELECT p.name, jsonb_pretty(p.value::jsonb) AS pretty, p.value::text AS value
+    FROM item i JOIN takt.jobs j ON j.id = i.job_id
+    CROSS JOIN LATERAL (VALUES
+      ('item', to_json(i.id)), ('job', to_json(j.name)), ('state', to_json(i.state)), ('key', to_json(i.key)),
+      ('priority', to_json(i.priority)), ('attempts', to_json(i.attempts)), ('replay', to_json(i.replay)), ('run', to_json(i.run_id)),
+      ('run_at', to_json(takt.shown(i.run_at))), ('enqueued_at', to_json(takt.shown(i.enqueued_at))),
+      ('finished_at', to_json(takt.shown(i.finished_at))), ('payload', i.payload::json),
+      ('history', (SELECT coalesce(json_agg(json_build_object('at', takt.shown(h.at), 'attempt', h.attempt, 'replay', h.replay, 'run', h.run_id,
+                                                     'class', h.class, 'ms', round(h.duration_ms)::bigint, 'next_run_at', takt.shown(h.next_run_at),
+                                                     'reason', h.reason, 'error', h.error) ORDER BY h.at), '[]') FROM history h))) p(name, value)
+)sql"};
+
 void show_item(Context& context, std::int64_t id, bool json) {
-  // Its runs are found by the bounds of what each claimed (runs_items).
-  const auto rows = context.current_database().exec(std::string(R"sql(
-    WITH claimed AS (
-      SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
-        FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
-       WHERE r.item_min <= $1 AND r.item_max >= $1 AND h.id = $1),
-    item AS (
-      SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at, enqueued_at,
-             NULL::timestamptz AS finished_at, key, payload FROM takt.items WHERE id = $1
-      UNION ALL
-      SELECT id, job_id, takt.state_name(state), priority, attempts, replay, run_id, run_at, enqueued_at, finished_at, key, payload
-        FROM takt.ended_items WHERE id = $1
-      UNION ALL
-      SELECT id, job_id, CASE status WHEN 'running' THEN 'running' ELSE 'done' END, priority, attempt, replay, run_id, run_at, enqueued_at,
-             finished_at, key, payload FROM claimed),
-    history AS (
-      SELECT replay, attempt, at, run_id, class, reason, error, duration_ms, next_run_at FROM takt.failed_attempts WHERE item_id = $1
-      UNION ALL
-      SELECT replay, attempt, finished_at, run_id, class, '', '', duration_ms, NULL FROM claimed WHERE status <> 'running')
-    SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
-      FROM item i JOIN takt.jobs j ON j.id = i.job_id
-      CROSS JOIN LATERAL (VALUES
-        ('item', to_json(i.id)), ('job', to_json(j.name)), ('state', to_json(i.state)), ('key', to_json(i.key)),
-        ('priority', to_json(i.priority)), ('attempts', to_json(i.attempts)), ('replay', to_json(i.replay)), ('run', to_json(i.run_id)),
-        ('run_at', to_json(takt.shown(i.run_at))), ('enqueued_at', to_json(takt.shown(i.enqueued_at))),
-        ('finished_at', to_json(takt.shown(i.finished_at))), ('payload', i.payload::json),
-        ('history', (SELECT coalesce(json_agg(json_build_object('at', takt.shown(h.at), 'attempt', h.attempt, 'replay', h.replay, 'run', h.run_id,
-                                                       'class', h.class, 'ms', round(h.duration_ms)::bigint, 'next_run_at', takt.shown(h.next_run_at),
-                                                       'reason', h.reason, 'error', h.error) ORDER BY h.at), '[]') FROM history h))) p(name, value)
-  )sql"),
-                                                    Params::of(id));
-  if (rows.empty()) throw CommandFailed("no item " + std::to_string(id) + "; it may be older than retention.history");
-  print_parts(rows, json);
+  const auto parts = query(context.current_database(), kItem, {id});
+  if (parts.empty()) throw CommandFailed("no item " + std::to_string(id) + "; it may be older than retention.history");
+  print_parts(parts, json);
 }
 
 struct ByIds {

@@ -4,6 +4,7 @@
 #include "cli/native_functions.h"
 #include "cli/services.h"
 #include "cli/table.h"
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/process/random.h"
 #include "core/text/text.h"
@@ -21,14 +22,26 @@ constexpr Duration kBeat = std::chrono::milliseconds(500);
 constexpr Duration kSettlingWait = std::chrono::seconds(60);
 constexpr int kPruneBatch = 5000;
 
+struct DueJob {
+  std::string name;
+  static constexpr auto fields() { return std::tuple(Field("name", &DueJob::name)); }
+};
+constexpr Query<NoRequest, DueJob> kDueJobs{
+    "due_jobs",
+    "SELECT j.name FROM takt.jobs j WHERE j.removed_at IS NULL AND NOT j.paused AND EXISTS (SELECT 1 FROM takt.items i "
+    "WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now()) ORDER BY j.name"};
+
 std::vector<std::string> jobs_with_due_items(Database& database) {
-  const auto rows = database.exec(
-      std::string("SELECT j.name FROM takt.jobs j WHERE j.removed_at IS NULL AND NOT j.paused AND EXISTS (SELECT 1 FROM takt.items i "
-                  "WHERE i.job_id = j.id AND i.state = 0 AND i.run_at <= now()) ORDER BY j.name"));
   std::vector<std::string> names;
-  for (std::size_t i = 0; i < rows.size(); ++i) names.emplace_back(rows.text(i, 0));
+  for (auto& job : query(database, kDueJobs)) names.push_back(std::move(job.name));
   return names;
 }
+
+struct Led {
+  bool led = false;
+  static constexpr auto fields() { return std::tuple(Field("led", &Led::led)); }
+};
+constexpr Query<NoRequest, Led> kLed{"led", "SELECT until > now() AS led FROM takt.leader WHERE name = 'dispatcher'"};
 
 std::shared_ptr<const CatalogJob> job_named(JobCatalog& catalog, const std::string& name) {
   const auto answer = catalog.look_up(name);
@@ -48,7 +61,7 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
 /// Where no dispatcher leads, this command may be all that runs: then it does for history what the leader would. Whatever fails of it
 /// keeps nobody from the work.
 void keep_history(Database& database, const RetentionSettings& retention) try {
-  if (database.exec(std::string("SELECT until > now() FROM takt.leader WHERE name = 'dispatcher'")).boolean(0, 0)) return;
+  if (query(database, kLed).at(0).led) return;
   ensure_partitions(database, retention.history);
   drop_old_partitions(database, retention.history);
   prune_once(database, retention, kPruneBatch);

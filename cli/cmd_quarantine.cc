@@ -9,6 +9,7 @@
 #include "cli/table.h"
 #include "core/amqp/channel.h"
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/text/text.h"
 #include "core/tick/tick.h"
 
@@ -109,9 +110,15 @@ void list(Context& context, const std::string& reason, int limit, bool json) {
   table.print(json, reason.empty() ? "nothing is in quarantine" : "nothing is in quarantine for reason \"" + printable(reason, 60) + "\"");
 }
 
-constexpr Statement kDiscarded{"quarantine_discarded",
-                               "INSERT INTO takt.audit (who, origin, action, subject) SELECT $1, 'command line', 'quarantine discard',"
-                               " 'message ' || id FROM unnest($2::text[]) id"};
+struct Discard {
+  std::string who;
+  std::vector<std::string> ids;
+  static constexpr auto fields() { return std::tuple(&Discard::who, &Discard::ids); }
+};
+constexpr Query<Discard, NoRow> kDiscarded{
+    "quarantine_discarded",
+    "INSERT INTO takt.audit (who, origin, action, subject) SELECT $1, 'command line', 'quarantine discard',"
+    " 'message ' || id FROM unnest($2::text[]) id"};
 
 struct Discarding {
   std::vector<std::string> ids;
@@ -139,7 +146,7 @@ void discard(Context& context, const Discarding& options) {
     if (chosen.empty()) return chosen;
     const auto count = std::to_string(chosen.size()) + (chosen.size() == 1 ? " message" : " messages");
     if (!confirm("remove " + count + " from the quarantine for ever?", options.yes)) throw CommandFailed("nothing done");
-    database.exec_retrying(kDiscarded, Params::of(Context::who(options.by), removed));
+    execute_retrying(database, kDiscarded, {Context::who(options.by), removed});
     return chosen;
   });
   if (removed.empty() && options.ids.empty()) return say(options.json, {{"discarded", 0}}, "no such message is in quarantine");

@@ -5,6 +5,7 @@
 #include "cli/services.h"
 #include "core/amqp/publisher.h"
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/process/random.h"
 #include "core/text/text.h"
 #include "core/tick/tick.h"
@@ -20,34 +21,59 @@ struct EnqueueOptions {
   bool json = false;
 };
 
+struct NewItem {
+  std::string job, payload;
+  std::optional<std::string> key;
+  std::optional<Timestamp> run_at;
+  int priority = 0;
+  static constexpr auto fields() {
+    return std::tuple(&NewItem::job, &NewItem::payload, &NewItem::key, &NewItem::run_at, &NewItem::priority);
+  }
+};
+struct EnqueuedRow {
+  std::int64_t item = 0;
+  bool created = false;
+  static constexpr auto fields() { return std::tuple(Field("item", &EnqueuedRow::item), Field("created", &EnqueuedRow::created)); }
+};
+// Whether it was there already is what a set tells; without a key it never was.
+constexpr Query<NewItem, EnqueuedRow> kEnqueue{
+    "enqueue_one", "SELECT takt.enqueue($1, $2::jsonb, $3, coalesce($4::timestamptz, now()), $5) AS item, true AS created"};
+constexpr Query<NewItem, EnqueuedRow> kEnqueueKeyed{
+    "enqueue_keyed",
+    "SELECT item_id AS item, created FROM takt.enqueue_many($1, ARRAY[$2::jsonb], ARRAY[$3::text],"
+    " ARRAY[coalesce($4::timestamptz, now())], ARRAY[$5::integer])"};
+
 void enqueue_one(Context& context, const EnqueueOptions& options) {
   check_json(options.payload, "payload");
-  const auto run_at =
-      options.run_at.empty() ? std::nullopt : std::optional(parse_coming_moment(options.run_at, "--run-at", [&] { return context.now(); }));
-  auto& database = context.current_database();
-  // Whether it was there already is what a set tells; without a key it never was.
-  const auto rows = options.key.empty()
-                        ? database.exec(std::string("SELECT takt.enqueue($1, $2::jsonb, NULL, coalesce($3::timestamptz, now()), $4), true"),
-                                        Params::of(options.job, options.payload, run_at, options.priority))
-                        : database.exec(std::string("SELECT item_id, created FROM takt.enqueue_many($1, ARRAY[$2::jsonb], ARRAY[$3::text],"
-                                                    " ARRAY[coalesce($4::timestamptz, now())], ARRAY[$5::integer])"),
-                                        Params::of(options.job, options.payload, options.key, run_at, options.priority));
-  const bool created = rows.boolean(0, 1);
-  const auto item = rows.integer(0, 0);
-  say(options.json, {{"item", item}, {"created", created}}, "item " + std::to_string(item) + (created ? "" : " (was there)"));
+  NewItem item{
+      .job = options.job, .payload = options.payload, .key = optional_text(options.key), .run_at = {}, .priority = options.priority};
+  if (!options.run_at.empty()) item.run_at = parse_coming_moment(options.run_at, "--run-at", [&] { return context.now(); });
+  const auto stored = query(context.current_database(), options.key.empty() ? kEnqueue : kEnqueueKeyed, item).at(0);
+  say(options.json, {{"item", stored.item}, {"created", stored.created}},
+      "item " + std::to_string(stored.item) + (stored.created ? "" : " (was there)"));
 }
+
+struct TickedJob {
+  std::string queue;
+  Timestamp now;  ///< by which workers judge the signature; this machine's clock may be wrong
+  bool paused = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("queue", &TickedJob::queue), Field("now_us", &TickedJob::now), Field("paused", &TickedJob::paused));
+  }
+};
+constexpr Query<One<std::string>, TickedJob> kTicked{
+    "job_to_tick",
+    "SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us, paused"
+    " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"};
 
 }  // namespace
 
 void publish_tick(Context& context, const TickOptions& options) {
   const auto& job = options.job;
   const auto& config = context.config();
-  const auto known =
-      context.current_database().exec(std::string("SELECT queue, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, paused"
-                                                  " FROM takt.jobs WHERE name = $1 AND removed_at IS NULL"),
-                                      Params::of(job));
+  const auto known = query(context.current_database(), kTicked, {job});
   if (known.empty()) throw no_job(context.database(), job);
-  const Timestamp now = known.time(0, 1);  // by which workers judge the signature; this machine's clock may be wrong
+  const auto& [queue, now, paused] = known.front();
   v1::JobTick tick;
   tick.set_id("manual:" + job + ":" + random_id());
   tick.set_job(job);
@@ -58,11 +84,10 @@ void publish_tick(Context& context, const TickOptions& options) {
   { amqp::Channel probe(broker.clone("takt tick")); }  // a broker that is away fails here, with its reason
   amqp::Publisher publisher(std::move(broker), publisher_settings(config, {}));
   publisher.start();
-  const auto outcome = publisher.publish(signed_message(amqp::kTicksExchange, std::string(known.text(0, 0)), tick.id(), kProtobufType,
-                                                        tick.SerializeAsString(), context.keys().ticks(), now),
-                                         std::chrono::seconds(10));
+  const auto outcome = publisher.publish(
+      signed_message(amqp::kTicksExchange, queue, tick.id(), kProtobufType, tick.SerializeAsString(), context.keys().ticks(), now),
+      std::chrono::seconds(10));
   if (outcome != amqp::Outcome::confirmed) throw CommandFailed("the broker did not confirm the tick: " + std::string(to_string(outcome)));
-  const bool paused = known.boolean(0, 2);
   say(options.json, {{"job", job}, {"tick", tick.id()}, {"paused", paused}},
       "tick " + tick.id() + " published" + (paused ? "; the job is paused: it does nothing until \"takt jobs resume " + job + "\"" : ""));
 }

@@ -7,6 +7,7 @@
 #include <iostream>
 
 #include "core/db/migrator.h"
+#include "core/db/query.h"
 #include "core/text/text.h"
 
 namespace takt {
@@ -93,9 +94,15 @@ Database& Context::current_database() {
   return database;
 }
 
-Timestamp Context::now() {
-  return current_database().exec(std::string("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")).time(0, 0);
-}
+namespace {
+struct Now {
+  Timestamp at;
+  static constexpr auto fields() { return std::tuple(Field("now_us", &Now::at)); }
+};
+constexpr Query<NoRequest, Now> kNow{"now", "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us"};
+}  // namespace
+
+Timestamp Context::now() { return query(current_database(), kNow).at(0).at; }
 
 amqp::BrokerSettings Context::broker(const std::string& name) {
   const auto& settings = config_or_defaults().broker;

@@ -9,6 +9,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "core/db/query.h"
 #include "core/text/exact_json.h"
 #include "core/text/text.h"
 
@@ -22,7 +23,14 @@ constexpr std::size_t kMaxLineBytes = 600 * 1024;
 constexpr std::size_t kSetsUnderWay = 2;
 constexpr std::size_t kMostFaults = 20;
 
-constexpr Statement kEnqueue{"enqueue_many", "SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, $3::integer[])"};
+struct NewItems {
+  std::string job;
+  std::vector<std::string> payloads;
+  std::optional<std::vector<std::int64_t>> priorities;
+  static constexpr auto fields() { return std::tuple(&NewItems::job, &NewItems::payloads, &NewItems::priorities); }
+};
+constexpr Query<NewItems, Count> kEnqueue{"enqueue_many",
+                                          "SELECT count(*) AS count FROM takt.enqueue_many($1, $2::jsonb[], NULL, NULL, $3::integer[])"};
 
 class FileEnqueue {
  public:
@@ -107,7 +115,7 @@ class FileEnqueue {
     if (priority_ != 0) priorities.emplace(set_.size(), priority_);
     const std::size_t size = set_.size();
     under_way_.push_back({first_line_, line_, size, std::async(std::launch::async, [this, payloads = std::move(set_), priorities] {
-                            database_.exec_retrying(kEnqueue, Params::of(job_, payloads, priorities));
+                            query_retrying(database_, kEnqueue, {job_, payloads, priorities});
                           })});
     set_.clear();
     bytes_ = 0;

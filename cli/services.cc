@@ -11,6 +11,7 @@
 #include "cli/native_functions.h"
 #include "core/amqp/topology.h"
 #include "core/db/deadline.h"
+#include "core/db/query.h"
 #include "core/process/start_pages.h"
 #include "core/text/text.h"
 #include "dlq/archive.h"
@@ -54,13 +55,18 @@ void require_broker(Context& context, const std::string& name, const std::vector
   }
 }
 
+struct QueueOfJobs {
+  std::string queue;
+  static constexpr auto fields() { return std::tuple(Field("queue", &QueueOfJobs::queue)); }
+};
+constexpr Query<NoRequest, QueueOfJobs> kQueues{"queues_of_jobs", "SELECT DISTINCT queue FROM takt.jobs WHERE removed_at IS NULL"};
+
 }  // namespace
 
 std::vector<std::string> known_queues(Context& context) {
   const auto of_file = context.config().queues();
   std::set<std::string> queues(of_file.begin(), of_file.end());
-  const auto rows = context.current_database().exec(std::string("SELECT DISTINCT queue FROM takt.jobs WHERE removed_at IS NULL"));
-  for (std::size_t i = 0; i < rows.size(); ++i) queues.emplace(rows.text(i, 0));
+  for (const auto& job : query(context.current_database(), kQueues)) queues.insert(job.queue);
   queues.erase(amqp::kBenchQueue);
   return {queues.begin(), queues.end()};
 }

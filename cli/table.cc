@@ -180,31 +180,30 @@ std::string indented(std::string text, std::size_t by) {
 
 }  // namespace
 
-void print_parts(const Rows& parts, bool json) {
-  const auto name_of = [&](std::size_t i) { return std::string(parts.text(i, 0)); };
+void print_parts(const std::vector<Part>& parts, bool json) {
   if (json) {
     std::cout << "{";
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-      std::cout << (i == 0 ? "\n  " : ",\n  ") << nlohmann::json(name_of(i)).dump() << ": "
-                << (parts.is_null(i, 1) ? "null" : indented(std::string(parts.text(i, 1)), 2));
+    for (const auto& part : parts) {
+      std::cout << (&part == parts.data() ? "\n  " : ",\n  ") << nlohmann::json(part.name).dump() << ": "
+                << (part.pretty ? indented(*part.pretty, 2) : "null");
     }
     std::cout << "\n}\n";
     return;
   }
   std::size_t longest = 0;
-  for (std::size_t i = 0; i < parts.size(); ++i) longest = std::max(longest, name_of(i).size());
+  for (const auto& part : parts) longest = std::max(longest, part.name.size());
   std::vector<std::pair<std::string, nlohmann::ordered_json>> lists;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const std::string value = parts.is_null(i, 2) ? "null" : std::string(parts.text(i, 2));
+  for (const auto& part : parts) {
+    const std::string value = part.value.value_or("null");
     if (value.starts_with("[{")) {
-      lists.emplace_back(name_of(i), nlohmann::ordered_json::parse(value));
+      lists.emplace_back(part.name, nlohmann::ordered_json::parse(value));
       continue;
     }
     const std::string shown = value.starts_with('"')                             ? nlohmann::json::parse(value).get<std::string>()
                               : value == "null" || value == "[]"                 ? "-"
-                              : value.starts_with('{') || value.starts_with('[') ? indented(std::string(parts.text(i, 1)), longest + kGap)
+                              : value.starts_with('{') || value.starts_with('[') ? indented(part.pretty.value_or(""), longest + kGap)
                                                                                  : value;
-    std::cout << name_of(i) << std::string(longest - name_of(i).size() + kGap, ' ') << shown << "\n";
+    std::cout << part.name << std::string(longest - part.name.size() + kGap, ' ') << shown << "\n";
   }
   for (const auto& [name, list] : lists) print_list(name, list);
 }
@@ -218,11 +217,6 @@ void print_object(const nlohmann::ordered_json& object, bool json) {
   for (const auto& [name, value] : object.items()) longest = std::max(longest, name.size());
   for (const auto& [name, value] : object.items())
     std::cout << name << std::string(longest - name.size() + kGap, ' ') << cell(value) << "\n";
-}
-
-nlohmann::json text_or_null(const Rows& rows, std::size_t row, std::size_t column) {
-  if (rows.is_null(row, column)) return nullptr;
-  return std::string(rows.text(row, column));
 }
 
 std::string short_age(double seconds) {

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "core/db/database.h"
+#include "core/db/query.h"
 #include "core/time/time.h"
 
 namespace takt {
@@ -33,9 +33,8 @@ class Table {
   std::vector<std::vector<nlohmann::json>> rows_;
 };
 
-/// One thing with all its parts, for people (a line a part, lists as tables) or for programs. Rows of a statement: name, value as
-/// pretty JSON, value as JSON. The texts are PostgreSQL's own, so that every digit of a payload stays.
-void print_parts(const Rows& parts, bool json);
+/// One thing with all its parts, for people (a line a part, lists as tables) or for programs.
+void print_parts(const std::vector<Part>& parts, bool json);
 
 /// The same of an object: names and values, aligned. Nested values stay JSON in one line.
 void print_object(const nlohmann::ordered_json& object, bool json);
@@ -52,8 +51,18 @@ std::size_t output_rows();
 /// --wide: as if there were no bound.
 void print_wide();
 
-/// A value of a statement's row, as a table takes it.
-nlohmann::json text_or_null(const Rows& rows, std::size_t row, std::size_t column);
+/// A statement's row, as a table takes it: its fields in their order, what is absent as null.
+template <typename Row>
+std::vector<nlohmann::json> cells_of(const Row& row) {
+  const auto cell = [](const auto& value) -> nlohmann::json {
+    if constexpr (requires { value.has_value(); }) {
+      return value ? nlohmann::json(*value) : nlohmann::json(nullptr);
+    } else {
+      return value;
+    }
+  };
+  return std::apply([&](const auto&... fields) { return std::vector<nlohmann::json>{cell(row.*fields.member)...}; }, Row::fields());
+}
 
 /// At most so many characters; what is cut ends with "…".
 std::string cut(const std::string& text, std::size_t most);

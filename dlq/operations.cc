@@ -106,8 +106,8 @@ constexpr Query<LetterFilter, Count> kCountOpen{
 
 constexpr Query<LetterFilter, Count> kCount{"letters_count", "SELECT count(*) AS count FROM takt.dead_letters d WHERE" TAKT_LETTER_FILTER};
 
-constexpr Statement kParts{"letter_parts", R"sql(
-  SELECT p.name, jsonb_pretty(p.value::jsonb), p.value::text
+constexpr Query<One<std::string>, Part> kParts{"letter_parts", R"sql(
+  SELECT p.name, jsonb_pretty(p.value::jsonb) AS pretty, p.value::text AS value
     FROM takt.dead_letters d CROSS JOIN LATERAL (VALUES
       (0, 'letter', to_json(d.id)), (0, 'kind', to_json(d.kind)), (0, 'job', to_json(d.job)), (0, 'state', to_json(d.state)),
       (0, 'changed_at', to_json(takt.shown(d.changed_at))), (0, 'changed_by', to_json(d.changed_by)),
@@ -272,7 +272,7 @@ std::vector<LetterRow> list_letters(Database& database, const LetterFilter& filt
   return query(database, kList, {filter, limit});
 }
 
-Rows letter_parts(Database& database, const std::string& id) { return database.exec(kParts, Params::of(id)); }
+std::vector<Part> letter_parts(Database& database, const std::string& id) { return query(database, kParts, {id}); }
 
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit) {
   std::vector<std::string> ids;

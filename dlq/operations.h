@@ -38,8 +38,8 @@ struct LetterRow {
 
 /// Newest first, at most `limit`.
 std::vector<LetterRow> list_letters(Database& database, const LetterFilter& filter, int limit);
-/// The whole letter: rows of name, value as pretty JSON, value as JSON; none if there is no such letter.
-Rows letter_parts(Database& database, const std::string& id);
+/// The whole letter; nothing if there is no such letter.
+std::vector<Part> letter_parts(Database& database, const std::string& id);
 
 /// Ids of the letters that match and are still archived, oldest first, at most `limit`.
 std::vector<std::string> open_letters(Database& database, const LetterFilter& filter, int limit);

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "core/db/passing.h"
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/process/crash_point.h"
 #include "core/text/text.h"
@@ -11,6 +12,13 @@
 namespace takt {
 
 namespace {
+
+struct Hold {
+  std::int64_t job_id = 0;
+  Duration pause{};
+  std::string why;
+  static constexpr auto fields() { return std::tuple(&Hold::job_id, &Hold::pause, &Hold::why); }
+};
 
 constexpr Duration kDatabasePause = std::chrono::milliseconds(300);
 constexpr Duration kLockPause = std::chrono::milliseconds(100);
@@ -272,11 +280,11 @@ void RunExecutor::put_off(const CatalogJob& job, const v1::JobTick& tick) {
 }
 
 void RunExecutor::hold(const CatalogJob& job, Duration pause, const std::string& why) {
-  constexpr Statement kHold{"hold_job", R"sql(
+  constexpr Query<Hold, NoRow> kHold{"hold_job", R"sql(
     UPDATE takt.jobs SET held_until = now() + $2::bigint * interval '1 ms', held_for = nullif($3, '')
      WHERE id = $1 AND (held_until IS NULL OR held_until <= now()))sql"};
   try {
-    database_.exec(kHold, Params::of(job.id, std::min(pause, kLongestHold).count(), printable(why, kMaxErrorBytes)));
+    execute(database_, kHold, {job.id, std::min(pause, kLongestHold), printable(why, kMaxErrorBytes)});
   } catch (const std::exception& error) {
     log_debug("job not held", {{"job", job.definition.name}, {"error", error.what()}});  // ticks then come, and find it so again
   }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <thread>
 
+#include "core/db/query.h"
 #include "core/text/text.h"
 
 namespace takt {
@@ -73,17 +74,38 @@ std::vector<std::string> statements_of(std::string_view sql) {
   return statements;
 }
 
-bool has_table(Session& on, const char* name) {
-  return on.exec(std::string("SELECT to_regclass('takt.' || $1::text) IS NOT NULL"), Params::of(std::string(name))).boolean(0, 0);
-}
+struct There {
+  bool there = false;
+  static constexpr auto fields() { return std::tuple(Field("there", &There::there)); }
+};
+constexpr Query<One<std::string>, There> kHasTable{"has_table", "SELECT to_regclass('takt.' || $1::text) IS NOT NULL AS there"};
+
+bool has_table(Session& on, const char* name) { return query(on, kHasTable, {name}).at(0).there; }
+
+struct AppliedRow {
+  int version = 0;
+  std::string checksum;
+  int oldest = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("version", &AppliedRow::version), Field("checksum", &AppliedRow::checksum),
+                      Field("oldest", &AppliedRow::oldest));
+  }
+};
+constexpr Query<NoRequest, AppliedRow> kApplied{"migrations_applied",
+                                                "SELECT version, checksum, oldest FROM takt.schema_migrations ORDER BY version"};
+struct FunctionsRow {
+  std::string name, checksum, release;
+  static constexpr auto fields() {
+    return std::tuple(Field("name", &FunctionsRow::name), Field("checksum", &FunctionsRow::checksum),
+                      Field("release", &FunctionsRow::release));
+  }
+};
+constexpr Query<NoRequest, FunctionsRow> kFunctions{"functions_applied", "SELECT name, checksum, release FROM takt.schema_functions"};
 
 std::map<int, Applied> applied_migrations(Session& on) {
   std::map<int, Applied> applied;
   if (has_table(on, "schema_migrations")) {
-    const auto rows = on.exec(std::string("SELECT version, checksum, oldest FROM takt.schema_migrations ORDER BY version"), {});
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      applied[static_cast<int>(rows.integer(i, 0))] = {std::string(rows.text(i, 1)), static_cast<int>(rows.integer(i, 2))};
-    }
+    for (auto& row : query(on, kApplied)) applied[row.version] = {std::move(row.checksum), row.oldest};
   }
   return applied;
 }
@@ -102,10 +124,9 @@ std::array<int, 3> release_numbers(std::string_view release) {
 std::vector<const FunctionFile*> differing_functions(Session& on, const Schema& schema) {
   std::map<std::string, std::string> recorded;
   if (has_table(on, "schema_functions")) {
-    const auto rows = on.exec(std::string("SELECT name, checksum, release FROM takt.schema_functions"), {});
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (release_numbers(rows.text(i, 2)) > release_numbers(schema.release)) return {};
-      recorded[std::string(rows.text(i, 0))] = rows.text(i, 1);
+    for (auto& row : query(on, kFunctions)) {
+      if (release_numbers(row.release) > release_numbers(schema.release)) return {};
+      recorded[std::move(row.name)] = std::move(row.checksum);
     }
   }
   std::vector<const FunctionFile*> differing;
@@ -141,20 +162,30 @@ int check_applied(const std::map<int, Applied>& applied, std::span<const Migrati
   return missing;
 }
 
+struct LockHolder {
+  int pid = 0;
+  std::string table, application, state, since;
+  static constexpr auto fields() {
+    return std::tuple(Field("pid", &LockHolder::pid), Field("table", &LockHolder::table), Field("application", &LockHolder::application),
+                      Field("state", &LockHolder::state), Field("for", &LockHolder::since));
+  }
+};
+constexpr Query<NoRequest, LockHolder> kLockHolders{"lock_holders", R"sql(
+  SELECT DISTINCT ON (l.pid) l.pid, c.relname::text AS table, a.application_name AS application, a.state,
+         date_trunc('second', now() - a.xact_start)::text AS for
+    FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_stat_activity a ON a.pid = l.pid
+   WHERE n.nspname = 'takt' AND l.granted AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
+     AND a.xact_start < now() - interval '1 s'
+   ORDER BY l.pid, c.relname LIMIT 5
+)sql"};
+
 /// Who has what a migration waits for, as far as this role may see: sessions whose transaction is older than a second.
 std::string lock_holders(Database& database) {
-  const auto rows = database.exec(std::string(R"sql(
-    SELECT DISTINCT ON (l.pid) l.pid, c.relname, a.application_name, a.state, date_trunc('second', now() - a.xact_start)
-      FROM pg_locks l JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-      JOIN pg_stat_activity a ON a.pid = l.pid
-     WHERE n.nspname = 'takt' AND l.granted AND l.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')
-       AND a.xact_start < now() - interval '1 s'
-     ORDER BY l.pid, c.relname LIMIT 5
-  )sql"));
   std::string text;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    text += (text.empty() ? "" : "; ") + std::string("pid ") + std::string(rows.text(i, 0)) + " (" + printable(rows.text(i, 2), 60) + ", " +
-            std::string(rows.text(i, 3)) + " for " + std::string(rows.text(i, 4)) + ") has takt." + std::string(rows.text(i, 1));
+  for (const auto& one : query(database, kLockHolders)) {
+    text += (text.empty() ? "" : "; ") + std::string("pid ") + std::to_string(one.pid) + " (" + printable(one.application, 60) + ", " +
+            one.state + " for " + one.since + ") has takt." + one.table;
   }
   return text.empty() ? "nobody who could be seen holds it now" : text;
 }

@@ -50,10 +50,27 @@ struct NoRow {
   static constexpr auto fields() { return std::tuple(); }
 };
 
+/// Of a statement with one parameter.
+template <typename T>
+struct One {
+  T value{};
+  static constexpr auto fields() { return std::tuple(&One::value); }
+};
+
 /// Of a statement that counts, in its column "count".
 struct Count {
   std::int64_t count = 0;
   static constexpr auto fields() { return std::tuple(Field("count", &Count::count)); }
+};
+
+/// One part of one thing that is shown whole, of the columns "name", "pretty" and "value": both JSON as PostgreSQL writes it, so that
+/// every digit of a payload stays. Without a value: null.
+struct Part {
+  std::string name;
+  std::optional<std::string> pretty, value;
+  static constexpr auto fields() {
+    return std::tuple(Field("name", &Part::name), Field("pretty", &Part::pretty), Field("value", &Part::value));
+  }
 };
 
 template <typename Request, typename Row>

@@ -1,7 +1,7 @@
 -- The partitions of takt.runs, takt.ended_items and takt.failed_attempts. The dispatcher's retention makes and drops them; so
 -- does whoever finds one missing. What each function locks stands beside it.
 
--- A run's row is written at its claim and updated at its end: half of each page is left for the second version. Arrays are
+-- A run's row is written at its claim and updated at its end: half of each page is left for the second version. Its items are
 -- compressed with lz4 where the server has it, in a tenth of the time that pglz takes.
 CREATE OR REPLACE FUNCTION takt.tune_runs_partition(child text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE col text;

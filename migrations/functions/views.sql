@@ -2,7 +2,7 @@
 -- an item's way, and nothing locks. A query over takt.all_items, finished_items or attempts reads the partitions of takt.runs
 -- that its conditions leave: give a time or a job where you can.
 
--- The items in a run's row, one row each, in the order in which they were claimed (n, from 1). Every reader of a run's arrays
+-- The items in a run's row, one row each, in the order in which they were claimed (n, from 1). Every reader of a run's items
 -- goes through this function.
 CREATE OR REPLACE FUNCTION takt.items_of(run takt.runs)
 RETURNS TABLE (n bigint, id bigint, attempt integer, replay smallint, priority smallint, run_at timestamptz, enqueued_at timestamptz,

@@ -74,7 +74,7 @@ TEST_F(DlqTest, KeepsBytesOfAnyKind) {
   EXPECT_EQ(database.number("SELECT octet_length(body) FROM takt.dead_letters WHERE get_byte(body, 255) = 255"), 256);
   const auto parts = letter_parts(*database, "message-1");
   std::map<std::string, std::string> shown;
-  for (std::size_t i = 0; i < parts.size(); ++i) shown.emplace(parts.text(i, 0), parts.text(i, 2));
+  for (const auto& part : parts) shown.emplace(part.name, part.value.value_or("null"));
   EXPECT_EQ(shown["reason"], "\"rejected\"");
   EXPECT_EQ(shown["bytes"], "256");
   EXPECT_EQ(shown["body_base64"].size(), 344 + 2U) << "one line";

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "core/db/query.h"
 #include "core/observe/log.h"
 #include "core/text/text.h"
 
@@ -104,27 +105,40 @@ struct SuperuserRefused {
   std::string words;
 };
 
+/// A superuser, or as good as one, that a session's login is or may become.
+struct Superuser {
+  std::string login, role;
+  bool is_superuser = false, is_current = false, is_login = false;
+  static constexpr auto fields() {
+    return std::tuple(Field("login", &Superuser::login), Field("role", &Superuser::role), Field("is_superuser", &Superuser::is_superuser),
+                      Field("is_current", &Superuser::is_current), Field("is_login", &Superuser::is_login));
+  }
+};
+// What RESET ROLE in a called function leads to is the login, so the login is judged, and all that it may become. Who may
+// read or write the server's files, or execute programs there, is as good as a superuser; so is who may grant that.
+constexpr Query<NoRequest, Superuser> kSuperuser{"takt_superuser", R"sql(
+  SELECT session_user::text AS login, r.rolname::text AS role, r.rolsuper AS is_superuser, r.rolname = current_user AS is_current,
+         r.rolname = session_user AS is_login
+    FROM pg_catalog.pg_roles r
+   WHERE pg_catalog.pg_has_role(session_user, r.oid, 'MEMBER')
+     AND (r.rolsuper OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
+          OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::integer < 160000)
+   ORDER BY r.rolname = current_user DESC, r.rolname = session_user DESC, r.rolname
+   LIMIT 1
+)sql"};
+
 }  // namespace
 
 std::optional<std::string> superuser_fault(Session& session, const NamedDatabase& named) {
-  // What RESET ROLE in a called function leads to is the login, so the login is judged, and all that it may become. Who may
-  // read or write the server's files, or execute programs there, is as good as a superuser; so is who may grant that.
-  const auto rows = session.exec(std::string(R"sql(
-    SELECT session_user, r.rolname, r.rolsuper, r.rolname = current_user, r.rolname = session_user
-      FROM pg_catalog.pg_roles r
-     WHERE pg_catalog.pg_has_role(session_user, r.oid, 'MEMBER')
-       AND (r.rolsuper OR r.rolname IN ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files')
-            OR r.rolcreaterole AND pg_catalog.current_setting('server_version_num')::integer < 160000)
-     ORDER BY r.rolname = current_user DESC, r.rolname = session_user DESC, r.rolname
-     LIMIT 1)sql"),
-                                 {});
-  if (rows.empty() || named.superuser) return std::nullopt;
-  const std::string login = printable(rows.text(0, 0), 63), found = printable(rows.text(0, 1), 63);
-  const std::string what = rows.boolean(0, 2) ? " is a superuser" : " can become a superuser";
-  if (rows.boolean(0, 3)) return "the role " + found + what + "; use another, or say superuser: true";
+  // Unprepared: DISCARD ALL, which cleans the session, would take it away.
+  const auto found = read(kSuperuser, session.exec(std::string(kSuperuser.sql), {}));
+  if (found.empty() || named.superuser) return std::nullopt;
+  const std::string login = printable(found.front().login, 63), role = printable(found.front().role, 63);
+  const std::string what = found.front().is_superuser ? " is a superuser" : " can become a superuser";
+  if (found.front().is_current) return "the role " + role + what + "; use another, or say superuser: true";
   const std::string way_out = "; log in as a role that may only SET ROLE " + named.role + ", or say superuser: true";
-  if (rows.boolean(0, 4)) return "its login " + login + what + way_out;
-  return "its login " + login + " may SET ROLE " + found + ", which" + what + way_out;
+  if (found.front().is_login) return "its login " + login + what + way_out;
+  return "its login " + login + " may SET ROLE " + role + ", which" + what + way_out;
 }
 
 SqlTarget::SqlTarget(std::string name, NamedDatabase named, const Clock& clock)
