@@ -38,12 +38,7 @@ constexpr std::size_t kMostApart = 20;  // in one round; the scan of everything 
   "EXISTS (SELECT 1 FROM takt.items b WHERE b.state = 0 AND b.job_id = " job " AND b.run_at <= now() OFFSET " batch " LIMIT 1)"
 
 // Served by items_due (loose scan), ticks_unfinished and ticks' primary key. Locks nothing. One statement, because each further one
-// is a round trip that every wake-up waits for. Its rows are of four kinds, told by their first column:
-//   wake       a job to be woken: its number, name, queue, when its first item was due, and whether its runs report more
-//   next       one row: in how many ms something becomes due next (an item, or a job whose runs are busy; NULL: nothing within a
-//              day), and whether any tick is unfinished
-//   not_begun  a tick of $5 that no worker has begun
-//   idle       a job of $6 that may be woken, and has no tick under way but those
+// is a round trip that every wake-up waits for.
 // A run_at may be any, infinite too, as an older version stored it: a tick's time is from 1970 on, or no worker takes it.
 struct ScanRequest : Term {
   int parallel_ticks = 0;
@@ -55,18 +50,27 @@ struct ScanRequest : Term {
                                                      &ScanRequest::looked_after));
   }
 };
-struct ScanRow {
-  std::string kind;
-  std::int64_t job_id = 0;
-  std::string job, queue;
-  Timestamp due_at;
-  std::optional<Duration> next_in;
-  std::string tick_id;
-  bool flag = false;  ///< of a wake: more; of next: any
+/// What is so for all jobs together.
+struct Round {
+  std::optional<Duration> next_in;     ///< until something becomes due: an item, or a job whose runs are busy; none within a day
+  bool unfinished = false;             ///< there is a tick that is not finished
+  std::vector<std::string> not_begun;  ///< those of sent_ticks that no worker has begun
+  std::vector<std::string> idle;       ///< names of those of looked_after that may be woken and have no tick under way but these
   static constexpr auto fields() {
-    return std::tuple(Field("kind", &ScanRow::kind), Field("job_id", &ScanRow::job_id), Field("name", &ScanRow::job),
-                      Field("queue", &ScanRow::queue), Field("due", &ScanRow::due_at), Field("next_in", &ScanRow::next_in),
-                      Field("tick", &ScanRow::tick_id), Field("flag", &ScanRow::flag));
+    return std::tuple(Field("next_in", &Round::next_in), Field("unfinished", &Round::unfinished), Field("not_begun", &Round::not_begun),
+                      Field("idle", &Round::idle));
+  }
+};
+/// A job to be woken, with what is so for all, which is the same in each row. A round that wakes nobody has one row, without a job.
+struct ScanRow : Round {
+  std::optional<std::int64_t> job_id;
+  std::string job, queue;
+  Timestamp due_at;   ///< of its first due item
+  bool more = false;  ///< its runs report more
+  static constexpr auto fields() {
+    return std::tuple_cat(Round::fields(),
+                          std::tuple(Field("job_id", &ScanRow::job_id), Field("name", &ScanRow::job), Field("queue", &ScanRow::queue),
+                                     Field("due", &ScanRow::due_at), Field("more", &ScanRow::more)));
   }
 };
 constexpr Query<ScanRequest, ScanRow> kScan{"due_scan", R"sql(
@@ -98,28 +102,28 @@ constexpr Query<ScanRequest, ScanRow> kScan{"due_scan", R"sql(
      GROUP BY r.job_id),
   under_way AS (
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more, CASE WHEN n.ticks > 0 THEN 'infinity' ELSE b.busy_from END AS busy_from
-      FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id))
-  SELECT 'wake' AS kind, r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due,
-         NULL::bigint AS next_in, NULL::text AS tick, u.more > 0 AS flag
-    FROM ready r JOIN under_way u USING (job_id)
-   WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.busy_from <= now()
-            AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
-     AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now())
-  UNION ALL
-  SELECT 'next', NULL, NULL, NULL, NULL,
-         (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
-            FROM (SELECT f.run_at FROM firsts f UNION ALL
-                  SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id)
-                   WHERE NOT r.exclusive AND (u.more = 0 OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()) l(at)
-           WHERE l.at > now()),
-         NULL, EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL)
-  UNION ALL
-  SELECT 'not_begun', NULL, NULL, NULL, NULL, NULL, n.tick_id, NULL FROM not_begun n
-  UNION ALL
-  SELECT 'idle', NULL, j.name, NULL, NULL, NULL, NULL, NULL FROM takt.jobs j
-   WHERE j.id = ANY ($6::integer[])
-     AND )sql" TAKT_MAY_BE_WOKEN R"sql(
-     AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY R"sql()
+      FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id)),
+  wakes AS (
+    SELECT r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due, u.more > 0 AS more
+      FROM ready r JOIN under_way u USING (job_id)
+     WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.busy_from <= now()
+              AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
+       AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()))
+  SELECT round.*, w.job_id, w.name, w.queue, w.due, w.more
+    FROM (SELECT (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
+                    FROM (SELECT f.run_at FROM firsts f UNION ALL
+                          SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id)
+                           WHERE NOT r.exclusive AND (u.more = 0 OR NOT )sql" TAKT_BACKLOG("r.job_id",
+                                                                                           "r.batch_size") R"sql()) l(at)
+                   WHERE l.at > now()) AS next_in,
+                 EXISTS (SELECT 1 FROM takt.ticks t WHERE t.finished_at IS NULL) AS unfinished,
+                 to_json(ARRAY(SELECT n.tick_id FROM not_begun n))::text AS not_begun,
+                 to_json(ARRAY(SELECT j.name FROM takt.jobs j
+                                WHERE j.id = ANY ($6::integer[])
+                                  AND )sql" TAKT_MAY_BE_WOKEN R"sql(
+                                  AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY
+                                                                                                           R"sql()))::text AS idle) round
+    LEFT JOIN wakes w ON true
 )sql"};
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
@@ -238,31 +242,24 @@ DueScan::Result DueScan::run_once(const Term& term) {
   std::erase_if(woken_, [now](const auto& entry) { return now - entry.second.at > kLooksAfter; });
   for (const auto& [job, woken] : woken_) request.looked_after.push_back(woken.job_id);
   const auto rows = query_retrying(database_, kScan, request);
+  const Round& round = rows.at(0);
   Result result;
-  std::set<std::string> not_begun, idle;
-  for (const auto& row : rows) {
-    if (row.kind == "next") {
-      if (row.next_in) result.next_in = *row.next_in + Duration(1);
-      result.quiet = !row.flag;
-    } else if (row.kind == "not_begun") {
-      not_begun.insert(row.tick_id);
-    } else if (row.kind == "idle") {
-      idle.insert(row.job);
-    }
-  }
+  if (round.next_in) result.next_in = *round.next_in + Duration(1);
+  const std::set<std::string> not_begun(round.not_begun.begin(), round.not_begun.end());
+  std::set<std::string> idle(round.idle.begin(), round.idle.end());
   std::erase_if(sent_, [&](const Sent& sent) {
     if (not_begun.contains(sent.tick_id)) return false;
     not_answered_.erase(sent.job_id);
     return true;
   });
   for (const auto& row : rows) {
-    if (row.kind != "wake") continue;
-    result.ticks.push_back(wake_due(row.job, row.job_id, row.queue, row.due_at));
-    result.growing = result.growing || row.flag;
+    if (!row.job_id) continue;
+    result.ticks.push_back(wake_due(row.job, *row.job_id, row.queue, row.due_at));
+    result.growing = result.growing || row.more;
   }
   for (const auto& sent : sent_) idle.erase(sent.job);
   for (auto& [job, woken] : woken_) woken.idle = idle.contains(job);
-  result.quiet = result.quiet && sent_.empty();
+  result.quiet = !round.unfinished && sent_.empty();
   return result;
 }
 

@@ -1,5 +1,7 @@
 #include "core/db/query.h"
 
+#include <nlohmann/json.hpp>
+
 namespace takt {
 
 namespace {
@@ -15,6 +17,11 @@ const char* name_of(ColumnKind kind) {
 }
 
 }  // namespace
+
+std::vector<std::string> detail::texts_of(std::string_view json) {
+  if (json.empty()) return {};
+  return nlohmann::json::parse(json).get<std::vector<std::string>>();
+}
 
 void require_columns(const Rows& rows, const char* statement, std::span<const ResultColumn> columns) {
   const auto refuse = [&](const std::string& what) {

@@ -95,7 +95,7 @@ constexpr ColumnKind kind_of() {
     return ColumnKind::boolean;
   } else if constexpr (std::same_as<T, double>) {
     return ColumnKind::real;
-  } else if constexpr (std::same_as<T, std::string>) {
+  } else if constexpr (std::same_as<T, std::string> || std::same_as<T, std::vector<std::string>>) {
     return ColumnKind::text;
   } else {
     static_assert(std::integral<T> || std::same_as<T, Duration> || std::same_as<T, Timestamp>, "no column is read as this type");
@@ -103,7 +103,10 @@ constexpr ColumnKind kind_of() {
   }
 }
 
-/// NULL is an empty optional, an empty text, zero or false.
+/// The texts in a JSON array.
+std::vector<std::string> texts_of(std::string_view json);
+
+/// NULL is an empty optional, an empty text, zero or false. A list of texts is read from a JSON array.
 template <typename T>
 T value_at(const Rows& rows, std::size_t row, std::size_t column) {
   if constexpr (IsOptional<T>::value) {
@@ -115,6 +118,8 @@ T value_at(const Rows& rows, std::size_t row, std::size_t column) {
     return rows.real(row, column);
   } else if constexpr (std::same_as<T, std::string>) {
     return std::string(rows.text(row, column));
+  } else if constexpr (std::same_as<T, std::vector<std::string>>) {
+    return texts_of(rows.text(row, column));
   } else if constexpr (std::same_as<T, Timestamp>) {
     return rows.time(row, column);
   } else if constexpr (std::same_as<T, Duration>) {

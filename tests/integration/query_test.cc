@@ -26,10 +26,12 @@ struct Answered {
   Duration time{};
   Timestamp at;
   int small = 0;
+  std::vector<std::string> list, none;
   static constexpr auto fields() {
     return std::tuple(Field("number", &Answered::number), Field("text", &Answered::text), Field("absent", &Answered::absent),
                       Field("flag", &Answered::flag), Field("real", &Answered::real), Field("time", &Answered::time),
-                      Field("at", &Answered::at), Field("small", &Answered::small));
+                      Field("at", &Answered::at), Field("small", &Answered::small), Field("list", &Answered::list),
+                      Field("none", &Answered::none));
   }
 };
 
@@ -58,7 +60,7 @@ struct QueryTest : testing::Test {
 TEST_F(QueryTest, GivesEachMemberItsPlaceAndReadsEachColumnByItsName) {
   constexpr Query<Asked, Answered> kEcho{"echo", R"sql(
     SELECT $1::bigint AS number, $2 || array_to_string($4::text[], '+') AS text, $3::text AS absent, true AS flag, 0.5::float8 AS real,
-           $5::bigint AS time, 1500000::bigint AS at, 7::smallint AS small
+           $5::bigint AS time, 1500000::bigint AS at, 7::smallint AS small, to_json($4::text[])::text AS list, NULL::text AS none
       FROM generate_series(1, 2))sql"};
   const auto rows = query(*database, kEcho, {-9'007'199'254'740'993, "a,b", std::nullopt, {"c", "d"}, 1500ms});
   ASSERT_EQ(rows.size(), 2U);
@@ -69,6 +71,8 @@ TEST_F(QueryTest, GivesEachMemberItsPlaceAndReadsEachColumnByItsName) {
   EXPECT_EQ(rows[1].real, 0.5);
   EXPECT_EQ(rows[1].time, 1500ms);
   EXPECT_EQ(rows[1].at, Timestamp() + 1500ms);
+  EXPECT_EQ(rows[1].list, (std::vector<std::string>{"c", "d"}));
+  EXPECT_TRUE(rows[1].none.empty());
   EXPECT_EQ(rows[1].small, 7);
   EXPECT_EQ(query_retrying(*database, kEcho, {1, "", "there", {}, 0ms}).at(0).absent, "there");
   EXPECT_EQ(query_divisible(*database, kEcho, {1, "x", "", {}, 0ms}).at(0).text, "x");
