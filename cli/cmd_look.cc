@@ -147,19 +147,15 @@ struct RunFilter {
   bool json = false;
 };
 
-struct Known {
-  bool known = false;
-  static constexpr auto fields() { return std::tuple(Field("known", &Known::known)); }
-};
-constexpr Query<One<std::string>, Known> kWorkerKnown{"worker_known", R"sql(
+constexpr Query<One<std::string>, Answer> kWorkerKnown{"worker_known", R"sql(
   SELECT EXISTS (SELECT FROM takt.services WHERE $1 IN (id, host, id || '@' || host))
       OR EXISTS (SELECT FROM takt.runs WHERE started_at > now() - interval '1 day'
-                    AND $1 IN (worker, split_part(worker, '@', 1), split_part(worker, '@', 2))) AS known
+                    AND $1 IN (worker, split_part(worker, '@', 1), split_part(worker, '@', 2))) AS is_so
 )sql"};
 
 /// A name that no service bears, and no run of the last day, is most likely mistyped.
 void require_worker(Database& database, const std::string& name) {
-  if (query(database, kWorkerKnown, {name}).at(0).known) return;
+  if (query(database, kWorkerKnown, {name}).at(0).is_so) return;
   throw CommandFailed("no worker \"" + printable(name, 100) +
                       "\" lives or made a run within a day; \"takt services\" lists those that live");
 }

@@ -177,7 +177,12 @@ bool accept_inline_items(Database& database, const CatalogJob& job, const v1::Jo
 void put_off_tick(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source) {
   const auto items = tick.items().empty() ? std::nullopt : std::optional(items_to_json(tick));
   execute_retrying(database, kPutOff,
-                   {tick.id(), job.id, source, get_timestamp(tick.due_at()), items, static_cast<int>(tick.batch_size())});
+                   {.tick_id = tick.id(),
+                    .job_id = job.id,
+                    .source = source,
+                    .due_at = get_timestamp(tick.due_at()),
+                    .items = items,
+                    .batch_size = static_cast<int>(tick.batch_size())});
 }
 
 void end_unbegun_tick(Database& database, const std::string& tick_id) { execute_retrying(database, kEndUnbegun, {tick_id}); }
@@ -189,8 +194,16 @@ std::optional<ClaimedItem> take_item(ClaimRow& row) {
 
 BeginRun begin_run(const ClaimRequest& request) {
   const auto& job = request.job.definition;
-  return {request.tick_id, request.job.id, request.due_at,       request.source,     request.run_id,
-          request.worker,  job.lease,      job.concurrency == 1, request.batch_size, request.dry_run};
+  return {.tick_id = request.tick_id,
+          .job_id = request.job.id,
+          .due_at = request.due_at,
+          .source = request.source,
+          .run_id = request.run_id,
+          .worker = request.worker,
+          .lease = job.lease,
+          .exclusive = job.concurrency == 1,
+          .batch_size = request.batch_size,
+          .dry_run = request.dry_run};
 }
 
 Claim claim_batch(Database& database, const ClaimRequest& request) {

@@ -149,8 +149,14 @@ std::optional<RunExecutor::UnderWay> RunExecutor::begin(std::shared_ptr<const Ca
       key_is_locked = true;
       return Claim{};
     }
-    return claim_batch(
-        database_, {*job, tick.id(), get_timestamp(tick.due_at()), source, run_id, worker_id_, tick.dry_run() ? 0 : batch, tick.dry_run()});
+    return claim_batch(database_, {.job = *job,
+                                   .tick_id = tick.id(),
+                                   .due_at = get_timestamp(tick.due_at()),
+                                   .source = source,
+                                   .run_id = run_id,
+                                   .worker = worker_id_,
+                                   .batch_size = tick.dry_run() ? 0 : batch,
+                                   .dry_run = tick.dry_run()});
   };
   auto claim = while_unavailable("claiming", give_up, begin_it, nullptr, kSchemaPatience);
   if (key_is_locked) {
@@ -238,15 +244,14 @@ Settled RunExecutor::settle(RunRecord& run, SteadyTime searched, const std::shar
   }
   const auto next_run = while_unavailable(
       "numbering a run", give_up, [&] { return next_run_id(); }, between);
-  const ClaimRequest request{*next_job,
-                             next_tick_id(run),
-                             clock_.now(),
-                             "more",
-                             next_run,
-                             worker_id_,
-                             std::min(next_job->definition.batch_size, readiness(next_job->definition).items),
-                             false,
-                             std::chrono::steady_clock::now() - searched < kSearchInterval};
+  const ClaimRequest request{.job = *next_job,
+                             .tick_id = next_tick_id(run),
+                             .due_at = clock_.now(),
+                             .source = "more",
+                             .run_id = next_run,
+                             .worker = worker_id_,
+                             .batch_size = std::min(next_job->definition.batch_size, readiness(next_job->definition).items),
+                             .goes_on = std::chrono::steady_clock::now() - searched < kSearchInterval};
   Claim claim;
   // What failed in company is tried again alone: a lock that one run waits for is not the others'.
   const auto settled = while_unavailable(

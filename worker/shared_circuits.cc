@@ -82,8 +82,14 @@ bool SharedCircuits::exchange(const std::string& job, const JobCircuit& circuit,
     std::optional<CircuitBreaker::Failing> failing;
     if (news.failures > 0) {
       const auto known = query(database_, kFails,
-                               {circuit.destination, news.failures, news.error, worker_, news.open, circuit.config.failures, news.pause,
-                                took + kHeardWithin})
+                               {.destination = circuit.destination,
+                                .failures = news.failures,
+                                .error = news.error,
+                                .worker = worker_,
+                                .opens = news.open,
+                                .too_many = circuit.config.failures,
+                                .pause = news.pause,
+                                .heard_within = took + kHeardWithin})
                              .at(0);
       failing = {circuit.destination, known.open};
       opened = known.opened_lately;

@@ -5,6 +5,7 @@
 #include "cli/bench/stand.h"
 #include "core/amqp/consumer.h"
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 #include "core/tick/tick.h"
 #include "core/tick/tick_message.h"
 
@@ -82,6 +83,32 @@ Figures measure_ticks(Stand& stand) {
 }
 
 /// Schedules that are all due in the same second. Lateness: from the slot to the mark that its tick was confirmed.
+namespace {
+struct OfSchedules {
+  std::int64_t job_id = 0;
+  int count = 0;
+  static constexpr auto fields() { return std::tuple(&OfSchedules::job_id, &OfSchedules::count); }
+};
+// All are counted only when none is left to be published: to count while they come would take a tenth of a core.
+constexpr Query<OfSchedules, Answer> kAllPublished{
+    "bench_all_published",
+    "SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND published_at IS NULL AND finished_at IS NULL)"
+    " THEN (SELECT count(*) FROM takt.ticks WHERE job_id = $1) >= $2 ELSE false END AS is_so"};
+struct Lateness : Count {
+  double p50 = 0, p99 = 0, last = 0;  ///< milliseconds
+  static constexpr auto fields() {
+    return std::tuple_cat(Count::fields(),
+                          std::tuple(Field("p50", &Lateness::p50), Field("p99", &Lateness::p99), Field("last", &Lateness::last)));
+  }
+};
+constexpr Query<One<std::int64_t>, Lateness> kLateness{
+    "bench_lateness",
+    "SELECT count(DISTINCT id) AS count,"
+    " (extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY published_at - due_at)) * 1000)::float8 AS p50,"
+    " (extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY published_at - due_at)) * 1000)::float8 AS p99,"
+    " (extract(epoch FROM max(published_at - due_at)) * 1000)::float8 AS last FROM takt.ticks WHERE job_id = $1"};
+}  // namespace
+
 Figures measure_schedules(Stand& stand) {
   const int count = stand.count(1000);
   const auto job = plain_job(stand, "schedules", NativeHandlerConfig{"noop"});
@@ -98,28 +125,19 @@ Figures measure_schedules(Stand& stand) {
       Params::of(id, count, ahead));
   database.exec(std::string("ANALYZE takt.schedules"));
   database.exec(std::string("UPDATE takt.jobs SET paused = false WHERE id = $1"), Params::of(id));
-  // All are counted only when none is left to be published: to count while they come would take a tenth of a core.
-  const std::string all_published =
-      "SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND published_at IS NULL AND finished_at IS NULL)"
-      " THEN (SELECT count(*) FROM takt.ticks WHERE job_id = $1) >= $2 ELSE false END";
   double resident = 0;
   stand.wait("the ticks", [&] {
     resident = std::max(resident, resident_mib());
-    return stand.may_ask() && database.exec(all_published, Params::of(id, count)).boolean(0, 0);
+    return stand.may_ask() && query(database, kAllPublished, {id, count}).at(0).is_so;
   });
-  const auto rows =
-      database.exec(std::string("SELECT count(*), count(DISTINCT id), extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY "
-                                "published_at - due_at)) * 1000,"
-                                " extract(epoch FROM percentile_cont(0.99) WITHIN GROUP (ORDER BY published_at - due_at)) * 1000,"
-                                " extract(epoch FROM max(published_at - due_at)) * 1000 FROM takt.ticks WHERE job_id = $1"),
-                    Params::of(id));
-  if (rows.integer(0, 0) != count) {
-    throw CommandFailed("schedules: " + std::to_string(rows.integer(0, 0)) + " ticks for " + std::to_string(count) + " schedules");
+  const auto late = query(database, kLateness, {id}).at(0);
+  if (late.count != count) {
+    throw CommandFailed("schedules: " + std::to_string(late.count) + " ticks for " + std::to_string(count) + " schedules");
   }
   return {{"schedules", "due together", static_cast<double>(count), ""},
-          {"schedules", "lateness, p50", rows.real(0, 2), "ms"},
-          {"schedules", "lateness, p99", rows.real(0, 3), "ms"},
-          {"schedules", "lateness, last", rows.real(0, 4), "ms"},
+          {"schedules", "lateness, p50", late.p50, "ms"},
+          {"schedules", "lateness, p99", late.p99, "ms"},
+          {"schedules", "lateness, last", late.last, "ms"},
           {"schedules", "resident memory", resident, "MiB"}};
 }
 

@@ -9,6 +9,7 @@
 
 #include "cli/services.h"
 #include "core/amqp/topology.h"
+#include "core/db/query.h"
 
 namespace takt::bench {
 
@@ -57,6 +58,47 @@ Stand::Stand(Context& context, const Options& options)
   publisher_ = start_publisher("takt bench publisher");
 }
 
+namespace {
+struct LiveWork : Count {
+  std::string job;  ///< of one of them
+  static constexpr auto fields() { return std::tuple_cat(Count::fields(), std::tuple(Field("job", &LiveWork::job))); }
+};
+constexpr Query<NoRequest, LiveWork> kLiveWork{
+    "bench_live_work",
+    "SELECT count(*) AS count, min(job) AS job FROM (SELECT j.name AS job FROM takt.items i JOIN takt.jobs j ON j.id = i.job_id"
+    " WHERE j.name NOT LIKE 'takt-bench.%' AND j.name NOT LIKE 'example.%' LIMIT 1000) x"};
+
+struct NewJob {
+  std::string name, queue, definition;
+  int batch_size = 0, concurrency = 0, max_attempts = 0;
+  Duration dedupe_window{};
+  static constexpr auto fields() {
+    return std::tuple(&NewJob::name, &NewJob::queue, &NewJob::definition, &NewJob::batch_size, &NewJob::concurrency, &NewJob::max_attempts,
+                      &NewJob::dedupe_window);
+  }
+};
+struct Installed {
+  std::int64_t id = 0;
+  static constexpr auto fields() { return std::tuple(Field("id", &Installed::id)); }
+};
+constexpr Query<NewJob, Installed> kInstall{
+    "bench_install",
+    "INSERT INTO takt.jobs (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source, paused)"
+    " VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'api', true) RETURNING id::bigint AS id"};
+
+struct NewItems {
+  std::string job;
+  std::vector<std::string> payloads;
+  static constexpr auto fields() { return std::tuple(&NewItems::job, &NewItems::payloads); }
+};
+constexpr Query<NewItems, Count> kFill{"bench_fill", "SELECT count(*) AS count FROM takt.enqueue_many($1, $2::jsonb[])"};
+constexpr Query<NoRequest, Answer> kLed{"bench_led", "SELECT until > now() AS is_so FROM takt.leader WHERE name = 'dispatcher'"};
+constexpr Query<One<std::int64_t>, Answer> kDrained{
+    "bench_drained",
+    "SELECT NOT EXISTS (SELECT 1 FROM takt.items WHERE job_id = $1 AND state = 0)"
+    " AND NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND lease_until IS NOT NULL) AS is_so"};
+}  // namespace
+
 Stand::~Stand() {
   worker_.reset();
   dispatcher_.reset();
@@ -72,12 +114,9 @@ Stand::~Stand() {
 
 void Stand::refuse_live_work() {
   if (options_.beside_live_work) return;
-  const auto live = database_.exec(
-      std::string("SELECT count(*), min(job) FROM (SELECT j.name AS job FROM takt.items i JOIN takt.jobs j ON j.id = i.job_id"
-                  " WHERE j.name NOT LIKE 'takt-bench.%' AND j.name NOT LIKE 'example.%' LIMIT 1000) x"));
-  if (live.integer(0, 0) == 0) return;
-  throw CommandFailed("this database has live work (" + std::to_string(live.integer(0, 0)) + " items or more, of " +
-                      std::string(live.text(0, 1)) +
+  const auto live = query(database_, kLiveWork).at(0);
+  if (live.count == 0) return;
+  throw CommandFailed("this database has live work (" + std::to_string(live.count) + " items or more, of " + live.job +
                       " among others), which a measurement would slow down and be slowed by; measure "
                       "elsewhere, or say --beside-live-work");
 }
@@ -100,11 +139,10 @@ std::string Stand::payload(int number) const {
 }
 
 std::int64_t Stand::install(const JobDefinition& job) {
-  const auto rows = database_.exec(
-      std::string("INSERT INTO takt.jobs (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source, paused)"
-                  " VALUES ($1, $2, $3::jsonb, $4, $5, $6, $7 * interval '1 ms', 'api', true) RETURNING id"),
-      Params::of(job.name, job.queue, job_to_json(job).dump(), job.batch_size, job.concurrency, job.max_attempts, job.dedupe_window));
-  return rows.integer(0, 0);
+  return query(database_, kInstall,
+               {job.name, job.queue, job_to_json(job).dump(), job.batch_size, job.concurrency, job.max_attempts, job.dedupe_window})
+      .at(0)
+      .id;
 }
 
 void Stand::resume(std::int64_t job) {
@@ -117,7 +155,7 @@ void Stand::fill(const std::string& job, int count) {
     check_interrupted();
     std::vector<std::string> payloads;
     for (int i = 0; i < 1000 && stored < count; ++i, ++stored) payloads.push_back(payload(stored));
-    database_.exec(std::string("SELECT count(*) FROM takt.enqueue_many($1, $2::jsonb[])"), Params::of(job, payloads));
+    query(database_, kFill, {job, payloads});
   }
 }
 
@@ -135,8 +173,7 @@ void Stand::start_dispatcher() {
   dispatcher_ = std::make_unique<Dispatcher>(database_, *lease_database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
                                              dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();
-  wait("a dispatcher to lead",
-       [&] { return database_.exec(std::string("SELECT until > now() FROM takt.leader WHERE name = 'dispatcher'")).boolean(0, 0); });
+  wait("a dispatcher to lead", [&] { return query(database_, kLed).at(0).is_so; });
 }
 
 void Stand::start_worker(const NativeFunctions& native) {
@@ -181,11 +218,7 @@ bool Stand::may_ask() {
 
 bool Stand::drained(std::int64_t job) {
   if (!may_ask()) return false;
-  return database_
-      .exec(std::string("SELECT NOT EXISTS (SELECT 1 FROM takt.items WHERE job_id = $1 AND state = 0)"
-                        " AND NOT EXISTS (SELECT 1 FROM takt.ticks WHERE job_id = $1 AND lease_until IS NOT NULL)"),
-            Params::of(job))
-      .boolean(0, 0);
+  return query(database_, kDrained, {job}).at(0).is_so;
 }
 
 }  // namespace takt::bench

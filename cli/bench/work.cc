@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "cli/bench/stand.h"
+#include "core/db/query.h"
 
 namespace takt::bench {
 
@@ -31,6 +32,34 @@ HandlerResult done() {
   return result;
 }
 
+struct Before {
+  std::string wal;
+  static constexpr auto fields() { return std::tuple(Field("wal", &Before::wal)); }
+};
+constexpr Query<NoRequest, Before> kBefore{"bench_before", "SELECT pg_current_wal_insert_lsn()::text AS wal"};
+struct Began {
+  Timestamp at;
+  static constexpr auto fields() { return std::tuple(Field("now_us", &Began::at)); }
+};
+constexpr Query<NoRequest, Began> kBegan{"bench_began", "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us"};
+struct OfDrain {
+  std::int64_t job_id = 0;
+  std::string wal_before;
+  static constexpr auto fields() { return std::tuple(&OfDrain::job_id, &OfDrain::wal_before); }
+};
+struct After {
+  Timestamp finished_at;
+  std::int64_t done = 0, runs = 0, wal_bytes = 0;
+  static constexpr auto fields() {
+    return std::tuple(Field("finished_us", &After::finished_at), Field("done", &After::done), Field("runs", &After::runs),
+                      Field("wal_bytes", &After::wal_bytes));
+  }
+};
+constexpr Query<OfDrain, After> kAfter{"bench_after",
+                                       "SELECT (extract(epoch FROM max(finished_at)) * 1000000)::bigint AS finished_us, sum(done) AS done,"
+                                       " count(*) AS runs, pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $2::pg_lsn)::bigint AS wal_bytes"
+                                       " FROM takt.runs WHERE job_id = $1"};
+
 /// A backlog that is there before the worker starts, drained to the last item. From resuming the job to the end of the
 /// last run by PostgreSQL's clock.
 Figures drain(Stand& stand, const JobDefinition& job, int count, const std::string& bench) {
@@ -45,29 +74,26 @@ Figures drain(Stand& stand, const JobDefinition& job, int count, const std::stri
                        }}});
   auto& database = stand.database();
   database.exec(std::string("CHECKPOINT"));
-  const auto wal_before = database.exec(std::string("SELECT pg_current_wal_insert_lsn()::text"));
+  const auto before = query(database, kBefore).at(0);
   const auto round_trips = database.round_trips();
   const double cpu_before = cpu_us();
   const bool native = std::holds_alternative<NativeHandlerConfig>(job.handler);
-  const auto began = database.exec(std::string("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")).time(0, 0);
+  const auto began = query(database, kBegan).at(0).at;
   stand.resume(id);
   stand.wait(
       "the drain", [&] { return (!native || handled >= count) && stand.drained(id); },
       [&] { return bench + ": " + std::to_string(handled) + " of " + std::to_string(count); });
-  const auto rows = database.exec(std::string("SELECT (extract(epoch FROM max(finished_at)) * 1000000)::bigint, sum(done), count(*),"
-                                              " pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $2::pg_lsn)::bigint"
-                                              " FROM takt.runs WHERE job_id = $1"),
-                                  Params::of(id, wal_before.text(0, 0)));
+  const auto after = query(database, kAfter, {id, before.wal}).at(0);
   stand.stop_worker();
-  if (rows.integer(0, 1) != count) {
-    throw CommandFailed(bench + ": " + std::to_string(rows.integer(0, 1)) + " of " + std::to_string(count) + " items ended done");
+  if (after.done != count) {
+    throw CommandFailed(bench + ": " + std::to_string(after.done) + " of " + std::to_string(count) + " items ended done");
   }
-  const double seconds = std::chrono::duration<double>(rows.time(0, 0) - began).count();
-  const double runs = rows.real(0, 2);
+  const double seconds = std::chrono::duration<double>(after.finished_at - began).count();
+  const double runs = static_cast<double>(after.runs);
   return {{bench, "items", count / seconds, "1/s"},
           {bench, "runs", runs / seconds, "1/s"},
           {bench, "round trips a run", static_cast<double>(database.round_trips() - round_trips) / runs, ""},
-          {bench, "WAL an item", rows.real(0, 3) / count, "bytes"},
+          {bench, "WAL an item", static_cast<double>(after.wal_bytes) / count, "bytes"},
           {bench, "CPU an item, this process", (cpu_us() - cpu_before) / count, "us"}};
 }
 

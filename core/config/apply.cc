@@ -394,9 +394,18 @@ class Apply {
       if (!is_new) stop_slots_stored_ahead(on_, job.name, schedule.name);
     }
     query(on_, kPutSchedule,
-          {job_id, schedule.name, schedule.cron, schedule.time_zone, std::string(to_string(schedule.misfire)), schedule.misfire_after,
-           schedule.misfire_limit, schedule.misfire_max_age, schedule.jitter,
-           job.item_per_tick ? std::optional(schedule.payload) : std::nullopt, next, timing_changed});
+          {.job_id = job_id,
+           .name = schedule.name,
+           .cron = schedule.cron,
+           .time_zone = schedule.time_zone,
+           .misfire = std::string(to_string(schedule.misfire)),
+           .misfire_after = schedule.misfire_after,
+           .misfire_limit = schedule.misfire_limit,
+           .misfire_max_age = schedule.misfire_max_age,
+           .jitter = schedule.jitter,
+           .payload = job.item_per_tick ? std::optional(schedule.payload) : std::nullopt,
+           .next = next,
+           .timing_changed = timing_changed});
     note(is_new ? '+' : '~', "schedule " + name, is_new ? schedule.cron : difference(found->second.fields, fields));
     if (!is_new) stored.erase(found);
   }

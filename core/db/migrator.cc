@@ -74,13 +74,9 @@ std::vector<std::string> statements_of(std::string_view sql) {
   return statements;
 }
 
-struct There {
-  bool there = false;
-  static constexpr auto fields() { return std::tuple(Field("there", &There::there)); }
-};
-constexpr Query<One<std::string>, There> kHasTable{"has_table", "SELECT to_regclass('takt.' || $1::text) IS NOT NULL AS there"};
+constexpr Query<One<std::string>, Answer> kHasTable{"has_table", "SELECT to_regclass('takt.' || $1::text) IS NOT NULL AS is_so"};
 
-bool has_table(Session& on, const char* name) { return query(on, kHasTable, {name}).at(0).there; }
+bool has_table(Session& on, const char* name) { return query(on, kHasTable, {name}).at(0).is_so; }
 
 struct AppliedRow {
   int version = 0;

@@ -57,6 +57,12 @@ struct One {
   static constexpr auto fields() { return std::tuple(&One::value); }
 };
 
+/// Of a statement that asks one question, answered in its column "is_so".
+struct Answer {
+  bool is_so = false;
+  static constexpr auto fields() { return std::tuple(Field("is_so", &Answer::is_so)); }
+};
+
 /// Of a statement that counts, in its column "count".
 struct Count {
   std::int64_t count = 0;

@@ -112,8 +112,20 @@ void Presence::write() {
       if (one.few_since_s) failing.back()["few_since_s"] = *one.few_since_s;
     }
     execute(database_, kWrite,
-            {identity_.id, identity_.kind, identity_.roles, identity_.host, identity_.pid, identity_.version, sign.keys, sign.queues,
-             sign.ready, printable(sign.detail, kMostDetail), sign.runs, sign.places, nlohmann::json(sign.waiting).dump(), failing.dump()});
+            {.id = identity_.id,
+             .kind = identity_.kind,
+             .roles = identity_.roles,
+             .host = identity_.host,
+             .pid = identity_.pid,
+             .version = identity_.version,
+             .keys = sign.keys,
+             .queues = sign.queues,
+             .ready = sign.ready,
+             .detail = printable(sign.detail, kMostDetail),
+             .runs = sign.runs,
+             .places = sign.places,
+             .waiting = nlohmann::json(sign.waiting).dump(),
+             .failing = failing.dump()});
   } catch (const std::exception& error) {
     if (failed_.due(0) > 0) log_warn("no sign of life written", {{"error", error.what()}});
   }
