@@ -52,7 +52,7 @@ std::string items_sql(bool of_one_job) {
   newest AS (
     SELECT r.id, r.started_at, r.item_max FROM takt.runs r
      WHERE r.job_id )sql") +
-         (of_one_job ? "=" : "IN") + R"sql( (SELECT id FROM job) AND cardinality(r.items) > 0
+         (of_one_job ? "=" : "IN") + R"sql( (SELECT id FROM job) AND r.item_ids <> '{}'
        AND ($2::text IS NULL OR $2 = CASE r.status WHEN 'running' THEN 'running' ELSE 'done' END)
        AND ($3::text IS NULL OR $3 = ANY (r.keys)) ORDER BY )sql" +
          (of_one_job ? "r.started_at" : "r.id") + R"sql( DESC LIMIT 10000),
@@ -73,7 +73,7 @@ std::string items_sql(bool of_one_job) {
 void list_items(Context& context, const ItemFilter& filter) {
   auto& database = context.current_database();
   const auto sql = items_sql(!filter.job.empty());
-  const Query<WhichItems, ItemLine> list{"items_list", sql.c_str()};
+  const Query<WhichItems, ItemLine> list{filter.job.empty() ? "items_list" : "items_list_of_job", sql.c_str()};
   const auto items =
       query(database, list, {optional_text(filter.job), optional_text(filter.state), optional_text(filter.key), filter.limit});
   if (items.empty() && !filter.job.empty()) require_job(database, filter.job);
@@ -96,7 +96,7 @@ constexpr Query<One<std::int64_t>, Part> kItem{"item_parts", R"sql(
   WITH claimed AS (
     SELECT r.job_id, r.status, r.id AS run_id, r.finished_at, h.*, CASE WHEN h.id = ANY (r.noops) THEN 'noop' ELSE 'done' END AS class
       FROM takt.runs r CROSS JOIN LATERAL takt.items_of(r) h
-     WHERE r.item_min <= $1 AND r.item_max >= $1 AND h.id = $1),
+     WHERE r.item_min <= $1 AND r.item_max >= $1 AND $1 = ANY (r.item_ids) AND h.id = $1),
   item AS (
     SELECT id, job_id, takt.state_name(state) AS state, priority, attempt AS attempts, replay, NULL::bigint AS run_id, run_at, enqueued_at,
            NULL::timestamptz AS finished_at, key, payload FROM takt.items WHERE id = $1

@@ -238,7 +238,7 @@ constexpr Query<One<std::int64_t>, Part> kRun{"run_parts", R"sql(
       ('scanned', to_json(r.scanned)), ('done', to_json(r.done)), ('noop', to_json(r.noop)), ('skipped', to_json(r.skipped)),
       ('blocked', to_json(r.blocked)), ('failed', to_json(r.error)), ('dead', to_json(r.dead)), ('handed_back', to_json(r.handed_back)),
       ('remaining', to_json(r.remaining)), ('oldest_age_s', to_json(r.oldest_age_s)), ('reported', r.reported::json),
-      ('items', to_json(ARRAY(SELECT h.id FROM takt.items_of(r) h ORDER BY h.n))), ('errors', coalesce(r.errors::json, '[]'))) p(name, value)
+      ('items', to_json(r.item_ids)), ('errors', coalesce(r.errors::json, '[]'))) p(name, value)
    WHERE r.id = $1
 )sql"};
 

@@ -51,24 +51,24 @@ struct ScanRequest : Term {
   }
 };
 /// What is so for all jobs together.
-struct Round {
-  std::optional<Duration> next_in;     ///< until something becomes due: an item, or a job whose runs are busy; none within a day
+struct ForAll {
+  std::optional<Duration> next_in;     ///< until something becomes due, an item or a job whose runs are busy: at most a day
   bool unfinished = false;             ///< there is a tick that is not finished
   std::vector<std::string> not_begun;  ///< those of sent_ticks that no worker has begun
   std::vector<std::string> idle;       ///< names of those of looked_after that may be woken and have no tick under way but these
   static constexpr auto fields() {
-    return std::tuple(Field("next_in", &Round::next_in), Field("unfinished", &Round::unfinished), Field("not_begun", &Round::not_begun),
-                      Field("idle", &Round::idle));
+    return std::tuple(Field("next_in", &ForAll::next_in), Field("unfinished", &ForAll::unfinished), Field("not_begun", &ForAll::not_begun),
+                      Field("idle", &ForAll::idle));
   }
 };
-/// A job to be woken, with what is so for all, which is the same in each row. A round that wakes nobody has one row, without a job.
-struct ScanRow : Round {
+/// A job to be woken. What is so for all is in the first row alone; where nobody is to be woken, that row has no job.
+struct ScanRow : ForAll {
   std::optional<std::int64_t> job_id;
   std::string job, queue;
   Timestamp due_at;   ///< of its first due item
   bool more = false;  ///< its runs report more
   static constexpr auto fields() {
-    return std::tuple_cat(Round::fields(),
+    return std::tuple_cat(ForAll::fields(),
                           std::tuple(Field("job_id", &ScanRow::job_id), Field("name", &ScanRow::job), Field("queue", &ScanRow::queue),
                                      Field("due", &ScanRow::due_at), Field("more", &ScanRow::more)));
   }
@@ -104,12 +104,13 @@ constexpr Query<ScanRequest, ScanRow> kScan{"due_scan", R"sql(
     SELECT b.job_id, b.ticks + coalesce(n.ticks, 0) AS ticks, b.more, CASE WHEN n.ticks > 0 THEN 'infinity' ELSE b.busy_from END AS busy_from
       FROM begun b LEFT JOIN (SELECT job_id, count(*) AS ticks FROM not_begun GROUP BY job_id) n USING (job_id)),
   wakes AS (
-    SELECT r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due, u.more > 0 AS more
+    SELECT row_number() OVER () AS n, r.job_id, r.name, r.queue, (extract(epoch FROM greatest(r.run_at, 'epoch')) * 1000000)::bigint AS due, u.more > 0 AS more
       FROM ready r JOIN under_way u USING (job_id)
      WHERE (u.ticks = 0 OR (u.more > 0 AND u.ticks < r.parallel) OR (NOT r.exclusive AND u.busy_from <= now()
               AND (u.ticks < r.parallel OR NOT )sql" TAKT_BACKLOG("r.job_id", "r.batch_size") R"sql()))
        AND EXISTS (SELECT 1 FROM takt.leader WHERE name = 'dispatcher' AND holder = $1 AND term = $2 AND until > now()))
-  SELECT round.*, w.job_id, w.name, w.queue, w.due, w.more
+  SELECT for_all.next_in, for_all.unfinished, CASE WHEN w.n > 1 THEN NULL ELSE for_all.not_begun END AS not_begun,
+         CASE WHEN w.n > 1 THEN NULL ELSE for_all.idle END AS idle, w.job_id, w.name, w.queue, w.due, w.more
     FROM (SELECT (SELECT (extract(epoch FROM least(min(l.at), now() + interval '1 day') - now()) * 1000)::bigint
                     FROM (SELECT f.run_at FROM firsts f UNION ALL
                           SELECT u.busy_from FROM ready r JOIN under_way u USING (job_id)
@@ -122,8 +123,9 @@ constexpr Query<ScanRequest, ScanRow> kScan{"due_scan", R"sql(
                                 WHERE j.id = ANY ($6::integer[])
                                   AND )sql" TAKT_MAY_BE_WOKEN R"sql(
                                   AND NOT EXISTS (SELECT 1 FROM takt.ticks t WHERE t.job_id = j.id AND )sql" TAKT_UNDER_WAY
-                                                                                                           R"sql()))::text AS idle) round
+                                                                                                           R"sql()))::text AS idle) for_all
     LEFT JOIN wakes w ON true
+   ORDER BY w.n
 )sql"};
 
 // One probe each of jobs, items_due and ticks_unfinished a job, and one of ticks' primary key a tick of $5.
@@ -242,11 +244,11 @@ DueScan::Result DueScan::run_once(const Term& term) {
   std::erase_if(woken_, [now](const auto& entry) { return now - entry.second.at > kLooksAfter; });
   for (const auto& [job, woken] : woken_) request.looked_after.push_back(woken.job_id);
   const auto rows = query_retrying(database_, kScan, request);
-  const Round& round = rows.at(0);
+  const ForAll& all = rows.at(0);
   Result result;
-  if (round.next_in) result.next_in = *round.next_in + Duration(1);
-  const std::set<std::string> not_begun(round.not_begun.begin(), round.not_begun.end());
-  std::set<std::string> idle(round.idle.begin(), round.idle.end());
+  if (all.next_in) result.next_in = *all.next_in + Duration(1);
+  const std::set<std::string> not_begun(all.not_begun.begin(), all.not_begun.end());
+  std::set<std::string> idle(all.idle.begin(), all.idle.end());
   std::erase_if(sent_, [&](const Sent& sent) {
     if (not_begun.contains(sent.tick_id)) return false;
     not_answered_.erase(sent.job_id);
@@ -259,7 +261,7 @@ DueScan::Result DueScan::run_once(const Term& term) {
   }
   for (const auto& sent : sent_) idle.erase(sent.job);
   for (auto& [job, woken] : woken_) woken.idle = idle.contains(job);
-  result.quiet = !round.unfinished && sent_.empty();
+  result.quiet = !all.unfinished && sent_.empty();
   return result;
 }
 

@@ -46,7 +46,7 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
        FOR UPDATE OF t SKIP LOCKED),
   claimed AS MATERIALIZED (
     SELECT h.*, l.run_id, j.id AS job_id, j.name AS job, j.dedupe_window,
-           cardinality(r.items) = 1 AND (h.attempt >= j.max_attempts AND l.by_itself
+           cardinality(r.item_ids) = 1 AND (h.attempt >= j.max_attempts AND l.by_itself
              OR h.attempt > j.max_attempts AND l.source = 'alone') AS dies,
            EXISTS (SELECT 1 FROM takt.failed_attempts a WHERE a.item_id = h.id AND a.replay = h.replay
                       AND a.attempt = h.attempt - 1 AND a.class = 'lost') AS suspect
@@ -75,8 +75,8 @@ constexpr Query<RescueRequest, Rescued> kRescue{"lease_rescue", R"sql(
   runs AS (
     UPDATE takt.runs r
        SET status = 'failed', finished_at = now(), duration_ms = extract(epoch FROM now() - r.started_at) * 1000,
-           scanned = cardinality(r.items), dead = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND h.dies),
-           error = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND NOT h.dies), items = '{}', keys = NULL,
+           scanned = cardinality(r.item_ids), dead = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND h.dies),
+           error = (SELECT count(*) FROM claimed h WHERE h.run_id = r.id AND NOT h.dies), item_ids = '{}', items = '{}', keys = NULL,
            errors = '[{"reason": "worker_lost", "error": "the worker vanished; its lease ran out"}]'
       FROM lost l WHERE r.id = l.run_id AND r.started_at = l.begun_at),
   company AS MATERIALIZED (

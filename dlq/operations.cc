@@ -248,8 +248,8 @@ constexpr Query<WhyNot, Reason> kWhyNot{"letters_why_not", R"sql(
 constexpr Query<ItemId, State> kItemState{"letters_item_state", R"sql(
   SELECT takt.state_name(state) AS state FROM takt.items WHERE id = $1
   UNION ALL SELECT takt.state_name(state) FROM takt.ended_items WHERE id = $1
-  UNION ALL SELECT CASE status WHEN 'running' THEN 'running' ELSE 'done' END FROM takt.runs r
-             WHERE item_min <= $1 AND item_max >= $1 AND EXISTS (SELECT 1 FROM takt.items_of(r) h WHERE h.id = $1)
+  UNION ALL SELECT CASE status WHEN 'running' THEN 'running' ELSE 'done' END FROM takt.runs
+             WHERE item_min <= $1 AND item_max >= $1 AND $1 = ANY (item_ids)
   LIMIT 1
 )sql"};
 

@@ -112,9 +112,8 @@ CREATE TABLE takt.job_locks (
 
 CREATE SEQUENCE takt.run_ids;
 
--- An item as a run has claimed it. Further attributes are added at the end: of runs before, they are NULL.
+-- An item as a run has claimed it. Its number and key are arrays of their own in takt.runs.
 CREATE TYPE takt.claimed_item AS (
-  id          bigint,
   attempt     integer,
   replay      smallint,
   priority    smallint,
@@ -124,8 +123,8 @@ CREATE TYPE takt.claimed_item AS (
 );
 
 -- What a worker did, or is doing, for a tick, in partitions of whole days that are dropped when they are too old.
--- The items a run holds are in its row, as arrays of equal length: while it runs all that it claimed, afterwards those it
--- ended done or noop. So a run's row is the claim, and of a done item the history and the record of its last attempt.
+-- The items of a run are in its row: while it runs all that it claimed, afterwards those it ended done or noop. Numbers, items,
+-- keys and durations are arrays of equal length, or NULL. So a run's row is the claim, and of a done item the history and the record of its last attempt.
 CREATE TABLE takt.runs (
   id           bigint NOT NULL,
   started_at   timestamptz NOT NULL,
@@ -154,8 +153,9 @@ CREATE TABLE takt.runs (
   last_priority smallint,                   -- where in items_due its claim ended
   last_run_at  timestamptz,
   last_id      bigint,
-  items        takt.claimed_item[] NOT NULL DEFAULT '{}',  -- in the order of the claim; read them by takt.items_of()
-  keys         text[],                      -- of each of them, so that a key is found without their payloads; NULL: none has one
+  item_ids     bigint[] NOT NULL DEFAULT '{}',             -- in the order of the claim
+  items        takt.claimed_item[] NOT NULL DEFAULT '{}',  -- of each of them; read all by takt.items_of()
+  keys         text[],                      -- of each of them; NULL: none has one
   durations    real[],                      -- of each of them, in milliseconds; NULL while it runs
   noops        bigint[],                    -- which of them ended noop; NULL: none
   PRIMARY KEY (id, started_at)

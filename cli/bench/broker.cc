@@ -82,7 +82,6 @@ Figures measure_ticks(Stand& stand) {
   return {{"ticks", "signed, confirmed, verified", static_cast<double>(count) / seconds, "1/s"}};
 }
 
-/// Schedules that are all due in the same second. Lateness: from the slot to the mark that its tick was confirmed.
 namespace {
 struct OfSchedules {
   std::int64_t job_id = 0;
@@ -109,6 +108,7 @@ constexpr Query<One<std::int64_t>, Lateness> kLateness{
     " (extract(epoch FROM max(published_at - due_at)) * 1000)::float8 AS last FROM takt.ticks WHERE job_id = $1"};
 }  // namespace
 
+/// Schedules that are all due in the same second. Lateness: from the slot to the mark that its tick was confirmed.
 Figures measure_schedules(Stand& stand) {
   const int count = stand.count(1000);
   const auto job = plain_job(stand, "schedules", NativeHandlerConfig{"noop"});

@@ -435,18 +435,32 @@ pqxx::field field_of(const pqxx::result& result, std::size_t row, std::size_t co
 }
 }  // namespace
 
+std::int64_t integer_of(std::string_view text) {
+  std::int64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
+double real_of(std::string_view text) { return std::strtod(std::string(text).c_str(), nullptr); }
+
+void Rows::cells(std::size_t row, std::span<std::optional<std::string_view>> room) const {
+  const pqxx::row from = impl_->result[static_cast<pqxx::result::size_type>(row)];
+  for (std::size_t i = 0; i < room.size(); ++i) {
+    const auto field = from[static_cast<pqxx::row::size_type>(i)];
+    if (field.is_null()) {
+      room[i].reset();
+    } else {
+      room[i].emplace(field.c_str(), static_cast<std::size_t>(field.size()));
+    }
+  }
+}
+
 bool Rows::is_null(std::size_t row, std::size_t column) const { return field_of(impl_->result, row, column).is_null(); }
 std::string_view Rows::text(std::size_t row, std::size_t column) const {
   const auto field = field_of(impl_->result, row, column);
   return {field.c_str(), static_cast<std::size_t>(field.size())};
 }
-std::int64_t Rows::integer(std::size_t row, std::size_t column) const {
-  std::int64_t value = 0;
-  const auto shown = text(row, column);
-  std::from_chars(shown.data(), shown.data() + shown.size(), value);
-  return value;
-}
-double Rows::real(std::size_t row, std::size_t column) const { return std::strtod(std::string(text(row, column)).c_str(), nullptr); }
+std::int64_t Rows::integer(std::size_t row, std::size_t column) const { return integer_of(text(row, column)); }
+double Rows::real(std::size_t row, std::size_t column) const { return real_of(text(row, column)); }
 bool Rows::boolean(std::size_t row, std::size_t column) const { return text(row, column) == "t"; }
 Timestamp Rows::time(std::size_t row, std::size_t column) const { return from_unix_us(integer(row, column)); }
 

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -115,6 +116,10 @@ class Params {
 /// What a column holds: an integer of any width, text of any kind.
 enum class ColumnKind { boolean, integer, real, text };
 
+/// As PostgreSQL writes them; nothing is 0.
+std::int64_t integer_of(std::string_view text);
+double real_of(std::string_view text);
+
 /// One result, held whole in memory (every statement of Takt bounds its rows).
 class Rows {
  public:
@@ -126,6 +131,10 @@ class Rows {
   [[nodiscard]] std::size_t columns() const;
   [[nodiscard]] std::string column_name(std::size_t column) const;
   [[nodiscard]] bool column_is(std::size_t column, const char* name, ColumnKind kind) const;
+
+  /// The first cells of a row, into the room that is given: views into the result, and nothing for NULL. Reading them one by one
+  /// costs several times as much.
+  void cells(std::size_t row, std::span<std::optional<std::string_view>> room) const;
 
   [[nodiscard]] bool is_null(std::size_t row, std::size_t column) const;
   /// View into the result; empty for NULL.

@@ -114,24 +114,23 @@ std::vector<std::string> texts_of(std::string_view json);
 
 /// NULL is an empty optional, an empty text, zero or false. A list of texts is read from a JSON array.
 template <typename T>
-T value_at(const Rows& rows, std::size_t row, std::size_t column) {
+T value_of(const std::optional<std::string_view>& cell) {
   if constexpr (IsOptional<T>::value) {
-    if (rows.is_null(row, column)) return std::nullopt;
-    return value_at<typename T::value_type>(rows, row, column);
+    return cell ? T(value_of<typename T::value_type>(cell)) : T();
   } else if constexpr (std::same_as<T, bool>) {
-    return rows.boolean(row, column);
+    return cell == "t";
   } else if constexpr (std::same_as<T, double>) {
-    return rows.real(row, column);
+    return real_of(cell.value_or(""));
   } else if constexpr (std::same_as<T, std::string>) {
-    return std::string(rows.text(row, column));
+    return std::string(cell.value_or(""));
   } else if constexpr (std::same_as<T, std::vector<std::string>>) {
-    return texts_of(rows.text(row, column));
+    return texts_of(cell.value_or(""));
   } else if constexpr (std::same_as<T, Timestamp>) {
-    return rows.time(row, column);
+    return from_unix_us(integer_of(cell.value_or("")));
   } else if constexpr (std::same_as<T, Duration>) {
-    return Duration(rows.integer(row, column));
+    return Duration(integer_of(cell.value_or("")));
   } else {
-    return static_cast<T>(rows.integer(row, column));
+    return static_cast<T>(integer_of(cell.value_or("")));
   }
 }
 
@@ -153,11 +152,13 @@ constexpr auto columns_of() {
 template <typename Row>
 std::vector<Row> rows_of(const Rows& rows) {
   std::vector<Row> result(rows.size());
+  std::array<std::optional<std::string_view>, std::tuple_size_v<decltype(Row::fields())>> cells;
   for (std::size_t i = 0; i < rows.size(); ++i) {
+    rows.cells(i, cells);
     std::size_t column = 0;
     const auto read = [&](const auto& field) {
       using Value = typename std::remove_cvref_t<decltype(field)>::Value;
-      result[i].*field.member = value_at<Value>(rows, i, column++);
+      result[i].*field.member = value_of<Value>(cells[column++]);
     };
     std::apply([&](const auto&... fields) { (read(fields), ...); }, Row::fields());
   }

@@ -75,7 +75,7 @@ BEGIN
       ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
       whole AS MATERIALIZED (
         SELECT count(*)::integer AS count, array_agg(id) AS ids, CASE WHEN count(key) > 0 THEN array_agg(key) END AS keys,
-               array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item) AS items
+               array_agg(ROW(attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item) AS items
           FROM ordered),
       shares AS MATERIALIZED (
         SELECT m.n, m.began, ((place - 1) * most + 1)::integer AS first, least(place * most, whole.count)::integer AS last
@@ -91,9 +91,9 @@ BEGIN
          WHERE r.id = run_ids[w.n] AND r.started_at = w.began),
       stored AS (
         INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, item_min, item_max, last_priority, last_run_at,
-                               last_id, items, keys)
+                               last_id, item_ids, items, keys)
         SELECT next_runs[s.n], now(), the_job, tick_ids[s.n], 'due', the_worker, 'running', bounds.least, bounds.greatest,
-               (final).priority, (final).run_at, (final).id, items[first:last], keys[first:last]
+               (final).priority, (final).run_at, ids[last], ids[first:last], items[first:last], keys[first:last]
           FROM shares s, whole, LATERAL (SELECT min(i) AS least, max(i) AS greatest FROM unnest(ids[first:last]) i) bounds,
                LATERAL (SELECT items[last] AS final OFFSET 0) f
          WHERE first <= last)

@@ -108,12 +108,12 @@ BEGIN
     ordered AS MATERIALIZED (SELECT * FROM taken ORDER BY priority, run_at, id),
     stored AS (
       INSERT INTO takt.runs (id, started_at, job_id, tick_id, trigger, worker, status, dry_run, item_min, item_max, last_priority,
-                             last_run_at, last_id, items, keys)
+                             last_run_at, last_id, item_ids, items, keys)
       SELECT the_run, now(), the_job, the_tick,
              CASE WHEN tick_source IN ('schedule', 'external') THEN tick_source
                   WHEN tick_source IN ('due', 'more', 'alone') THEN 'due' ELSE 'manual' END,
              the_worker, 'running', is_dry, min(id), max(id), (array_agg(priority))[count(*)], (array_agg(run_at))[count(*)],
-             (array_agg(id))[count(*)], coalesce(array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
+             (array_agg(id))[count(*)], coalesce(array_agg(id), '{}'), coalesce(array_agg(ROW(attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
              CASE WHEN count(key) > 0 THEN array_agg(key) END
         FROM ordered)
     SELECT NULL::text, NULL::boolean, o.id, o.attempt, o.key, o.payload::text, (extract(epoch FROM now() - greatest(o.enqueued_at, 'epoch')) * 1000)::bigint,

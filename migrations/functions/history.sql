@@ -8,7 +8,7 @@ DECLARE col text;
 BEGIN
   EXECUTE format('ALTER TABLE takt.%I SET (fillfactor = 50)', child);
   IF EXISTS (SELECT 1 FROM pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)) THEN
-    FOREACH col IN ARRAY ARRAY['items', 'keys', 'durations'] LOOP
+    FOREACH col IN ARRAY ARRAY['item_ids', 'items', 'keys', 'durations'] LOOP
       EXECUTE format('ALTER TABLE takt.%I ALTER COLUMN %I SET COMPRESSION lz4', child, col);
     END LOOP;
   END IF;

@@ -68,8 +68,8 @@ BEGIN
       FROM named WHERE state = 3
     ON CONFLICT (id) DO NOTHING;
     UPDATE takt.runs r
-       SET (items, keys, durations) = (
-             SELECT coalesce(array_agg(ROW(id, attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
+       SET (item_ids, items, keys, durations) = (
+             SELECT coalesce(array_agg(id), '{}'), coalesce(array_agg(ROW(attempt, replay, priority, run_at, enqueued_at, payload)::takt.claimed_item), '{}'),
                     CASE WHEN count(key) > 0 THEN array_agg(key) END, coalesce(array_agg(the_durations[n]), '{}')
                FROM (SELECT * FROM takt.items_of(r) h WHERE h.id <> ALL (ids) ORDER BY h.n) kept)
      WHERE r.id = the_run AND r.started_at = began;

@@ -8,7 +8,7 @@ CREATE OR REPLACE FUNCTION takt.items_of(run takt.runs)
 RETURNS TABLE (n bigint, id bigint, attempt integer, replay smallint, priority smallint, run_at timestamptz, enqueued_at timestamptz,
                key text, payload jsonb, duration_ms real) LANGUAGE sql IMMUTABLE ROWS 100 AS $$
   SELECT u.n, u.id, u.attempt, u.replay, u.priority, u.run_at, u.enqueued_at, u.key, u.payload, u.duration_ms
-    FROM unnest(run.items, run.keys, run.durations)
+    FROM unnest(run.item_ids, run.items, run.keys, run.durations)
          WITH ORDINALITY AS u(id, attempt, replay, priority, run_at, enqueued_at, payload, key, duration_ms, n) $$;
 
 -- Items in a final state: done ones are read from their run's row, dead and cancelled ones from takt.ended_items.

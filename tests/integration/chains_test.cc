@@ -77,7 +77,7 @@ TEST_F(ChainsTest, ShareAStatementWithThoseThatWaitAndKeepTheirOwnRows) {
   ASSERT_TRUE(under_way_becomes(3)) << "two share the third statement";
   EXPECT_EQ(ids().size(), 40U);
   EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'completed' AND done = 10"), 4);
-  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'running' AND cardinality(items) = 10"), 4);
+  EXPECT_EQ(database.number("SELECT count(*) FROM takt.runs WHERE status = 'running' AND cardinality(item_ids) = 10"), 4);
   EXPECT_EQ(database.number("SELECT count(DISTINCT finished_at) FROM takt.runs WHERE status = 'completed'"), 3);
 }
 
