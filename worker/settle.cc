@@ -302,11 +302,11 @@ std::vector<EndedAndBegunRow> end_and_begin(Database& database, const RunRecord&
   return query_retrying(database, kEndAndBegin, request, kOneTry);
 }
 
-/// `rows`: EndedRows.
-template <typename Rows>
-Settled settled_of(const RunRecord& run, const Rows& rows) {
-  if (rows.empty() || !rows.front().recorded) return {};
-  return {true, run.scanned, rows.front().remaining, rows.front().continues};
+/// `Row`: EndedRow or EndedAndBegunRow.
+template <typename Row>
+Settled settled_of(const RunRecord& run, const std::vector<Row>& ended) {
+  if (ended.empty() || !ended.front().recorded) return {};
+  return {true, run.scanned, ended.front().remaining, ended.front().continues};
 }
 
 /// For a run that was not recorded. It was ended already: by this very statement, before its answer was lost, or by a rescue.

@@ -164,36 +164,35 @@ void Channel::check(const amqp_rpc_reply_t& reply, const std::string& doing) {
   throw BrokerUnavailable("broker " + address_ + ": " + doing + ": " + why);
 }
 
-void Channel::reopen_channel() {
+std::optional<std::string> Channel::reopen_if_refused(const std::string& doing) {
+  const auto reply = amqp_get_rpc_reply(connection_);
+  if (reply.reply_type != AMQP_RESPONSE_SERVER_EXCEPTION || reply.reply.id != AMQP_CHANNEL_CLOSE_METHOD) {
+    check(reply, doing);
+    return std::nullopt;
+  }
+  auto why = channel_close_text(reply);
   amqp_channel_close_ok_t ok{};
   amqp_send_method(connection_, kDeclaring, AMQP_CHANNEL_CLOSE_OK_METHOD, &ok);
   amqp_channel_open(connection_, kDeclaring);
   check(amqp_get_rpc_reply(connection_), "reopening the channel");
+  return why;
 }
 
 void Channel::declare_exchange(const std::string& name, const std::string& type) {
   amqp_exchange_declare(connection_, kDeclaring, bytes_of(name), bytes_of(type), 0, 1, 0, 0, amqp_empty_table);
-  const auto reply = amqp_get_rpc_reply(connection_);
-  if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
-    const auto why = channel_close_text(reply);
-    reopen_channel();
-    throw TopologyMismatch("exchange " + name + " cannot be declared: " + why +
+  if (const auto why = reopen_if_refused("declaring exchange " + name)) {
+    throw TopologyMismatch("exchange " + name + " cannot be declared: " + *why +
                            "; delete it (its bindings are restored) or give Takt a vhost of its own");
   }
-  check(reply, "declaring exchange " + name);
 }
 
 QueueInfo Channel::declare_queue(const std::string& name, const Arguments& arguments) {
   const Table table(arguments);
   const auto* ok = amqp_queue_declare(connection_, kDeclaring, bytes_of(name), 0, 1, 0, 0, table.get());
-  const auto reply = amqp_get_rpc_reply(connection_);
-  if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
-    const auto why = channel_close_text(reply);
-    reopen_channel();
-    throw TopologyMismatch("queue " + name + " exists with other properties: " + why +
+  if (const auto why = reopen_if_refused("declaring queue " + name)) {
+    throw TopologyMismatch("queue " + name + " exists with other properties: " + *why +
                            "; drain and delete it, then start again, or give Takt a vhost of its own");
   }
-  check(reply, "declaring queue " + name);
   const QueueInfo info{ok->message_count, ok->consumer_count};
   amqp_maybe_release_buffers(connection_);
   return info;
@@ -201,24 +200,15 @@ QueueInfo Channel::declare_queue(const std::string& name, const Arguments& argum
 
 std::optional<QueueInfo> Channel::inspect_queue(const std::string& name) {
   const auto* ok = amqp_queue_declare(connection_, kDeclaring, bytes_of(name), 1, 0, 0, 0, amqp_empty_table);
-  const auto reply = amqp_get_rpc_reply(connection_);
-  if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
-    reopen_channel();
-    return std::nullopt;
-  }
-  check(reply, "inspecting queue " + name);
+  if (reopen_if_refused("inspecting queue " + name)) return std::nullopt;
   return QueueInfo{ok->message_count, ok->consumer_count};
 }
 
 void Channel::bind_queue(const std::string& queue, const std::string& exchange, const std::string& key) {
   amqp_queue_bind(connection_, kDeclaring, bytes_of(queue), bytes_of(exchange), bytes_of(key), amqp_empty_table);
-  const auto reply = amqp_get_rpc_reply(connection_);
-  if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION && reply.reply.id == AMQP_CHANNEL_CLOSE_METHOD) {
-    const auto why = channel_close_text(reply);
-    reopen_channel();
-    throw TopologyMismatch("queue " + queue + " cannot be bound to exchange " + exchange + ": " + why);
+  if (const auto why = reopen_if_refused("binding queue " + queue)) {
+    throw TopologyMismatch("queue " + queue + " cannot be bound to exchange " + exchange + ": " + *why);
   }
-  check(reply, "binding queue " + queue);
 }
 
 void Channel::purge_queue(const std::string& name) {

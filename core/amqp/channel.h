@@ -116,7 +116,8 @@ class Channel {
   void login(const BrokerSettings& settings, const amqp_connection_info& info);
   void check(const amqp_rpc_reply_t& reply, const std::string& doing);
   void check_status(int status, const std::string& doing);
-  void reopen_channel();
+  /// Why the broker refused what was asked last, closing the declaring channel, which is open again then; throws what else went wrong.
+  std::optional<std::string> reopen_if_refused(const std::string& doing);
   void on_frame(const amqp_frame_t& frame, const std::function<void(Event&&)>& on_event);
   void on_method(const amqp_method_t& method, const std::function<void(Event&&)>& on_event);
   void finish_content(const std::function<void(Event&&)>& on_event);

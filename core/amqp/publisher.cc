@@ -16,6 +16,11 @@ constexpr std::size_t kBurst = 256;
 constexpr Duration kDetourAfter = std::chrono::milliseconds(200);
 constexpr Duration kReturnedFor = std::chrono::seconds(1);
 constexpr Duration kKeptFor = std::chrono::seconds(5);
+
+void send_onto_detour(Message& message) {
+  message.exchange = std::exchange(message.detour, "");
+  message.persistent = true;
+}
 }  // namespace
 
 /// What one publish_all() waits for.
@@ -179,8 +184,7 @@ void Publisher::take_detour(Entry&& entry, const char* why) {
     ++losses_;  // what the queue took before may be gone with it
     log_info("messages detoured", {{"from", message.exchange}, {"to", message.detour}, {"routing_key", message.routing_key}, {"why", why}});
   }
-  message.exchange = std::exchange(message.detour, "");
-  message.persistent = true;
+  send_onto_detour(message);
   entry.returned = false;
   {
     const std::scoped_lock lock(mutex_);
@@ -256,8 +260,7 @@ void Publisher::on_wake(Channel& channel) {
       if (way == ways_.end() || way->second.not_before <= now) {
         may_detour_.insert(it->first);
       } else {
-        message.exchange = std::exchange(message.detour, "");
-        message.persistent = true;
+        send_onto_detour(message);
       }
     }
     if (message.exchange == kTicksExchange || message.exchange == kWakesExchange) know_queue(channel, message.routing_key);

@@ -52,6 +52,29 @@ void declare_tick_queue(Channel& channel, const std::string& queue) {
                                             {"x-dead-letter-strategy", "at-least-once"}});
   channel.bind_queue(tick_queue(queue), kTicksExchange, queue);
 }
+
+void declare_wake_queue(Channel& channel, const std::string& queue) {
+  channel.declare_queue(wake_queue(queue), {{"x-queue-type", "classic"},
+                                            {"x-message-ttl", kWakeTtlMs},
+                                            {"x-max-length", kWakeQueueLength},
+                                            {"x-max-length-bytes", kWakeQueueBytes},
+                                            {"x-overflow", "reject-publish"},
+                                            {"x-expires", kWakeQueueExpiryMs},
+                                            {"x-dead-letter-exchange", kTicksExchange}});
+  channel.bind_queue(wake_queue(queue), kWakesExchange, queue);
+}
+
+/// Whether `declare` succeeded; else `tell` was given the reason, unless it was told lately.
+template <typename Declare, typename Tell>
+bool declared(const std::string& queue, const Declare& declare, const Tell& tell) {
+  try {
+    declare();
+    return true;
+  } catch (const TopologyMismatch& error) {
+    if (line_due(queue)) tell(error.what());
+    return false;
+  }
+}
 }  // namespace
 
 void declare_topology(Channel& channel, const std::vector<std::string>& queues) {
@@ -71,32 +94,20 @@ void declare_topology(Channel& channel, const std::vector<std::string>& queues) 
 }
 
 bool try_declare_tick_queue(Channel& channel, const std::string& queue) {
-  try {
-    declare_tick_queue(channel, queue);
-    return true;
-  } catch (const TopologyMismatch& error) {
-    if (line_due(queue)) log_error("queue left out", {{"queue", queue}, {"error", error.what()}});
-    return false;
-  }
+  return declared(
+      queue, [&] { declare_tick_queue(channel, queue); },
+      [&](const char* error) {
+        log_error("queue left out", {{"queue", queue}, {"error", error}});
+      });
 }
 
 bool try_declare_wake_queue(Channel& channel, const std::string& queue) {
   const auto name = wake_queue(queue);
-  try {
-    channel.declare_queue(name, {{"x-queue-type", "classic"},
-                                 {"x-message-ttl", kWakeTtlMs},
-                                 {"x-max-length", kWakeQueueLength},
-                                 {"x-max-length-bytes", kWakeQueueBytes},
-                                 {"x-overflow", "reject-publish"},
-                                 {"x-expires", kWakeQueueExpiryMs},
-                                 {"x-dead-letter-exchange", kTicksExchange}});
-    channel.bind_queue(name, kWakesExchange, queue);
-    return true;
-  } catch (const TopologyMismatch& error) {
-    if (line_due(name))
-      log_warn("wake queue left out", {{"queue", name}, {"error", error.what()}, {"then", "wake ticks go through " + tick_queue(queue)}});
-    return false;
-  }
+  return declared(
+      name, [&] { declare_wake_queue(channel, queue); },
+      [&](const char* error) {
+        log_warn("wake queue left out", {{"queue", name}, {"error", error}, {"then", "wake ticks go through " + tick_queue(queue)}});
+      });
 }
 
 }  // namespace takt::amqp
