@@ -1,4 +1,5 @@
-// What PostgreSQL alone can do, through libpq, with tables as narrow as the work allows: prints "name value" lines.
+// What PostgreSQL alone can do, through libpq, with tables as narrow as the work allows, and takt.enqueue through the same client:
+// prints "name value" lines.
 #include <libpq-fe.h>
 
 #include <atomic>
@@ -144,17 +145,15 @@ double copy(int rows) {
   return rows / std::chrono::duration<double>(Clock::now() - began).count();
 }
 
-double insert_single(int connections, int rows) {
-  const auto setup = connect();
-  prepare_inserts(setup.get());
+/// A second of a prepared statement that stores one item of payload $1, each in a transaction of its own.
+double store_single(const char* statement, int connections, int rows) {
   std::vector<Connection> open;
   for (int i = 0; i < connections; ++i) {
     open.push_back(connect());
-    checked(open.back().get(),
-            PQprepare(open.back().get(), "put", "INSERT INTO limit_items (job_id, payload) VALUES (1, $1::jsonb)", 0, nullptr));
+    checked(open.back().get(), PQprepare(open.back().get(), "put", statement, 0, nullptr));
   }
   const std::string payload = "{\"pad\": \"" + kPad + "\"}";
-  const auto insert = [&](int total) {
+  const auto store = [&](int total) {
     std::atomic<int> next = 0;
     std::vector<std::thread> threads;
     for (auto& connection : open) {
@@ -165,10 +164,32 @@ double insert_single(int connections, int rows) {
     }
     for (auto& thread : threads) thread.join();
   };
-  insert(10 * connections);  // a connection's first calls are planned anew
+  store(10 * connections);  // a connection's first calls are planned anew
   const auto began = Clock::now();
-  insert(rows);
+  store(rows);
   return rows / std::chrono::duration<double>(Clock::now() - began).count();
+}
+
+double insert_single(int connections, int rows) {
+  prepare_inserts(connect().get());
+  return store_single("INSERT INTO limit_items (job_id, payload) VALUES (1, $1::jsonb)", connections, rows);
+}
+
+/// takt.enqueue by the same client, so that a share of the insert tells of the function and not of two clients.
+double enqueue_single(int connections, int rows) {
+  const auto setup = connect();
+  const auto clear = [&] {
+    exec(setup.get(), "DELETE FROM takt.items WHERE job_id = (SELECT id FROM takt.jobs WHERE name = 'limits')");
+    exec(setup.get(), "DELETE FROM takt.jobs WHERE name = 'limits'");
+  };
+  clear();  // of a run that did not end
+  exec(setup.get(),
+       "INSERT INTO takt.jobs (name, queue, definition, batch_size, concurrency, max_attempts, dedupe_window, source, paused)"
+       " VALUES ('limits', 'limits', '{}', 100, 0, 5, '0', 'api', true)");
+  const double rate = store_single("SELECT takt.enqueue('limits', $1::jsonb)", connections, rows);
+  clear();
+  exec(setup.get(), "VACUUM takt.items");
+  return rate;
 }
 
 }  // namespace
@@ -191,6 +212,7 @@ int main(int argc, char** argv) {
       std::printf("insert_one_1 %.0f\n", insert_single(1, 10'000));
       std::printf("insert_one_16 %.0f\n", insert_single(16, 40'000));
       std::printf("insert_one_50 %.0f\n", insert_single(50, 40'000));
+      std::printf("enqueue_one_50 %.0f\n", enqueue_single(50, 40'000));
     }
     exec(connect().get(), "DROP TABLE IF EXISTS limit_items");
     return 0;
