@@ -63,8 +63,8 @@ Duty::Round PublishDuty::run_once() {
 void PublishDuty::end() {
   try {
     while (on_.leadership.leading()) {
-      auto held = on_.outbox.take_offered(Duration(0));
-      if (held.empty() || !on_.outbox.publish(publisher_, on_.leadership.term(), std::move(held))) return;
+      auto kept = on_.outbox.take_offered(Duration(0));
+      if (kept.empty() || !on_.outbox.publish(publisher_, on_.leadership.term(), std::move(kept))) return;
     }
   } catch (const std::exception& error) {
     log_debug("ticks left to the next leader", {{"error", error.what()}});

@@ -44,7 +44,7 @@ class Outbox {
   std::vector<Signed> take_offered(Duration timeout);
   /// Publishes ticks through `publisher` and marks those confirmed. True if all were. Any thread.
   bool publish(amqp::Publisher& publisher, const Term& term, std::vector<Signed> ticks);
-  /// Another leads, and its sweep sends what is held here.
+  /// Another leads, and its sweep sends what is kept here.
   void forget_offers();
   /// No further offers will come.
   void stop();

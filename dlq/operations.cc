@@ -151,8 +151,8 @@ constexpr Query<Edit, EditOutcome> kMend{"letter_mend", R"sql(
     FROM letter
 )sql"};
 
-// Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item holds,
-// or that a finished one holds within its dedupe window, keeps its letter in the archive.
+// Letters are locked first, in order, so that of two operators one waits and then finds them replayed. A key that another live item owns,
+// or that a finished one owns within its dedupe window, keeps its letter in the archive.
 constexpr Query<Act, Revived> kReplayItems{"letters_replay_items", R"sql(
   WITH chosen AS (
     SELECT d.id, d.item_id, d.key, d.priority, d.payload, split_part(d.id, '-', 3)::smallint AS replay, j.id AS job_id

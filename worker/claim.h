@@ -38,14 +38,14 @@ struct ClaimRequest {
 
 /// Stores a tick's inline items together with its ledger entry, once however often the tick arrives: one statement.
 /// A tick without inline items that came from outside, for a job with item_per_tick, brings one item keyed by itself.
-/// False, and nothing is stored: another transaction holds a key of theirs, and did not end within 100 ms.
+/// False, and nothing is stored: another transaction has locked a key of theirs, and did not end within 100 ms.
 [[nodiscard]] bool accept_inline_items(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source);
 
 /// How many items accept_inline_items() would store.
 int items_carried(const CatalogJob& job, const v1::JobTick& tick, const std::string& source);
 
 /// Stores a tick that is not begun, with its items unless they are accepted, to be sent again by the dispatcher: after a quarter
-/// of its age, but at least a second and at most a minute. Does nothing with one that is finished or that a run holds.
+/// of its age, but at least a second and at most a minute. Does nothing with one that is finished or that a run has begun.
 void put_off_tick(Database& database, const CatalogJob& job, const v1::JobTick& tick, const std::string& source);
 /// Finishes a tick that no run has begun.
 void end_unbegun_tick(Database& database, const std::string& tick_id);

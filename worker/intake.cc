@@ -34,7 +34,7 @@ struct Found {
 // Served by ticks' primary key. The catalog's "unknown" is newer than the apply that removed the job and finished its ticks.
 constexpr Query<TickId, Found> kFinished{"tick_is_finished", "SELECT id FROM takt.ticks WHERE id = $1 AND finished_at IS NOT NULL"};
 
-// Served by ticks' primary key. What it carried is in its letter. A row that a run holds is the run's.
+// Served by ticks' primary key. What it carried is in its letter. The row of a tick that is begun is its run's.
 constexpr Query<TickId, NoRow> kGivenUp{"tick_given_up", R"sql(
   UPDATE takt.ticks SET finished_at = now(), items = NULL WHERE id = $1 AND finished_at IS NULL AND lease_until IS NULL
 )sql"};

@@ -83,7 +83,7 @@ void JobCatalog::ask(Lock& lock, std::uint64_t number) {
       continue;
     }
     ++asked_;
-    last_begun_ = std::chrono::steady_clock::now();
+    last_look_up_ = std::chrono::steady_clock::now();
     const auto end = [&] {
       ended_ = asked_;
       answered_.notify_all();
@@ -126,7 +126,7 @@ CatalogAnswer JobCatalog::look_up(const std::string& name) {
   auto found = entries_.find(name);
   if (found == entries_.end()) {
     const auto next = asked_ + 1;
-    answered_.wait_until(lock, last_begun_ + kBetweenLookUps, [&] { return ended_ >= next; });
+    answered_.wait_until(lock, last_look_up_ + kBetweenLookUps, [&] { return ended_ >= next; });
     ask(lock, next);
     found = entries_.find(name);
     if (found == entries_.end()) return NoJob::unknown;

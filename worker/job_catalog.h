@@ -76,7 +76,7 @@ class JobCatalog {
   std::int64_t version_ = 0;              // the latest seen; guarded by mutex_
   std::uint64_t asked_ = 0, ended_ = 0;   // queries; ended_ is one less while one is under way; guarded by mutex_
   std::optional<std::string> failure_;    // of the last query that ended; guarded by mutex_
-  SteadyTime last_begun_{};               // guarded by mutex_
+  SteadyTime last_look_up_{};             // guarded by mutex_
   SteadyTime last_rarely_{};              // of refresh_rarely(); guarded by mutex_
 };
 

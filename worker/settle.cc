@@ -56,7 +56,7 @@ struct EndedRow {
   }
 };
 /// The run that ended, beside each row of the claim that followed.
-struct EndedAndBegunRow : ClaimRow, EndedRow {
+struct EndedAndNextRow : ClaimRow, EndedRow {
   static constexpr auto fields() { return std::tuple_cat(EndedRow::fields(), ClaimRow::fields()); }
 };
 
@@ -109,7 +109,7 @@ constexpr Query<EndRun, EndedRow> kEnd{"end_run", "SELECT recorded, remaining, c
 
 // Ends one run and begins the next of the same job: one round trip, one commit. begin_run() is given no tick, and does
 // nothing, where no continuation is to follow.
-constexpr Query<EndAndBegin, EndedAndBegunRow> kEndAndBegin{
+constexpr Query<EndAndBegin, EndedAndNextRow> kEndAndBegin{
     "end_run_begin_next",
     "WITH ended AS MATERIALIZED (SELECT * FROM " TAKT_END_RUN ") SELECT recorded, remaining, continues, " TAKT_CLAIM_COLUMNS
     " FROM ended e LEFT JOIN LATERAL"
@@ -294,7 +294,7 @@ std::vector<GoOnRow> go_on(Database& database, const std::vector<Continuation*>&
   return query_retrying(database, kGoOn, request, kOneTry);
 }
 
-std::vector<EndedAndBegunRow> end_and_begin(Database& database, const RunRecord& run, const ClaimRequest& next) {
+std::vector<EndedAndNextRow> end_and_begin(Database& database, const RunRecord& run, const ClaimRequest& next) {
   EndAndBegin request;
   static_cast<EndRun&>(request) = end_run(run, std::nullopt);
   static_cast<BeginRun&>(request) = begin_run(next);
@@ -302,7 +302,7 @@ std::vector<EndedAndBegunRow> end_and_begin(Database& database, const RunRecord&
   return query_retrying(database, kEndAndBegin, request, kOneTry);
 }
 
-/// `Row`: EndedRow or EndedAndBegunRow.
+/// `Row`: EndedRow or EndedAndNextRow.
 template <typename Row>
 Settled settled_of(const RunRecord& run, const std::vector<Row>& ended) {
   if (ended.empty() || !ended.front().recorded) return {};
@@ -366,7 +366,7 @@ Settled settle_and_claim(Database& database, const RunRecord& run, const ClaimRe
     settle_and_claim(database, {&only});
     return only.settled;
   }
-  std::vector<EndedAndBegunRow> rows;
+  std::vector<EndedAndNextRow> rows;
   try {
     rows = end_and_begin(database, run, next);
   } catch (const DatabaseError& error) {

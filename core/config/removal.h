@@ -46,7 +46,7 @@ struct Cancelled {
 };
 constexpr int kCancelBatch = 5000;
 /// Cancels what waited when it was called, `batch` items a transaction, each with its line in the audit: what is done stays done, and
-/// a key is held by nobody for longer than a batch takes. Running items stay: a worker may be at them. `removal`: the
+/// no key is locked for longer than a batch takes. Running items stay: a worker may be at them. `removal`: the
 /// job's version since an apply removed it; it stops where the job was defined again, also if it was removed again then. Throws
 /// nothing of the database's.
 Cancelled cancel_waiting(Database& database, const Backlog& of, const Actor& by, std::optional<std::int64_t> removal,
