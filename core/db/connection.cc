@@ -47,6 +47,8 @@ std::string first_line(const std::string& text) {
     return at == std::string::npos ? std::string() : " (" + text.substr(at + 7, text.find('\n', at) - at - 7) + ")";
   }();
   std::string line = text.substr(0, end);
+  // libpqxx 7.10 puts a prepared statement's name first.
+  if (const auto named = line.find("': "); line.starts_with("Failure during '") && named != std::string::npos) line.erase(0, named + 3);
   if (line.starts_with("ERROR:  ")) line.erase(0, 8);
   // libpqxx's own words for a connection that broke since it was last used.
   if (line.starts_with("Could not obtain client encoding") || line == "Connection to database failed") line = "the connection was lost";
