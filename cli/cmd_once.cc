@@ -37,8 +37,6 @@ std::vector<std::string> jobs_with_due_items(Database& database) {
   return names;
 }
 
-constexpr Query<NoRequest, Answer> kLed{"led", "SELECT until > now() AS is_so FROM takt.leader WHERE name = 'dispatcher'"};
-
 std::shared_ptr<const CatalogJob> job_named(JobCatalog& catalog, const std::string& name) {
   const auto answer = catalog.look_up(name);
   if (const auto* job = std::get_if<std::shared_ptr<const CatalogJob>>(&answer)) return *job;
@@ -57,7 +55,7 @@ void show_due(Database& database, const CatalogJob& job, int most, Table& table)
 /// Where no dispatcher leads, this command may be all that runs: then it does for history what the leader would. Whatever fails of it
 /// keeps nobody from the work.
 void keep_history(Database& database, const RetentionSettings& retention) try {
-  if (query(database, kLed).at(0).is_so) return;
+  if (is_led(database)) return;
   ensure_partitions(database, retention.history);
   drop_old_partitions(database, retention.history);
   prune_once(database, retention, kPruneBatch);

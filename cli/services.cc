@@ -61,7 +61,11 @@ struct QueueOfJobs {
 };
 constexpr Query<NoRequest, QueueOfJobs> kQueues{"queues_of_jobs", "SELECT DISTINCT queue FROM takt.jobs WHERE removed_at IS NULL"};
 
+constexpr Query<NoRequest, Answer> kLed{"led", "SELECT until > now() AS is_so FROM takt.leader WHERE name = 'dispatcher'"};
+
 }  // namespace
+
+bool is_led(Database& database) { return query(database, kLed).at(0).is_so; }
 
 std::vector<std::string> known_queues(Context& context) {
   const auto of_file = context.config().queues();

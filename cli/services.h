@@ -20,6 +20,9 @@ namespace takt {
 
 class Archive;
 
+/// Whether a dispatcher leads now.
+bool is_led(Database& database);
+
 /// The queues that the file and the database name, sorted, each once.
 std::vector<std::string> known_queues(Context& context);
 

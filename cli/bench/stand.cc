@@ -92,7 +92,6 @@ struct NewItems {
   static constexpr auto fields() { return std::tuple(&NewItems::job, &NewItems::payloads); }
 };
 constexpr Query<NewItems, Count> kFill{"bench_fill", "SELECT count(*) AS count FROM takt.enqueue_many($1, $2::jsonb[])"};
-constexpr Query<NoRequest, Answer> kLed{"bench_led", "SELECT until > now() AS is_so FROM takt.leader WHERE name = 'dispatcher'"};
 constexpr Query<One<std::int64_t>, Answer> kDrained{
     "bench_drained",
     "SELECT NOT EXISTS (SELECT 1 FROM takt.items WHERE job_id = $1 AND state = 0)"
@@ -173,7 +172,7 @@ void Stand::start_dispatcher() {
   dispatcher_ = std::make_unique<Dispatcher>(database_, *lease_database_, *publisher_, *second_, context_.keys(), clock_, metrics_,
                                              dispatcher_settings(context_.config_or_defaults()));
   dispatcher_->start();
-  wait("a dispatcher to lead", [&] { return query(database_, kLed).at(0).is_so; });
+  wait("a dispatcher to lead", [&] { return is_led(database_); });
 }
 
 void Stand::start_worker(const NativeFunctions& native) {

@@ -462,9 +462,7 @@ std::string_view Rows::text(std::size_t row, std::size_t column) const {
   return {field.c_str(), static_cast<std::size_t>(field.size())};
 }
 std::int64_t Rows::integer(std::size_t row, std::size_t column) const { return integer_of(text(row, column)); }
-double Rows::real(std::size_t row, std::size_t column) const { return real_of(text(row, column)); }
 bool Rows::boolean(std::size_t row, std::size_t column) const { return text(row, column) == "t"; }
-Timestamp Rows::time(std::size_t row, std::size_t column) const { return from_unix_us(integer(row, column)); }
 
 namespace {
 

@@ -140,10 +140,7 @@ class Rows {
   /// View into the result; empty for NULL.
   [[nodiscard]] std::string_view text(std::size_t row, std::size_t column) const;
   [[nodiscard]] std::int64_t integer(std::size_t row, std::size_t column) const;
-  [[nodiscard]] double real(std::size_t row, std::size_t column) const;
   [[nodiscard]] bool boolean(std::size_t row, std::size_t column) const;
-  /// A column that holds Unix microseconds (see kUs).
-  [[nodiscard]] Timestamp time(std::size_t row, std::size_t column) const;
 
  private:
   std::shared_ptr<const Impl> impl_;
